@@ -1,0 +1,29 @@
+"""What goes wrong for people: one line that says what was wrong, what was expected, what to do.
+
+Everything a user can cause derives from `FcompressError`; the command line prints its
+message without a traceback and exits with 1.
+"""
+
+
+class FcompressError(Exception):
+    """A mistake or a lack that the user can act on; the message says how."""
+
+
+class DataError(FcompressError):
+    """A dataset is missing, damaged, or of the wrong shape."""
+
+
+class CheckpointError(FcompressError):
+    """A file is not a network that fcompress can load."""
+
+
+class TrainingError(FcompressError):
+    """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class UnsupportedNetworkError(FcompressError):
+    """The network cannot be traced, or nothing in it can be excised."""
+
+
+class ToleranceError(FcompressError):
+    """No network at the tolerance can be certified with the data at hand."""
