@@ -1,0 +1,82 @@
+"""Files that are either written whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from fcompress.errors import FcompressError
+
+
+def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that every other process sees the old content or the whole new one.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and then
+    takes the name of `path` in one step. If anything fails before that step (an exception in
+    `write`, a full disk, an interrupt), the temporary file is removed and a file that was there
+    stays as it was. A symbolic link stays a link; what it points to is replaced. A device or a
+    pipe (`/dev/stdout`) has no old content to protect and is written directly.
+
+    Args:
+        path: Where the file shall be; its folder must exist.
+        write: Called once with a binary file, open for writing.
+
+    Raises:
+        FcompressError: The folder is missing, or the system refuses to write there.
+    """
+    target = Path(path).resolve()
+    try:
+        mode = _mode(target)
+        if mode is not None and not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
+                raise FcompressError(f"cannot write {path}: it is a folder; name a file in it")
+            with target.open("wb", buffering=0) as device:
+                write(device)  # type: ignore[arg-type]
+            return
+        if not target.parent.is_dir():
+            raise FcompressError(
+                f"cannot write {path}: there is no folder {target.parent}; create it first"
+            )
+        _replace(target, None if mode is None else stat.S_IMODE(mode), write)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise FcompressError(f"cannot write {path}: {reason}") from error
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _replace(target: Path, permissions: int | None, write: Callable[[BinaryIO], object]) -> None:
+    temporary = target.parent / f".fcompress-{secrets.token_hex(8)}.tmp"
+    # Not tempfile: its files are readable by their owner only, and that would stay so.
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if permissions is not None:
+            temporary.chmod(permissions)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name itself last through a power cut, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
