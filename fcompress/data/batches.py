@@ -1,0 +1,175 @@
+"""What callers of the Python API hand over as data, made into batches that can be read again."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from fcompress.data.splits import Split
+from fcompress.errors import DataError
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Batches:
+    """Batches (inputs, labels or None) that come out the same, in the same order, each time."""
+
+    def __init__(self, start: Callable[[], Iterable[Any]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        empty = True
+        for batch in self._start():
+            empty = False
+            yield _pair(batch)
+        if empty:
+            raise DataError("the data holds no batch; expected at least one")
+
+
+def as_batches(data: object, size: int = 256) -> Batches:
+    """Bring data of any of the usual kinds into one form.
+
+    Accepted: a `Split`; a tensor or array [N, ...] of inputs; a pair (inputs, labels) of two
+    tensors with one label an example; a `DataLoader`; a `Dataset` of examples; any iterable of
+    batches, each a tensor or a pair (inputs, labels). A one-shot iterator is drained into memory,
+    once. A `DataLoader` that shuffles keeps the one order that it draws first, and whatever random
+    transforms it has repeat themselves on each pass, so that two passes see the same inputs. The
+    global random state stays as it was.
+
+    Args:
+        data: The data.
+        size: Examples a batch, where the data is not in batches yet.
+
+    Returns:
+        A re-iterable of (inputs, labels or None). Inputs keep their dtype and device.
+
+    Raises:
+        DataError: Of no accepted kind; while iterating: a batch of no accepted kind, or none.
+    """
+    if isinstance(data, Batches):
+        return data
+    if isinstance(data, Split):
+        return Batches(lambda: data.batches(size))
+    if isinstance(data, np.ndarray | Tensor):
+        inputs = torch.as_tensor(data)
+        return Batches(lambda: inputs.split(size))
+    if _is_whole_pair(data):
+        inputs, labels = (torch.as_tensor(part) for part in data)  # type: ignore[attr-defined]
+        return Batches(lambda: zip(inputs.split(size), labels.split(size), strict=True))
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return as_batches(DataLoader(data, batch_size=size))
+    if isinstance(data, DataLoader):
+        return _loader_batches(data)
+    if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):
+        raise DataError(
+            f"data of type {type(data).__name__}: expected a tensor, a pair (inputs, labels), a "
+            "DataLoader, or an iterable of batches"
+        )
+    batches = list(data) if isinstance(data, Iterator) else data
+    return Batches(lambda: batches)
+
+
+def _is_whole_pair(data: object) -> bool:
+    """Whether data is (inputs, labels) for the whole set, not two batches of inputs."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    inputs, labels = data
+    return (
+        isinstance(inputs, np.ndarray | Tensor)
+        and isinstance(labels, np.ndarray | Tensor)
+        and labels.ndim == 1
+        and inputs.ndim > 1
+        and len(inputs) == len(labels)
+    )
+
+
+def _pair(batch: Any) -> Batch:
+    parts = [batch]
+    if isinstance(batch, tuple | list) and 1 <= len(batch) <= 2:
+        parts = list(batch)
+    inputs = torch.as_tensor(parts[0]) if isinstance(parts[0], np.ndarray) else parts[0]
+    labels = parts[1] if len(parts) == 2 else None
+    if isinstance(labels, np.ndarray):
+        labels = torch.as_tensor(labels)
+    fits = labels is None or isinstance(labels, Tensor)
+    if not isinstance(inputs, Tensor) or not fits or not inputs.dim():
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise DataError(
+            f"a batch of type {type(batch).__name__} ({kinds}): expected a tensor of inputs or a "
+            "pair (inputs, labels)"
+        )
+    if labels is not None and labels.shape != inputs.shape[:1]:
+        raise DataError(
+            f"a batch of {len(inputs)} inputs with labels of shape {list(labels.shape)}: expected "
+            "one class index an input"
+        )
+    return inputs, labels
+
+
+def _loader_batches(loader: DataLoader) -> Batches:
+    if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        return Batches(lambda: _repeatable(loader))
+    with _state_kept(loader.generator):
+        _seed()
+        order = list(loader.batch_sampler)
+    pinned: DataLoader = DataLoader(
+        loader.dataset,
+        batch_sampler=order,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+    return Batches(lambda: _repeatable(pinned))
+
+
+def _repeatable(loader: DataLoader) -> Iterator[Any]:
+    """Iterate under a private random state that starts the same each time."""
+    with _state_kept():
+        _seed()
+        private = _state()
+    batches = None
+    while True:
+        # The consumer runs between two batches and must find its own state there.
+        with _state_kept():
+            _restore(private)
+            try:
+                batches = iter(loader) if batches is None else batches
+                batch = next(batches)
+            except StopIteration:
+                return
+            private = _state()
+        yield batch
+
+
+def _seed() -> None:
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs as well
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - transforms of others draw from the global state
+
+
+def _state() -> tuple[Any, ...]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def _restore(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _state_kept(generator: torch.Generator | None = None) -> Iterator[None]:
+    """Put the global random states, and a loader's own, back as they were."""
+    before, own = _state(), None if generator is None else generator.get_state()
+    try:
+        yield
+    finally:
+        _restore(before)
+        if generator is not None and own is not None:
+            generator.set_state(own)

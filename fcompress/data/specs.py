@@ -1,0 +1,344 @@
+"""From the text that names a dataset to its splits."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcompress.data.examples import OnDisk, Raw, Request
+from fcompress.data.folders import read_folder, read_imagenet
+from fcompress.data.sources import read_cifar10, read_digits, read_fashion
+from fcompress.data.splits import ROLES, SHARES, Split, Splits, cut
+from fcompress.data.synthetic import read_gaussian
+from fcompress.data.tensors import read_file
+from fcompress.errors import DataError
+
+# Statistics of images that stay on disk are measured on this many of them.
+MEASURED_ON_DISK = 2048
+_OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A kind of dataset that a spec can name.
+
+    Attributes:
+        name: The word before the colon.
+        form: How a spec is written.
+        summary: What it is, in a line.
+        splits: How it is cut.
+        options: Option -> what it does.
+        find: Where it comes from.
+        read: Reads it.
+    """
+
+    name: str
+    form: str
+    summary: str
+    splits: str
+    find: str
+    read: Callable[[Request], Raw] = field(repr=False)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+_HOLDOUT = {"holdout": "0: train on the whole official training set, no other splits but test"}
+_OFFICIAL = "official training set: calibration 8192, search 2000, certification 2000, rest train"
+_OWN = (
+    "train 40%, calibration 20%, search 10%, certification 15%, test 15%; "
+    "for compression only: calibration 50%, search 20%, certification 30%"
+)
+
+
+def datasets() -> dict[str, Dataset]:
+    """Every kind of dataset, by name."""
+    kinds = (
+        Dataset(
+            "digits",
+            "digits",
+            "UCI optical digits: 1,797 grey images of 8x8, 10 classes",
+            "train 797, calibration 300, search 200, certification 300, test 200",
+            "embedded",
+            read_digits,
+        ),
+        Dataset(
+            "fashion-mnist",
+            "fashion-mnist",
+            "Fashion-MNIST: 60,000 + 10,000 grey images of 28x28, 10 classes",
+            _OFFICIAL,
+            "--data-root, the Debian package dataset-fashion-mnist, or --download",
+            read_fashion,
+            _HOLDOUT,
+        ),
+        Dataset(
+            "cifar10",
+            "cifar10",
+            "CIFAR-10: 50,000 + 10,000 colour images of 32x32, 10 classes",
+            _OFFICIAL,
+            "--data-root (torchvision's layout), or --download",
+            read_cifar10,
+            {"crop": "side of the window seen of each image; the paper: 28", **_HOLDOUT},
+        ),
+        Dataset(
+            "imagenet",
+            "imagenet",
+            "ImageNet: 1.28 M + 50,000 colour images, 1,000 classes, read from disk as needed",
+            _OFFICIAL,
+            "--data-root (torchvision's layout: train/CLASS/, val/CLASS/)",
+            read_imagenet,
+            {"size": "side of the images, 224; Inception-v3: 299", **_HOLDOUT},
+        ),
+        Dataset(
+            "gaussian",
+            "gaussian:DIM",
+            "Standard Gaussian points labelled 0 or 1 by a random teacher network",
+            "train n, test n, calibration, search and certification 1000 each",
+            "made from the seed",
+            read_gaussian,
+            {"n": "training and test points, 1000", "seed": "of points and teacher, 0"},
+        ),
+        Dataset(
+            "folder",
+            "folder:PATH",
+            "Your images: one folder a class, or one flat folder without labels",
+            _OWN,
+            "PATH",
+            read_folder,
+            {
+                "size": "side that images are brought to, if theirs differ",
+                "channels": "1 (grey) or 3 (RGB)",
+                "labels": "0: ignore class folders",
+            },
+        ),
+        Dataset(
+            "file",
+            "file:PATH",
+            "Your tensors in an .npz (x, y), .npy or .pt file; labels optional",
+            _OWN,
+            "PATH",
+            read_file,
+            {"raw": "1: hand values to the network as they are, not standardised"},
+        ),
+    )
+    return {kind.name: kind for kind in kinds}
+
+
+def load_data(
+    spec: str,
+    *,
+    root: Path | None = None,
+    seed: int = 0,
+    random_labels: int | None = None,
+    roles: str = "all",
+    like: Mapping[str, Any] | None = None,
+    download: bool = False,
+) -> Splits:
+    """Load a dataset and cut it into disjoint splits.
+
+    Inputs are standardised per channel (per feature for vectors) with the statistics of the
+    training split, or of the calibration split where there is no training split, or with those of
+    `like`. ImageNet's are the published ones; Gaussian points are standard already.
+
+    Args:
+        spec: NAME[:ARGUMENT][,option=value ...]; `datasets()` lists them.
+        root: Folder in which public datasets are looked for first, in torchvision's layout.
+        seed: Decides the permutation that is cut; the same for every use of one network.
+        random_labels: Seed of random labels: every label of the dataset, test set included, is
+            drawn anew, uniformly and once (PROTOCOL section 4). None keeps the true ones.
+        roles: How a user's own data (folder, file) is cut: "all", or "compress" for the three
+            splits that compression needs and none to train on.
+        like: `info` of the data that the network at hand was trained on. Its statistics and its
+            shape are used; and if this is the same data, it is cut in the same way, so that what
+            the network was trained on never comes up for its certificate.
+        download: Fetch a missing public dataset.
+
+    Returns:
+        The splits; those that do not exist are None.
+
+    Raises:
+        DataError: Unknown, missing or damaged data, too little of it, or of another shape.
+    """
+    if roles not in SHARES:
+        raise ValueError(f"roles={roles!r}: expected one of {', '.join(SHARES)}")
+    kind, argument, options = parse(spec)
+    if kind.name in ("folder", "file") and argument:
+        argument = str(Path(argument).expanduser().resolve())
+    shape = None if like is None else tuple(like["shape"])
+    request = Request(argument, options, root, download, roles, shape)
+    raw = kind.read(request)
+    if like is not None:
+        if raw.sha256 == like["sha256"] and not _same_cut(like, options, seed, roles):
+            return reload_data(like, root=root)
+        if raw.examples.shape != shape:
+            raise DataError(
+                f"{spec}: examples of shape {list(raw.examples.shape)}, but the network was "
+                f"trained on {list(shape or ())}; choose data of that shape"
+            )
+    return _cut(raw, _written(kind, argument, options), request, seed, random_labels, like)
+
+
+def reload_data(info: Mapping[str, Any], *, root: Path | None = None) -> Splits:
+    """Load the data that an `info` describes, cut and standardised as it was then.
+
+    Args:
+        info: `Splits.info`, as a checkpoint keeps it.
+        root: Where to look instead of the folder that was given then.
+
+    Raises:
+        DataError: It cannot be found, or is no longer the same data.
+    """
+    kind, argument, options = parse(info["spec"])
+    known_root = Path(info["root"]) if info["root"] else None
+    request = Request(
+        argument, options, root or known_root, roles=info["roles"], shape=tuple(info["shape"])
+    )
+    raw = kind.read(request)
+    if raw.sha256 != info["sha256"]:
+        raise DataError(
+            f"{info['spec']} is not the data that the network remembers (sha256 "
+            f"{raw.sha256[:12]}..., expected {info['sha256'][:12]}...); restore it or name other "
+            "data by --data"
+        )
+    return _cut(raw, info["spec"], request, info["seed"], info["random_labels"], info)
+
+
+def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:
+    """Take a spec apart into the kind of dataset, its argument and its options.
+
+    Raises:
+        DataError: No such dataset or option, or an argument that is missing or too much.
+    """
+    known = datasets()
+    spec = spec.strip()
+    name = re.split("[:,]", spec)[0]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {known[close[0]].form}?" if close else ""
+        forms = ", ".join(kind.form for kind in known.values())
+        raise DataError(f"unknown dataset {name!r}: expected one of {forms}{hint}")
+    kind = known[name]
+    options: dict[str, str] = {}
+    rest = spec
+    while (match := _OPTIONS.search(rest)) is not None:
+        if match[1] not in kind.options:
+            if kind.name in ("folder", "file"):
+                break  # a path may hold commas itself
+            has = ", ".join(kind.options) or "none"
+            raise DataError(f"{name} has no option {match[1]!r}; it has: {has}")
+        options = {match[1]: match[2], **options}
+        rest = rest[: match.start()]
+    argument = rest[len(name) + 1 :]
+    if bool(argument) != (":" in kind.form):
+        raise DataError(f"{spec}: expected {kind.form}")
+    return kind, argument, options
+
+
+def _written(kind: Dataset, argument: str, options: Mapping[str, str]) -> str:
+    head = f"{kind.name}:{argument}" if argument else kind.name
+    return head + "".join(f",{option}={value}" for option, value in sorted(options.items()))
+
+
+def _same_cut(like: Mapping[str, Any], options: dict[str, str], seed: int, roles: str) -> bool:
+    return (parse(like["spec"])[2], like["seed"], like["roles"]) == (options, seed, roles)
+
+
+def _cut(
+    raw: Raw,
+    spec: str,
+    request: Request,
+    seed: int,
+    random_labels: int | None,
+    like: Mapping[str, Any] | None,
+) -> Splits:
+    pool = len(raw.examples) - raw.official_test
+    rows = cut(pool, raw.sizes, seed)
+    if raw.official_test:
+        rows["test"] = torch.arange(pool, len(raw.examples))
+    labels = raw.labels if random_labels is None else _redrawn(raw, spec, random_labels)
+    mean, std, source = _statistics(raw, rows, like)
+    splits = {
+        name: Split(
+            name=name,
+            examples=raw.examples,
+            rows=chosen,
+            labels=None if labels is None else labels[chosen],
+            mean=torch.tensor(mean, dtype=torch.float32),
+            std=torch.tensor(std, dtype=torch.float32),
+        )
+        for name, chosen in rows.items()
+    }
+    info = {
+        "spec": spec,
+        "root": str(request.root.resolve()) if request.root else None,
+        "seed": seed,
+        "roles": request.roles,
+        "random_labels": random_labels,
+        "sha256": raw.sha256,
+        "identified_by": raw.identified_by,
+        "shape": list(raw.examples.shape),
+        "classes": raw.classes,
+        "class_names": list(raw.class_names),
+        "sizes": {name: len(split) for name, split in splits.items()},
+        "mean": mean,
+        "std": std,
+        "standardised_by": source,
+        "augmentation": raw.examples.augmentation,
+    }
+    return Splits(**{role: splits.get(role) for role in ROLES}, info=info)
+
+
+def _redrawn(raw: Raw, spec: str, seed: int) -> Tensor:
+    if raw.labels is None or raw.classes is None:
+        raise DataError(f"{spec} has no labels, so the number of random classes is not known")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(raw.classes, raw.labels.shape, generator=generator)
+
+
+def _statistics(
+    raw: Raw, rows: Mapping[str, Tensor], like: Mapping[str, Any] | None
+) -> tuple[list[float], list[float], str]:
+    """Mean and standard deviation per channel or feature, and in words where they are from."""
+    if like is not None:
+        same = like["sha256"] == raw.sha256
+        source = like["standardised_by"] if same else "the network's training data"
+        return list(like["mean"]), list(like["std"]), source
+    if raw.statistics is not None:
+        source = "published values" if raw.statistics[0] else "not standardised"
+        return *raw.statistics, source
+    role = "train" if "train" in rows else "calibration"
+    chosen = rows[role]
+    if isinstance(raw.examples, OnDisk):
+        chosen = chosen[:MEASURED_ON_DISK]
+    mean, std = channel_statistics(raw, chosen)
+    return mean, std, f"{role} split"
+
+
+def channel_statistics(raw: Raw, rows: Tensor) -> tuple[list[float], list[float]]:
+    """Measure mean and standard deviation per channel (images) or feature (vectors).
+
+    A channel that does not vary gets the standard deviation 1, so that it becomes 0.
+
+    Args:
+        raw: The dataset.
+        rows: [n], int64, the examples to measure.
+
+    Returns:
+        Two lists of C or D numbers, accumulated in float64, in raw values.
+    """
+    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for part in rows.split(1024):
+        values = raw.examples.take(part).double()
+        values = values.transpose(0, 1).flatten(1)
+        count += values.shape[1]
+        total = total + values.sum(1)
+        squares = squares + values.square().sum(1)
+    mean = total / count
+    # Scaled by the size of the values: of a constant channel only rounding is left.
+    variance = squares / count - mean.square()
+    constant = variance <= 1e-12 * (squares / count)
+    std = torch.where(constant, torch.ones_like(variance), variance.clamp_min(0).sqrt())
+    return mean.tolist(), std.tolist()
