@@ -1,0 +1,73 @@
+"""All network families, and building one by name."""
+
+import torch
+
+from fcompress.errors import FcompressError
+from fcompress.models import alexnet, inception, mlp, resnet
+from fcompress.models.arguments import suggest
+from fcompress.models.base import Family, Network, Spec
+from fcompress.models.init import initialize
+
+_FAMILIES = {
+    family.name: family
+    for family in (
+        mlp.FAMILY,
+        alexnet.FAMILY,
+        resnet.RESNET20,
+        resnet.RESNET56,
+        resnet.RESNET18,
+        inception.INCEPTION_V3,
+        inception.INCEPTION_V3_LAYER,
+    )
+}
+
+
+def families() -> dict[str, Family]:
+    """Every family by name, in the order in which to list them."""
+    return dict(_FAMILIES)
+
+
+def build(family: str, *, seed: int | torch.Generator = 0, **args: object) -> Network:
+    """Build a network with fresh weights.
+
+    The network is on the CPU and in training mode, with weights of the default dtype. Under
+    `torch.device("meta")` it has shapes but no weights, which counts parameters for free. The
+    global random state stays as it was.
+
+    Args:
+        family: Name of a family (`families()` lists them).
+        seed: Seed of the weights, or a CPU generator to draw them from.
+        **args: Arguments of the family (`families()[family].arguments`), among them `width`.
+
+    Raises:
+        FcompressError: The family or an argument is unknown, a value is not allowed, or the
+            network does not fit in memory.
+    """
+    chosen = _FAMILIES.get(family)
+    if chosen is None:
+        raise FcompressError(f"there is no network family {suggest(family, _FAMILIES)}")
+    resolved = chosen.resolve(args)
+    init = resolved["init"]
+    generator = _generator(seed)
+    only_shapes = torch.get_default_device().type == "meta"
+    # torch draws weights of its own as it builds each layer; ours replace them.
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if only_shapes else "cpu"):
+            network = chosen.make(**{name: resolved[name] for name in resolved if name != "init"})
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FcompressError(
+            f"{family}: a network of this size cannot be built ({reason}); take a smaller width"
+        ) from error
+    network.spec = Spec(family, resolved)
+    if not only_shapes:
+        initialize(network, init, generator, network.output_layers)
+    return network
+
+
+def _generator(seed: int | torch.Generator) -> torch.Generator:
+    if isinstance(seed, torch.Generator):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise FcompressError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
+    return torch.Generator(device="cpu").manual_seed(seed)
