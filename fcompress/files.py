@@ -1,12 +1,13 @@
 """Files that are either written whole or not at all."""
 
 import contextlib
+import io
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fcompress.errors import FcompressError
 
@@ -33,8 +34,7 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         if mode is not None and not stat.S_ISREG(mode):
             if stat.S_ISDIR(mode):
                 raise FcompressError(f"cannot write {path}: it is a folder; name a file in it")
-            with target.open("wb", buffering=0) as device:
-                write(device)  # type: ignore[arg-type]
+            _fill(os.open(target, os.O_WRONLY), write)
             return
         if not target.parent.is_dir():
             raise FcompressError(
@@ -58,10 +58,7 @@ def _replace(target: Path, permissions: int | None, write: Callable[[BinaryIO], 
     # Not tempfile: its files are readable by their owner only, and that would stay so.
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        _fill(descriptor, write)
         if permissions is not None:
             temporary.chmod(permissions)
         temporary.replace(target)
@@ -70,6 +67,35 @@ def _replace(target: Path, permissions: int | None, write: Callable[[BinaryIO], 
             temporary.unlink()
         raise
     _flush_folder(target.parent)
+
+
+class _Raw(io.FileIO):
+    """A file that remembers why the system refused to write."""
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
+def _fill(descriptor: int, write: Callable[[BinaryIO], object]) -> None:
+    """Write to an open descriptor, through to the disk, and close it."""
+    raw = _Raw(descriptor, "wb")
+    try:
+        with io.BufferedWriter(raw) as file:
+            write(file)
+            file.flush()
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fsync(descriptor)
+    except Exception:
+        # torch.save turns a full disk into an error of its own, about positions in the file.
+        if raw.refusal is not None:
+            raise raw.refusal from None
+        raise
 
 
 def _flush_folder(folder: Path) -> None:

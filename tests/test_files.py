@@ -1,8 +1,11 @@
 """Files are written whole or not at all."""
 
 import stat
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from fcompress.errors import FcompressError
 from fcompress.files import write_atomic
@@ -60,3 +63,19 @@ def test_missing_folder_and_folder(tmp_path):
 
 def test_device_is_written_directly():
     write_atomic("/dev/null", lambda file: file.write(b"abc"))
+    with pytest.raises(FcompressError, match="cannot write /dev/full: No space left on device"):
+        write_atomic("/dev/full", lambda file: torch.save(torch.ones(100_000), file))
+
+
+def test_torch_save_that_meets_a_limit_of_the_system(tmp_path):
+    script = (
+        "import resource, torch\n"
+        "from fcompress.files import write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "write_atomic('file', lambda file: torch.save(torch.ones(100_000), file))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "FcompressError: cannot write file: File too large" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
