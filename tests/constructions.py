@@ -19,8 +19,8 @@ Two choices that the paper leaves open:
   only where they are never active together). It holds exactly: N ignores the last `spare` input
   features, these run through a two-level Hadamard design that is crossed with every base
   example, and v_j passes spare feature j on from layer to layer.
-- The constant b of c changes its sign from row to row of a weight. One constant for all rows
-  would add the same offset to every logit, which changes no label.
+- The constant b of c differs from row to row of a weight, in sign and size. One constant for all
+  rows would add the same offset to every logit, which changes no label.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def mlp_constructions(
         width: units of every hidden layer of N; W has twice as many.
         inputs: input features that N reads; the data have `width` spare ones after them.
         classes: outputs.
-        balance: the constant b of construction c.
+        balance: the largest constant b of construction c.
         spread: standard deviation of the v units of construction b.
         base: examples before the crossing with the Hadamard design.
         seed: of weights and data.
@@ -178,8 +178,9 @@ def _double_columns(weight: Tensor, kind: str, balance: float) -> Tensor:
     """Outgoing weights [out, 2 * in, ...] of a doubled layer from those of N [out, in, ...]."""
     if kind != "c":
         return torch.cat([weight, torch.zeros_like(weight)], dim=1)
-    signs = 1.0 - 2.0 * (torch.arange(weight.shape[0], dtype=weight.dtype) % 2)
-    b = (balance * signs).reshape(-1, *[1] * (weight.dim() - 1))
+    row = torch.arange(weight.shape[0], dtype=weight.dtype)
+    levels = (1.0 - 2.0 * (row % 2)) * (row + 1.0) / len(row)  # 1/n, -2/n, 3/n, ...
+    b = (balance * levels).reshape(-1, *[1] * (weight.dim() - 1))
     return torch.cat([(weight + b) / 2, (weight - b) / 2], dim=1)
 
 

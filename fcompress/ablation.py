@@ -1,0 +1,305 @@
+"""Prunable units: how many random units can be ablated before the labels change.
+
+Paper section 4, "Prunability", and PROTOCOL.md section 1. A unit is one element of a layer's
+activation, or, on request, a whole feature map, which is what the authors' public code ablates.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcompress.capture import Prefix, ablate, class_scores, evaluating, placed
+from fcompress.errors import UnsupportedNetworkError
+from fcompress.layers import Layer, Skipped, ablation_layers
+
+Unit = Literal["element", "map"]
+
+TOLERANCES = (0.2, 0.3, 0.4, 0.5)
+STEPS = 6  # proportions 0, 1/6, ... 1
+ORDERS = 3
+# Agreements are compared with this slack, so that 1 - tolerance is not decided by rounding.
+SHARE_SLACK = 1e-12
+
+
+@dataclass(frozen=True)
+class AblationCurve:
+    """Label agreement against the proportion of ablated units.
+
+    Attributes:
+        name: Address of the layer, or "network" for all layers at the same proportion at once.
+        units: Units that proportion 1 ablates.
+        examples: Examples that were measured.
+        agreement: For each random order, the share of examples whose label is unchanged at the
+            proportions 0, 1/6, ... 1.
+        accuracy: The same for the share of right labels; None without labels.
+    """
+
+    name: str
+    units: int
+    examples: int
+    agreement: tuple[tuple[float, ...], ...]
+    accuracy: tuple[tuple[float, ...], ...] | None
+
+    def shares(self, tolerance: float) -> tuple[float, ...]:
+        """Prunable share p* of each random order."""
+        return tuple(prunable_share(values, tolerance) for values in self.agreement)
+
+    def share(self, tolerance: float) -> float:
+        """Prunable share p*: that of the random order with the largest (PROTOCOL 1.5)."""
+        return max(self.shares(tolerance))
+
+    def prunable(self, tolerance: float) -> float:
+        """Prunable units, p* times the units; interpolated, so not a whole number."""
+        return self.share(tolerance) * self.units
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """Prunable units of a network.
+
+    Attributes:
+        network: The curve of all layers at once.
+        layers: Each layer's own curve, in order of execution; empty if not asked for.
+        unit: "element" or "map".
+        accuracy: Of the unmodified network on the measured examples; None without labels.
+        tolerances: Tolerances to report, the main one first; any other can be asked for.
+        seed: Of the random orders.
+        rule: How the layers were chosen, in words.
+        skipped: Layers that could not be ablated.
+    """
+
+    network: AblationCurve
+    layers: tuple[AblationCurve, ...]
+    unit: Unit
+    accuracy: float | None
+    tolerances: tuple[float, ...]
+    seed: int
+    rule: str
+    skipped: tuple[Skipped, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+
+        def curve(measured: AblationCurve) -> dict[str, Any]:
+            shares = {f"{t:g}": measured.share(t) for t in self.tolerances}
+            units = {f"{t:g}": measured.prunable(t) for t in self.tolerances}
+            return {**asdict(measured), "prunable_share": shares, "prunable": units}
+
+        return {
+            "unit": self.unit,
+            "proportions": list(proportions()),
+            "tolerances": list(self.tolerances),
+            "orders": len(self.network.agreement),
+            "seed": self.seed,
+            "rule": self.rule,
+            "accuracy": self.accuracy,
+            "network": curve(self.network),
+            "layers": [curve(layer) for layer in self.layers],
+            "skipped": [asdict(s) for s in self.skipped],
+        }
+
+
+def proportions() -> tuple[float, ...]:
+    """The proportions of units that are ablated: 0, 1/6, ... 1."""
+    return tuple(step / STEPS for step in range(STEPS + 1))
+
+
+def prunable_share(agreement: Sequence[float], tolerance: float) -> float:
+    """Proportion p* at which agreement first falls below 1 - tolerance (PROTOCOL 1.4).
+
+    Args:
+        agreement: At the proportions 0, 1/6, ... 1; the first one is 1.
+        tolerance: Share of labels that may change.
+
+    Returns:
+        p*, by linear interpolation between the two neighbouring proportions; 1 if it never
+        falls below.
+    """
+    least = 1.0 - tolerance
+    grid = proportions()
+    for i, value in enumerate(agreement):
+        if value < least - SHARE_SLACK:
+            if i == 0:
+                return 0.0
+            before = agreement[i - 1]
+            # A tie within the slack may lie just below `least`; it still counts as reached.
+            part = max(0.0, before - least) / (before - value)
+            return grid[i - 1] + part * (grid[i] - grid[i - 1])
+    return 1.0
+
+
+def measure_ablation(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    *,
+    tolerances: Sequence[float] = TOLERANCES,
+    unit: Unit = "element",
+    by_layer: bool = True,
+    orders: int = ORDERS,
+    seed: int = 0,
+    layers: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda examples: None,
+) -> AblationResult:
+    """Measure the prunable units of a network in one pass over the examples.
+
+    Every batch is read once; the network then runs on it once for each proportion and order,
+    and, by layer, again for each layer, from that layer on.
+
+    Args:
+        model: The network; comes back as it was.
+        batches: (inputs [n, ...], true labels [n] or None) pairs, gone through once. Labels
+            serve only to report accuracies.
+        tolerances: Shares of labels that may change, in [0, 1), main one first.
+        unit: "element" ablates single elements of a feature map, "map" whole maps.
+        by_layer: Whether to measure each layer's own curve as well.
+        orders: Random orders; of each layer's units, nested from proportion to proportion, and
+            the same in the network's curve and the layer's own.
+        seed: Of the orders.
+        layers: Addresses of the layers; None for PROTOCOL 1.2's.
+        progress: Called with the number of examples after each batch.
+
+    Raises:
+        UnsupportedNetworkError: There is no layer to ablate, or the network is no classifier.
+        ValueError: A tolerance is outside [0, 1), or there are no examples.
+    """
+    for tolerance in tolerances:
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
+    run = None
+    with evaluating(model):
+        for batch, labels in batches:
+            inputs = placed(model, batch)
+            if run is None:
+                found = ablation_layers(model, inputs[:2], layers)
+                ranks = [
+                    [_ranks(layer, unit, [seed, order, i]) for order in range(orders)]
+                    for i, layer in enumerate(found.measured)
+                ]
+                run = _Run(model, found.measured, ranks, unit, by_layer, inputs.device)
+            run.add(inputs, None if labels is None else labels.to(inputs.device))
+            progress(len(inputs))
+    if run is None:
+        raise ValueError("no examples to ablate units on")
+    return AblationResult(
+        network=run.curve(0, "network", sum(layer_units(x, unit) for x in found.measured)),
+        layers=tuple(
+            run.curve(i + 1, layer.name, layer_units(layer, unit))
+            for i, layer in enumerate(found.measured if by_layer else ())
+        ),
+        unit=unit,
+        accuracy=run.accuracy(),
+        tolerances=tuple(tolerances),
+        seed=seed,
+        rule=found.rule,
+        skipped=found.skipped,
+    )
+
+
+def layer_units(layer: Layer, unit: Unit) -> int:
+    """How many units a layer has under a convention."""
+    return layer.elements if unit == "element" else layer.maps
+
+
+def _ranks(layer: Layer, unit: Unit, seed: Sequence[int]) -> Tensor:
+    """Place of each unit in a random order, int32, in a shape that fits the layer's output."""
+    units = layer_units(layer, unit)
+    order = np.random.default_rng(seed).permutation(units)
+    ranks = torch.empty(units, dtype=torch.int32)
+    ranks[torch.from_numpy(order)] = torch.arange(units, dtype=torch.int32)
+    if unit == "element":
+        return ranks.view(layer.shape)
+    return ranks.view([-1 if i == layer.axis else 1 for i in range(len(layer.shape))])
+
+
+class _Run:
+    """Counts of unchanged and of right labels, summed over batches.
+
+    Counts are [curves, orders, proportions]; curve 0 is the network's, the others the layers'.
+    They stay on the device, so that nothing waits for it between two forward passes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        ranks: Sequence[Sequence[Tensor]],
+        unit: Unit,
+        by_layer: bool,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._ranks = {
+            layer.name: [r.to(device) for r in own]
+            for layer, own in zip(layers, ranks, strict=True)
+        }
+        self._units = {layer.name: layer_units(layer, unit) for layer in layers}
+        self._orders = len(ranks[0])
+        # The curve of a lone layer is the network's; it is not measured twice.
+        single = [[name] for name in self._units] if by_layer and len(layers) > 1 else []
+        self._curves = [list(self._units), *single]
+        self._prefix = Prefix(model) if single else None
+        shape = (len(self._curves), self._orders, STEPS + 1)
+        self._same = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._right = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._examples = 0
+        self._labelled = True
+
+    def add(self, inputs: Tensor, truth: Tensor | None) -> None:
+        """Measure one batch: inputs [n, ...], true labels [n] or None."""
+        with self._prefix.recording() if self._prefix else nullcontext():
+            scores = class_scores(self._model, inputs)
+        if not torch.isfinite(scores).all():
+            raise UnsupportedNetworkError(
+                f"{type(self._model).__name__} gives scores that are not finite for examples "
+                f"{self._examples} to {self._examples + len(inputs) - 1}; it has no labels there"
+            )
+        labels = scores.argmax(1)
+        self._labelled = self._labelled and truth is not None
+        self._examples += len(inputs)
+        for curve, order, step, masks in self._ablations():
+            if not masks:
+                predicted = labels
+            elif curve and self._prefix:
+                with self._prefix.replaying(self._curves[curve][0]), ablate(self._model, masks):
+                    predicted = class_scores(self._model, inputs).argmax(1)
+            else:
+                with ablate(self._model, masks):
+                    predicted = class_scores(self._model, inputs).argmax(1)
+            # Everything ablated is the same in every order: measured once, counted for each.
+            orders = slice(None) if step in (0, STEPS) else order
+            self._same[curve, orders, step] += (predicted == labels).sum()
+            if truth is not None:
+                self._right[curve, orders, step] += (predicted == truth).sum()
+
+    def _ablations(self) -> Iterator[tuple[int, int, int, dict[str, Tensor]]]:
+        for curve, names in enumerate(self._curves):
+            for step in range(STEPS + 1):
+                for order in range(1 if step in (0, STEPS) else self._orders):
+                    masks = {
+                        name: self._ranks[name][order] < step * self._units[name] // STEPS
+                        for name in (names if step else ())
+                    }
+                    yield curve, order, step, masks
+
+    def curve(self, number: int, name: str, units: int) -> AblationCurve:
+        """The curve of the network (0) or of a layer (1, 2, ...)."""
+        row = number if number < len(self._curves) else 0
+        return AblationCurve(
+            name=name,
+            units=units,
+            examples=self._examples,
+            agreement=self._shares(self._same[row]),
+            accuracy=self._shares(self._right[row]) if self._labelled else None,
+        )
+
+    def accuracy(self) -> float | None:
+        """Of the unmodified network."""
+        return self._shares(self._right[0])[0][0] if self._labelled else None
+
+    def _shares(self, counts: Tensor) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(c / self._examples for c in order) for order in counts.tolist())
