@@ -20,6 +20,7 @@ from fcompress.layers import Layer, Skipped, ablation_layers
 Unit = Literal["element", "map"]
 
 TOLERANCES = (0.2, 0.3, 0.4, 0.5)
+NETWORK = "network"  # name of the curve of all layers at once
 STEPS = 6  # proportions 0, 1/6, ... 1
 ORDERS = 3
 # Agreements are compared with this slack, so that 1 - tolerance is not decided by rounding.
@@ -186,7 +187,7 @@ def measure_ablation(
     if run is None:
         raise ValueError("no examples to ablate units on")
     return AblationResult(
-        network=run.curve(0, "network", sum(layer_units(x, unit) for x in found.measured)),
+        network=run.curve(0, NETWORK, sum(layer_units(x, unit) for x in found.measured)),
         layers=tuple(
             run.curve(i + 1, layer.name, layer_units(layer, unit))
             for i, layer in enumerate(found.measured if by_layer else ())
