@@ -179,5 +179,12 @@ def images(channels: int, size: int, smallest: int, classes: int) -> dict[str, A
 
 
 def scaled(units: int, factor: float) -> int:
-    """`units` times the width factor, rounded, at least one."""
-    return max(1, math.floor(units * factor + 0.5))
+    """`units` times the width factor, rounded, at least one.
+
+    Raises:
+        OverflowError: That is more than a layer can have.
+    """
+    rounded = max(1, math.floor(units * factor + 0.5))
+    if rounded > _LARGEST:
+        raise OverflowError(f"more than {_LARGEST} units in a layer")
+    return rounded

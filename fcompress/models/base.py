@@ -39,6 +39,8 @@ class Network(nn.Module):
 
     Attributes:
         spec: How it was built.
+        origin: {"data": what identifies the training data or None, "history": list of what was
+            done to it}, all plain values; kept in its file.
         ablation_layers: Names of the submodules whose output is the post-activation value of one
             layer, in the order of computation (PROTOCOL 1.2); each is an `nn.ReLU` of its own and
             runs exactly once in a forward pass in evaluation mode.
@@ -50,6 +52,7 @@ class Network(nn.Module):
     """
 
     spec: Spec
+    origin: dict[str, Any]
     ablation_layers: tuple[str, ...]
     redundancy_layers: tuple[str, ...]
     output_layers: tuple[str, ...]

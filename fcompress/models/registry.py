@@ -60,6 +60,7 @@ def build(family: str, *, seed: int | torch.Generator = 0, **args: object) -> Ne
             f"{family}: a network of this size cannot be built ({reason}); take a smaller width"
         ) from error
     network.spec = Spec(family, resolved)
+    network.origin = {"data": None, "history": []}
     if not only_shapes:
         initialize(network, init, generator, network.output_layers)
     return network
