@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from fcompress.groups import Group
 
 
-def excise(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> nn.Module:
+def excise(
+    model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor], *, share: bool = False
+) -> nn.Module:
     """A copy of `model` that holds only the kept units.
 
     Args:
@@ -24,13 +26,15 @@ def excise(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]
         groups: Its groups (`groups.find_groups`).
         kept: For each group by name the sorted int64 indices of the units that stay, at least
             one. Groups that are not named keep all their units.
+        share: Let the copy use the very tensors of `model` where nothing is cut: cheap, for a
+            copy that is only run and thrown away.
 
     Returns:
         The thin network: same classes, smaller tensors, nothing refactored.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     keep = kept_indices(tensors, groups, kept)
-    thin = copy.deepcopy(model)
+    thin = copy.deepcopy(model, {id(t): t for t in tensors.values()} if share else None)
     cut: dict[str, Tensor] = {}
     for (name, dim), index in keep.items():
         tensor = cut.get(name, tensors[name].detach())
@@ -70,4 +74,4 @@ def exact_normalisation(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model) if not found else model
 
 
-__all__ = ["LocalResponseNorm", "excise", "exact_normalisation", "kept_indices"]
+__all__ = ["LocalResponseNorm", "exact_normalisation", "excise", "kept_indices"]

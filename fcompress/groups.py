@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -267,5 +267,3 @@ def _group(tracer: Tracer, axes: list[Axis], roots: list[int], why: tuple[str, .
     if reason is None and len(roots) == 1:
         reason = "a single unit"
     return Group(named.tensor.rpartition(".")[0] or named.tensor, len(roots), tuple(slots), reason)
-
-

@@ -19,26 +19,48 @@ from fcompress.labels import NONE, Tracer, compact, compact_pair, representative
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 MOVES = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t expand unsqueeze squeeze slice "
-    "select cat stack split split_with_sizes chunk unbind index index_select gather roll flip "
-    "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-    "replication_pad2d replication_pad3d clone contiguous detach alias repeat repeat_interleave "
-    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col "
-    "as_strided lift_fresh lift_fresh_copy _to_copy diagonal movedim narrow tril triu rot90 "
-    "unsqueeze_ squeeze_ t_ transpose_ view_as unflatten".split()
+    (
+        "view _unsafe_view reshape _reshape_alias permute transpose t expand unsqueeze squeeze "
+        "slice select cat stack split split_with_sizes chunk unbind index index_select gather "
+        "roll flip constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d "
+        "replication_pad1d replication_pad2d replication_pad3d clone contiguous detach alias "
+        "repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle "
+        "native_channel_shuffle unfold im2col as_strided lift_fresh lift_fresh_copy _to_copy "
+        "diagonal movedim narrow tril triu rot90 unsqueeze_ squeeze_ t_ transpose_ view_as "
+        "unflatten"
+    ).split()
 )
 SAME_LABELS = frozenset("clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy".split())
-RESAMPLING = ("upsample", "grid_sampler", "_upsample", "max_pool", "avg_pool", "adaptive_", "mkldnn")
+RESAMPLING = (
+    "upsample",
+    "grid_sampler",
+    "_upsample",
+    "max_pool",
+    "avg_pool",
+    "adaptive_",
+    "mkldnn",
+)
 REDUCTIONS = frozenset(
-    "mean sum amax amin var std var_mean std_mean norm linalg_vector_norm prod logsumexp max min "
-    "any all nansum median".split()
+    (
+        "mean sum amax amin var std var_mean std_mean norm linalg_vector_norm prod logsumexp "
+        "max min any all nansum median"
+    ).split()
+)
+# Elementwise operators that torch does not tag as such.
+ELEMENTWISE = frozenset(
+    (
+        "hardswish hardsigmoid hardtanh threshold mish celu elu leaky_relu log_sigmoid_forward "
+        "rrelu_with_noise masked_fill _prelu_kernel"
+    ).split()
 )
 CUMULATIVE = frozenset("cumsum cumprod cummax cummin logcumsumexp".split())
 FACTORIES = frozenset(
-    "empty empty_like empty_strided zeros zeros_like ones ones_like full full_like arange "
-    "new_zeros new_ones new_full new_empty new_empty_strided rand randn rand_like randn_like "
-    "scalar_tensor linspace eye _local_scalar_dense item sym_size is_nonzero equal randint "
-    "tril_indices triu_indices bernoulli".split()
+    (
+        "empty empty_like empty_strided zeros zeros_like ones ones_like full full_like arange "
+        "new_zeros new_ones new_full new_empty new_empty_strided rand randn rand_like "
+        "randn_like scalar_tensor linspace eye _local_scalar_dense item sym_size is_nonzero "
+        "equal randint tril_indices triu_indices bernoulli"
+    ).split()
 )
 
 
@@ -78,20 +100,22 @@ def _rule(name: str, func: Any) -> Rule:
         return _reduce
     if name in CUMULATIVE:
         return _cumulative
-    if torch.Tag.pointwise in func.tags:
+    if _is_pointwise(func):
         return _pointwise
     return _unknown
+
+
+def _is_pointwise(func: Any) -> bool:
+    return (
+        torch.Tag.pointwise in func.tags or func.overloadpacket.__name__.rstrip("_") in ELEMENTWISE
+    )
 
 
 def _of_parameters(tracer: Tracer, func: Any, known: list[Tensor], out: Any) -> None:
     """A function of parameters alone: elementwise of one keeps its places, others lose them."""
     for result in (r for r in tree_leaves(out) if isinstance(r, Tensor)):
         source = tracer.source(known[0]) if len(known) == 1 else None
-        if (
-            source is not None
-            and torch.Tag.pointwise in func.tags
-            and result.shape == known[0].shape
-        ):
+        if source is not None and _is_pointwise(func) and result.shape == known[0].shape:
             tracer.copy_of(result, *source)
         else:
             tracer.computed_from(result, str(func.overloadpacket))
@@ -134,7 +158,12 @@ def _run_on(func: Any, args: Any, kwargs: dict[str, Any], replaced: list[Tensor]
     rest = list(args[1:])
     if func.overloadpacket.__name__ == "constant_pad_nd":
         rest = [rest[0], NONE]
-    func = getattr(torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), func)
+    elif func.overloadpacket.__name__ == "_reshape_alias":
+        rest = rest[:1]
+    name = func.overloadpacket.__name__.rstrip("_")
+    # Labels may be strided unlike the activation: a view of one can be a copy of the other.
+    name = "reshape" if name in ("view", "_unsafe_view", "_reshape_alias") else name
+    func = getattr(torch.ops.aten, name) if hasattr(torch.ops.aten, name) else func
     try:
         return func(first, *rest, **kwargs)
     except (RuntimeError, NotImplementedError):
@@ -275,6 +304,13 @@ def _scale(tracer: Tracer, labels: Tensor, parameter: Tensor, func: Any) -> None
     tracer.tie(labels, own)
 
 
+def _relayout(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    """`as_strided_` that changes the layout but not the shape keeps the labels."""
+    labels = tracer.of(args[0])
+    if labels is None and not tracer.is_parameter(args[0]):
+        tracer.refuse(tracer.stale(args[0]), "as_strided_ changes its shape")
+
+
 def _copy(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     labels = tracer.of(args[1])
     if labels is None:
@@ -351,11 +387,15 @@ def _matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
         bias = args[2] if len(args) > 2 else None
     else:
         a, b = args[:2]
+    if tracer.is_parameter(b) and tracer.is_parameter(a) and not tracer.is_buffer(a):
+        _of_parameters(tracer, func, [a, b], out)
+        return
     a3, b3 = _as_batch(a), _as_batch(b)
     shape = out.shape
-    if tracer.is_parameter(b) and not tracer.is_parameter(a):
-        made = _linear(tracer, _batched(tracer, a), b3, bias)
-    elif tracer.is_parameter(a) and not tracer.is_parameter(b):
+    if tracer.is_parameter(b):
+        x = torch.zeros(a3.shape, dtype=torch.int64) if tracer.is_buffer(a) else _batched(tracer, a)
+        made = _linear(tracer, x, b3, bias)
+    elif tracer.is_parameter(a):
         flipped = _linear(tracer, _flip(_batched(tracer, b)), a3.transpose(1, 2), None)
         made = _flip(flipped)
         if bias is not None:
@@ -365,8 +405,10 @@ def _matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
         if made is not None and isinstance(bias, Tensor):
             own = tracer.of(bias)
             if own is not None:
-                tracer.tie(made.reshape(shape), own)
-    tracer.set(out, None if made is None else made.expand(*a3.shape[:2], b3.shape[2]).reshape(shape))
+                tracer.tie(made.expand(*a3.shape[:2], b3.shape[2]).reshape(shape), own)
+    tracer.set(
+        out, None if made is None else made.expand(*a3.shape[:2], b3.shape[2]).reshape(shape)
+    )
 
 
 def _as_batch(x: Tensor) -> Tensor:
@@ -389,7 +431,7 @@ def _flip(labels: Tensor | None) -> Tensor:
 
 
 def _linear(tracer: Tracer, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
-    """x [B, m, k] labels times weight [1 or B, k, n] of the network: labels [B or 1, m or 1, n]."""
+    """X [B, m, k] labels times weight [1 or B, k, n] of the network: labels [B or 1, m or 1, n]."""
     if weight.shape[0] > 1 and weight.stride(0) != 0:
         tracer.refuse(x, "a different weight for each example or position")
         return tracer.fresh(1, "made by a stack of weights").view(1, 1, 1)
@@ -522,7 +564,10 @@ def _resample(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
     count = 3 if "3d" in name else 1 if "1d" in name else 2
     dims = list(range(labels.dim() - count, labels.dim()))
     if tracer.same_along(labels, dims):
-        tracer.set(result, representative(labels, dims).expand(*labels.shape[:-count], *result.shape[-count:]))
+        tracer.set(
+            result,
+            representative(labels, dims).expand(*labels.shape[:-count], *result.shape[-count:]),
+        )
         return
     reason = f"{func.overloadpacket} pools over units"
     tracer.refuse(labels, reason)
@@ -578,9 +623,7 @@ def _unknown(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: 
 
 RULES: dict[str, Rule] = {
     "convolution": _convolution,
-    **dict.fromkeys(
-        ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"), _matmul
-    ),
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"), _matmul),
     "embedding": _embedding,
     **dict.fromkeys(
         (
@@ -599,6 +642,7 @@ RULES: dict[str, Rule] = {
     "_log_softmax": _softmax,
     "softmax": _softmax,
     "_safe_softmax": _softmax,
+    "as_strided_": _relayout,
     "copy_": _copy,
     "fill_": _clear,
     "zero_": _clear,

@@ -85,6 +85,7 @@ class Tracer(TorchDispatchMode):
         for name, tensor in self._tensors.items():
             if tensor.numel():
                 self._names[tensor.untyped_storage().data_ptr()] = name
+        self._buffers = {t.untyped_storage().data_ptr() for t in model.buffers() if t.numel()}
         self._paused = False
 
     # Labels of tensors -------------------------------------------------------------------
@@ -132,6 +133,11 @@ class Tracer(TorchDispatchMode):
             self._element_labels[name] = self.units.fresh(self._tensors[name].numel())
         return self._element_labels[name][index]
 
+    def stale(self, tensor: Tensor) -> Tensor | None:
+        """Labels of `tensor` from before its shape was changed in place."""
+        entry = self._labels.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
     def source(self, tensor: Tensor) -> tuple[str, Tensor] | None:
         """The parameter or buffer that `tensor` is a rearrangement of, with flat indices."""
         copied = self._copies.get(id(tensor))
@@ -150,6 +156,10 @@ class Tracer(TorchDispatchMode):
             or self._alive(self._copies, tensor)
             or self._alive(self._computed, tensor)
         )
+
+    def is_buffer(self, tensor: Any) -> bool:
+        """Whether `tensor` is a buffer: data that the network brings along."""
+        return isinstance(tensor, Tensor) and _storage(tensor) in self._buffers
 
     def _alive(self, table: dict[int, Any], tensor: Tensor) -> bool:
         entry = table.get(id(tensor))

@@ -45,33 +45,45 @@ def prove(
         failed with the reason; the measured relative error and change, and the units excised.
     """
     experiment = Experiment(model, groups, example, seed)
-    proven: list[Group] = []
     failed: dict[str, str] = {}
+    fits = _largest_without(experiment.misfit, groups, failed)
+    proven = _largest_without(experiment.problem, fits, failed)
+    silent = experiment.zero_through(proven)
+    return {g.name: g.name in silent for g in proven}, failed, experiment.measured(proven)
+
+
+def _largest_without(
+    problem: Callable[[Sequence[Group]], str | None],
+    groups: Sequence[Group],
+    failed: dict[str, str],
+) -> list[Group]:
+    """The groups that together give no problem; the others go to `failed` with the reason.
+
+    All at once first; only if that fails are they taken apart by halves.
+    """
+    fine: list[Group] = []
 
     def grow(candidates: Sequence[Group]) -> None:
         if not candidates:
             return
-        problem = experiment.problem([*proven, *candidates])
-        if problem is None:
-            proven.extend(candidates)
+        found = problem([*fine, *candidates])
+        if found is None:
+            fine.extend(candidates)
         elif len(candidates) == 1:
-            failed[candidates[0].name] = problem
+            failed[candidates[0].name] = found
         else:
             half = len(candidates) // 2
             grow(candidates[:half])
             grow(candidates[half:])
 
     grow(list(groups))
-    silent = experiment.zero_through(proven)
-    return {g.name: g.name in silent for g in proven}, failed, experiment.measured(proven)
+    return fine
 
 
 class Experiment:
     """One network, one input, some units of every group to remove."""
 
-    def __init__(
-        self, model: nn.Module, groups: Sequence[Group], example: Any, seed: int
-    ) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], example: Any, seed: int) -> None:
         self.model, self.inputs, self.original = _in_double(model, example)
         self.tolerance = TOLERANCE[self.original[0].dtype]
         self.tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -81,6 +93,34 @@ class Experiment:
             count = min(group.size - 1, max(1, round(SHARE * group.size)))
             self.removed[group.name] = torch.randperm(group.size, generator=generator)[:count]
         self.generator = generator
+        self.shapes: nn.Module | None = copy.deepcopy(self.model).to("meta")
+        try:
+            self._run_shapes(self.shapes)
+        except Exception:  # networks that look at values run for real only
+            self.shapes = None
+
+    def misfit(self, groups: Sequence[Group]) -> str | None:
+        """Whether the forward runs on thinner tensors at all, tried without computing."""
+        if self.shapes is None:
+            return None
+        try:
+            self._run_shapes(excise(self.shapes, groups, self._kept(groups), share=True))
+        except Exception as error:
+            return _width_error(error)
+        return None
+
+    def _run_shapes(self, model: nn.Module) -> None:
+        inputs = (t.to("meta") if isinstance(t, Tensor) else t for t in self.inputs)
+        with torch.no_grad():
+            model(*inputs)
+
+    def _kept(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        kept = {}
+        for group in groups:
+            stays = torch.ones(group.size, dtype=torch.bool)
+            stays[self.removed[group.name]] = False
+            kept[group.name] = stays.nonzero().flatten()
+        return kept
 
     def problem(self, groups: Sequence[Group]) -> str | None:
         """What goes wrong when units of all these groups go; None if nothing does."""
@@ -89,16 +129,11 @@ class Experiment:
         scrambled |= self._edited(groups, "producer", None, scrambled)
         if not self._agree(self._run_with(scrambled), reference):
             return "somebody else reads its units: zeroing them at the consumers is not enough"
-        kept = {}
-        for group in groups:
-            stays = torch.ones(group.size, dtype=torch.bool)
-            stays[self.removed[group.name]] = False
-            kept[group.name] = stays.nonzero().flatten()
         try:
-            outputs = _run(excise(self.model, groups, kept), self.inputs)
+            thin = excise(self.model, groups, self._kept(groups), share=True)
+            outputs = _run(thin, self.inputs)
         except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return f"the forward does not run at another width ({line[:120]})"
+            return _width_error(error)
         if not self._agree(outputs, reference):
             return "excising its units is not the same as zeroing them"
         return None
@@ -128,11 +163,7 @@ class Experiment:
         if not groups:
             return {"units": 0, "error": 0.0, "change": 0.0}
         reference = self._run_with(self._edited(groups, "consumer", 0.0))
-        kept = {
-            g.name: torch.tensor(sorted(set(range(g.size)) - set(self.removed[g.name].tolist())))
-            for g in groups
-        }
-        thin = _run(excise(self.model, groups, kept), self.inputs)
+        thin = _run(excise(self.model, groups, self._kept(groups), share=True), self.inputs)
         return {
             "units": float(sum(len(self.removed[g.name]) for g in groups)),
             "error": _distance(thin, reference),
@@ -179,6 +210,11 @@ class Experiment:
             x.shape == y.shape for x, y in zip(a, b, strict=True)
         )
         return same_shapes and _distance(a, b) <= self.tolerance
+
+
+def _width_error(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the forward does not run at another width ({line[:120]})"
 
 
 def _in_double(model: nn.Module, example: Any) -> tuple[nn.Module, tuple[Any, ...], list[Tensor]]:

@@ -1,0 +1,322 @@
+"""One forward as a list of operators that can be run again, step by step, over many batches.
+
+Refactoring needs the inputs of one layer over all calibration data after the layers before it
+have changed. Running whole networks for every layer would cost a sweep each; a recording is
+advanced over all batches to the next layer instead, so a whole pass from input to output costs
+one sweep, with only the live activations of the frontier in memory.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from fcompress.groups import quiet_tracing
+
+BATCH_NORMS = frozenset(
+    (
+        "native_batch_norm cudnn_batch_norm _native_batch_norm_legit "
+        "_native_batch_norm_legit_no_training _batch_norm_no_update"
+    ).split()
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A place in a recording that holds an activation."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter or buffer, looked up anew at every run."""
+
+    name: str
+
+
+@dataclass
+class Step:
+    """One executed operator.
+
+    Attributes:
+        func: The operator.
+        leaves: Its flattened arguments; tensors stand as `Value`, `Named` or themselves.
+        spec: How to put the arguments together again.
+        outs: Slot of each returned tensor, in order.
+        frees: Slots that nothing needs after this step.
+    """
+
+    func: Any
+    leaves: list[Any]
+    spec: TreeSpec
+    outs: list[int]
+    frees: list[int] = field(default_factory=list)
+
+    def call(self, values: Mapping[int, Tensor], tensors: Mapping[str, Tensor]) -> Any:
+        """Execute the operator on the values of one batch."""
+        leaves = [
+            values[leaf.slot]
+            if isinstance(leaf, Value)
+            else tensors[leaf.name]
+            if isinstance(leaf, Named)
+            else leaf
+            for leaf in self.leaves
+        ]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        return self.func(*args, **kwargs)
+
+    def argument(self, position: int) -> Any:
+        """Positional argument with tensors as `Value` or `Named`."""
+        return tree_unflatten(self.leaves, self.spec)[0][position]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear map found in a recording.
+
+    Attributes:
+        weight: Name of its weight.
+        bias: Name of its bias, if it has one.
+        step: Index of its step.
+        x: Slot of its input: [N, C, *spatial], or [rows, features] for a linear map.
+        out: Slot of its output.
+        convolution: (stride, padding, dilation, groups), None for a linear map.
+        norm: Names of running mean and variance of the batch norm that alone reads the output.
+    """
+
+    weight: str
+    bias: str | None
+    step: int
+    x: int
+    out: int
+    convolution: tuple[Any, Any, Any, int] | None
+    norm: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The steps of one forward for one batch size.
+
+    Attributes:
+        steps: Operators in order.
+        inputs: Slots of the inputs.
+        outputs: Slots of the output tensors.
+        layers: Convolutions and linear maps with a whole parameter as weight, in order.
+    """
+
+    steps: list[Step]
+    inputs: list[int]
+    outputs: list[int]
+    layers: list[Layer]
+
+    def layer(self, weight: str) -> Layer:
+        """The layer with that weight."""
+        return next(layer for layer in self.layers if layer.weight == weight)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self._names = {id(t): name for name, t in self._tensors.items()}
+        self._slots: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._count = 0
+        self.aliases: dict[int, str] = {}
+        self._storages = {
+            t.untyped_storage().data_ptr(): n for n, t in self._tensors.items() if t.numel()
+        }
+
+    def slot(self, tensor: Tensor, *, new: bool = False) -> int:
+        entry = self._slots.get(id(tensor))
+        if entry is not None and entry[0]() is tensor:
+            return entry[1]
+        if not new:
+            return -1
+        self._count += 1
+        self._slots[id(tensor)] = (weakref.ref(tensor), self._count)
+        return self._count
+
+    def reference(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) in self._names:
+            return Named(self._names[id(leaf)])
+        slot = self.slot(leaf)
+        return Value(slot) if slot >= 0 else leaf
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        references = [self.reference(leaf) for leaf in leaves]
+        out = func(*args, **(kwargs or {}))
+        outs = []
+        for result in (r for r in tree_leaves(out) if isinstance(r, Tensor)):
+            outs.append(self.slot(result, new=True))
+            name = self._storages.get(result.untyped_storage().data_ptr())
+            if name is not None and result.numel() == self._tensors[name].numel():
+                self.aliases[outs[-1]] = name
+        self.steps.append(Step(func, references, spec, outs))
+        return out
+
+
+def record(model: nn.Module, inputs: Tensor) -> Recording:
+    """Record the operators of one forward.
+
+    Args:
+        model: A network on the device of `inputs`, run in eval mode.
+        inputs: One batch [N, ...]. The recording holds for batches of this size only.
+
+    Returns:
+        The steps; parameters are looked up by name whenever it is run.
+    """
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    recorder = _Recorder(model)
+    inputs = inputs.clone()
+    try:
+        with quiet_tracing():
+            first = recorder.slot(inputs, new=True)
+            with recorder:
+                outputs = model(inputs)
+            slots = [recorder.slot(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+    finally:
+        for module in training:
+            module.training = True
+    steps = recorder.steps
+    _note_last_uses(steps, {first, *slots})
+    return Recording(steps, [first], slots, _find_layers(steps, recorder.aliases))
+
+
+def _note_last_uses(steps: list[Step], keep: set[int]) -> None:
+    last: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        for slot in [*step.outs, *(leaf.slot for leaf in step.leaves if isinstance(leaf, Value))]:
+            last[slot] = index
+    for slot, index in last.items():
+        if slot not in keep:
+            steps[index].frees.append(slot)
+
+
+def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
+    readers: dict[int, list[Step]] = {}
+    for step in steps:
+        for leaf in step.leaves:
+            if isinstance(leaf, Value):
+                readers.setdefault(leaf.slot, []).append(step)
+
+    def parameter(reference: Any) -> str | None:
+        if isinstance(reference, Named):
+            return reference.name
+        return aliases.get(reference.slot) if isinstance(reference, Value) else None
+
+    layers = []
+    for index, step in enumerate(steps):
+        name = step.func.overloadpacket.__name__
+        if name == "convolution":
+            x, w, b = (step.argument(i) for i in range(3))
+            if step.argument(6):
+                continue
+            convolution = (*(step.argument(i) for i in (3, 4, 5)), step.argument(8))
+        elif name == "addmm":
+            b, x, w = (step.argument(i) for i in range(3))
+            convolution = None
+        elif name == "mm":
+            (x, w), b, convolution = (step.argument(i) for i in range(2)), None, None
+        else:
+            continue
+        weight = parameter(w)
+        if weight is None or not isinstance(x, Value) or x.slot in aliases:
+            continue
+        out = step.outs[0]
+        reading = readers.get(out, [])
+        norm = None
+        if len(reading) == 1 and reading[0].func.overloadpacket.__name__ in BATCH_NORMS:
+            mean, var = parameter(reading[0].argument(3)), parameter(reading[0].argument(4))
+            norm = (mean, var) if mean and var else None
+        layers.append(
+            Layer(
+                weight,
+                parameter(b) if b is not None else None,
+                index,
+                x.slot,
+                out,
+                convolution,
+                norm,
+            )
+        )
+    return layers
+
+
+class Replay:
+    """A network's recordings advanced over several batches together.
+
+    Args:
+        recordings: A recording for each batch size that occurs.
+        tensors: Parameters and buffers by name; changes are seen by all later steps.
+        batches: Inputs [N, ...]; each needs a recording of its size.
+    """
+
+    def __init__(
+        self,
+        recordings: Mapping[int, Recording],
+        tensors: Mapping[str, Tensor],
+        batches: Sequence[Tensor],
+    ) -> None:
+        self.tensors = tensors
+        self._recordings = [recordings[len(batch)] for batch in batches]
+        self._values: list[dict[int, Tensor]] = [
+            {recording.inputs[0]: batch.clone()}
+            for recording, batch in zip(self._recordings, batches, strict=True)
+        ]
+        self._at = 0
+
+    def advance(self, step: int) -> None:
+        """Run every batch up to, not including, step number `step`."""
+        with torch.no_grad():
+            for recording, values in zip(self._recordings, self._values, strict=True):
+                run(recording.steps[self._at : step], values, self.tensors)
+        self._at = max(self._at, step)
+
+    def layer(self, index: int) -> list[Layer]:
+        """Layer number `index` in each batch's recording."""
+        return [recording.layers[index] for recording in self._recordings]
+
+    def inputs(self, index: int) -> list[Tensor]:
+        """Inputs of layer number `index`, batch by batch; the frontier stands before it."""
+        layers = self.layer(index)
+        self.advance(layers[0].step)
+        return [v[layer.x] for v, layer in zip(self._values, layers, strict=True)]
+
+    def finish(self) -> list[Tensor]:
+        """Run to the end; the first output of every batch."""
+        self.advance(len(self._recordings[0].steps))
+        return [v[r.outputs[0]] for v, r in zip(self._values, self._recordings, strict=True)]
+
+
+def run(steps: Sequence[Step], values: dict[int, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Execute steps on the values of one batch, dropping what nothing needs any more."""
+    for step in steps:
+        results = step.call(values, tensors)
+        made = [r for r in tree_leaves(results) if isinstance(r, Tensor)]
+        values.update(zip(step.outs, made, strict=True))
+        for slot in step.frees:
+            values.pop(slot, None)
+
+
+def recordings_for(model: nn.Module, batches: Sequence[Tensor]) -> dict[int, Recording]:
+    """A recording for each batch size among `batches`."""
+    found: dict[int, Recording] = {}
+    for batch in batches:
+        if len(batch) not in found:
+            found[len(batch)] = record(model, batch)
+    return found
