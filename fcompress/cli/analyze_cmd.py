@@ -1,0 +1,407 @@
+"""`fcompress analyze` and `fcompress gain`."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fcompress import ablation, redundancy
+from fcompress.analysis import AnalyzeResult, analyze, gain
+from fcompress.checkpoint import load
+from fcompress.data import Splits, load_data
+from fcompress.files import write_atomic
+from fcompress.gain import LAST, QUANTITIES, GainResult
+from fcompress.models import Network
+from fcompress.plots import analysis_png, gain_png
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_FILE_COLUMNS = 120  # where the output is not a terminal
+_TOLERANCE = click.FloatRange(0, 1, max_open=True)
+_UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
+
+
+def _output(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before minutes of measuring, not after."""
+    if value is not None and not value.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {value.absolute().parent}; create it first")
+    return value
+
+
+def _measuring_options(command: _Command) -> _Command:
+    """The options that `analyze` and `gain` have in common."""
+    options = [
+        click.option("--data", metavar="SPEC", help="Data to measure on (`fcompress data`)."),
+        click.option(
+            "--data-root",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Folder in which datasets are looked for first.",
+        ),
+        click.option(
+            "--unit",
+            type=click.Choice(["element", "map"]),
+            default="element",
+            show_default=True,
+            help="What is ablated: single elements of feature maps, or whole maps.",
+        ),
+        click.option(
+            "--examples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Measure on the first N examples of the test split.  [default: all]",
+        ),
+        click.option(
+            "--layer-examples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=ablation.LAYER_EXAMPLES,
+            show_default=True,
+            help="Measure the ablation curves of single layers on the first N examples.",
+        ),
+        click.option(
+            "--layers/--no-layers",
+            "by_layer",
+            default=True,
+            help="Measure each layer's own ablation curve.  [default: layers]",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of random orders."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where to compute.",
+        ),
+        click.option(
+            "--json",
+            "json_file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=_output,
+            metavar="FILE",
+            help="Write everything that was measured.",
+        ),
+        click.option(
+            "--plot",
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=_output,
+            metavar="FILE.png",
+            help="Draw the curves.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("analyze")
+@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--tolerance",
+    "tolerances",
+    type=_TOLERANCE,
+    multiple=True,
+    default=ablation.TOLERANCES,
+    show_default=True,
+    help="Share of labels that may change when units are ablated; may be repeated.",
+)
+@click.option(
+    "--redundancy-tolerance",
+    "redundancy_tolerances",
+    type=_TOLERANCE,
+    multiple=True,
+    default=redundancy.TOLERANCES,
+    show_default=True,
+    help="Share of variance that may stay unexplained; may be repeated.",
+)
+@_measuring_options
+def analyze_command(
+    model: Path,
+    data: str | None,
+    data_root: Path | None,
+    json_file: Path | None,
+    plot: Path | None,
+    **options: Any,
+) -> None:
+    r"""Measure what is frivolous in a network: prunable, redundant, dead and constant units.
+
+    MODEL is a file written by `fcompress train` or `fcompress shrink`; it remembers its data, so
+    that --data is needed for other data only. Labels are not needed.
+
+    \b
+    Example:
+      fcompress analyze wide.pt --json analysis.json --plot analysis.png
+    """
+    network = load(model)
+    with _progress() as report:
+        result = analyze(
+            network, _named(data, data_root, network), root=data_root, progress=report, **options
+        )
+    _write(json_file, result.to_dict(), plot, lambda: analysis_png(result))
+    _show_analysis(result)
+
+
+@click.command("gain")
+@click.argument("models", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--tolerance",
+    type=_TOLERANCE,
+    default=ablation.TOLERANCES[0],
+    show_default=True,
+    help="Share of labels that may change when units are ablated.",
+)
+@click.option(
+    "--redundancy-tolerance",
+    type=_TOLERANCE,
+    default=redundancy.TOLERANCES[0],
+    show_default=True,
+    help="Share of variance that may stay unexplained.",
+)
+@_measuring_options
+def gain_command(
+    models: Sequence[Path],
+    data: str | None,
+    data_root: Path | None,
+    json_file: Path | None,
+    plot: Path | None,
+    **options: Any,
+) -> None:
+    r"""Measure how frivolous units multiply when the width of a network is doubled.
+
+    MODELS are networks of one family at successive doublings of the width, in any order; several
+    of one width (trained with other seeds) are averaged. Frivolous units outgrow the network
+    when the gain g is above 2.
+
+    \b
+    Example:
+      fcompress gain quarter.pt half.pt one.pt two.pt four.pt --plot gain.png
+    """
+    networks = [load(path) for path in models]
+    with _progress() as report:
+
+        def progress(number: int, phase: str, done: int, total: int | None) -> None:
+            report(f"{models[number].name}: {phase}", done, total)
+
+        result = gain(
+            networks,
+            _named(data, data_root, networks[0]),
+            root=data_root,
+            progress=progress,
+            **options,
+        )
+    _write(json_file, result.to_dict(), plot, lambda: gain_png(result))
+    _show_gain(result)
+
+
+def _named(data: str | None, root: Path | None, network: Network) -> Splits | None:
+    """The data that the user named; None if the network is to be asked for its own."""
+    if data is None:
+        return None
+    origin = getattr(network, "origin", None) or {}
+    return load_data(data, root=root, like=origin.get("data"))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Progress bars on stderr, one for each phase."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    stderr = Console(stderr=True)
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, done: int, total: int | None) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done)
+
+        yield report
+
+
+def _write(
+    json_file: Path | None,
+    record: Mapping[str, Any],
+    plot: Path | None,
+    draw: Callable[[], bytes],
+) -> None:
+    if json_file is not None:
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        write_atomic(json_file, lambda file: file.write(text.encode()))
+    if plot is not None:
+        picture = draw()
+        write_atomic(plot, lambda file: file.write(picture))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_FILE_COLUMNS)
+
+
+def _show_analysis(result: AnalyzeResult) -> None:
+    console = _console()
+    console.print(_title(result))
+    console.print(_layer_table(result))
+    for line in _findings(result):
+        console.print(line, soft_wrap=True)
+
+
+def _title(result: AnalyzeResult) -> str:
+    width = f" {result.args['width']:g}x" if "width" in result.args else ""
+    where = f" on {result.data['spec']} ({result.data['split']} split)" if result.data else ""
+    right = "" if result.accuracy is None else f", accuracy {result.accuracy:.1%}"
+    return f"{result.network}{width}{where}: {result.examples:,} examples{right}"
+
+
+def _layer_table(result: AnalyzeResult) -> Table:
+    tolerance = result.ablation.tolerances[0]
+    variance = result.redundancy.tolerances[0]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
+    for heading in (
+        "units",
+        f"prunable\nat {tolerance:g}",
+        "neurons/\nmaps",
+        f"redundant\nat {variance:g}",
+        "dead",
+        "constant",
+        "mean |r|",
+    ):
+        table.add_column(heading, justify="right")
+    prunable = {curve.name: curve for curve in result.ablation.layers}
+    redundant = {layer.name: layer for layer in result.redundancy.layers}
+    for name in _in_order(list(prunable), list(redundant)):
+        cells = ["-"] * 7
+        if name in prunable:
+            curve = prunable[name]
+            cells[:2] = f"{curve.units:,}", f"{curve.share(tolerance):.1%}"
+        if name in redundant:
+            layer = redundant[name]
+            r = layer.correlations
+            cells[2:] = (
+                f"{layer.units:,}",
+                f"{layer.redundant(variance) / layer.units:.1%}",
+                f"{len(layer.dead):,}",
+                f"{len(layer.constant):,}",
+                "-" if r is None else f"{r.mean:.2f}",
+            )
+        table.add_row(name, *cells)
+    table.add_section()
+    whole = result.ablation.network
+    table.add_row(
+        "network",
+        f"{whole.units:,}",
+        f"{whole.share(tolerance):.1%}",
+        f"{sum(layer.units for layer in redundant.values()):,}",
+        f"{result.redundancy.share(variance):.1%}",
+        f"{sum(len(layer.dead) for layer in redundant.values()):,}",
+        f"{sum(len(layer.constant) for layer in redundant.values()):,}",
+        "",
+    )
+    return table
+
+
+def _in_order(inner: list[str], outer: list[str]) -> list[str]:
+    """Both kinds of layers in one list; a block comes after the layers inside it."""
+    names = list(inner)
+    for name in outer:
+        if name not in names:
+            inside = [i for i, other in enumerate(names) if other.startswith(f"{name}.")]
+            names.insert(inside[-1] + 1 if inside else len(names), name)
+    return names
+
+
+def _findings(result: AnalyzeResult) -> Iterator[str]:
+    """What the numbers mean, in words."""
+    whole, redundant = result.ablation.network, result.redundancy
+    tolerance, *others = result.ablation.tolerances
+    yield (
+        f"Prunable: {whole.share(tolerance):.1%} of the units ({whole.prunable(tolerance):,.0f} of "
+        f"{whole.units:,}; a unit: {_UNITS[result.ablation.unit]}), taken at random in all layers "
+        f"at once, can be set to 0 before more than {tolerance:.0%} of the labels change "
+        f"(best of {len(whole.agreement)} random orders)."
+        + _further((f"{t:g}", whole.share(t)) for t in others)
+    )
+    tolerance, *others = redundant.tolerances
+    yield (
+        f"Redundant: {redundant.share(tolerance):.1%} of the neurons or feature maps (mean over "
+        f"layers) are linear combinations of the others up to {tolerance:.0%} of the variance."
+        + _further((f"{t:g}", redundant.share(t)) for t in others)
+    )
+    yield "Dead units are 0 on every example; constant ones (dead ones included) never vary."
+    sampled = {curve.examples for curve in result.ablation.layers} - {whole.examples}
+    if sampled:
+        yield (
+            f"Prunable shares of single layers: on the first {sampled.pop():,} examples "
+            "(--layer-examples)."
+        )
+    yield f"Ablated: {result.ablation.rule}. Redundancy: {redundant.rule}."
+    for left in result.skipped:
+        yield f"Left alone: {left.name}: {left.reason}."
+
+
+def _further(shares: Iterable[tuple[str, float]]) -> str:
+    listed = ", ".join(f"{share:.1%} at tolerance {tolerance}" for tolerance, share in shares)
+    return f" {listed}." if listed else ""
+
+
+def _show_gain(result: GainResult) -> None:
+    console = _console()
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("share of the widest", no_wrap=True)
+    for heading in (*[f"{width:g}x" for width in result.widths], "g", f"g, last {LAST}"):
+        table.add_column(heading, justify="right")
+    several = max(result.networks) > 1
+    for curve in result.network:
+        values = [
+            f"{mean:.4f}" + (f" ±{std:.4f}" if several else "")
+            for mean, std in zip(curve.mean, curve.std, strict=True)
+        ]
+        table.add_row(
+            curve.quantity.replace("_", "-"), *values, _gain(curve.gain), _gain(curve.gain_last)
+        )
+    table.add_section()
+    for quantity in QUANTITIES:
+        layers = result.range(quantity, layers=True)
+        if layers.gain_min is not None:
+            table.add_row(
+                f"layers, {quantity.replace('_', '-')}",
+                *[""] * len(result.widths),
+                f"{_gain(layers.gain_min)} to {_gain(layers.gain_max)}",
+                f"{_gain(layers.gain_last_min)} to {_gain(layers.gain_last_max)}",
+            )
+    console.print(
+        f"{result.family}: {sum(result.networks)} networks, tolerance {result.tolerance:g} of "
+        f"labels, {result.redundancy_tolerance:g} of variance; a unit that is ablated: "
+        f"{_UNITS[result.unit]}",
+        soft_wrap=True,
+    )
+    console.print(table)
+    for curve in result.network:
+        if curve.quantity in ("prunable", "redundant") and curve.gain is not None:
+            pace = "faster than" if curve.gain > 2 else "no faster than"
+            console.print(
+                f"{curve.quantity.capitalize()} units multiply by {curve.gain:.2f} when the width "
+                f"doubles: they grow {pace} the network.",
+                soft_wrap=True,
+            )
+
+
+def _gain(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
