@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from fcompress.data import ROLES, as_batches, datasets, load_data, reload_data
+from fcompress.data import folders as folders_module
 from fcompress.data import sources as sources_module
 from fcompress.data.examples import random_crops, random_flips
 from fcompress.data.splits import cut, official_sizes, own_sizes
@@ -702,3 +703,17 @@ def test_npz_bytes_are_not_taken_for_an_image(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match="cannot be read as an image"):
         load_data(f"folder:{tmp_path}")
+
+
+def test_a_folder_too_large_for_memory_stays_on_disk(tmp_path, monkeypatch):
+    for i in range(20):
+        png(tmp_path / f"{i}.png", seed=i)
+    stored = load_data(f"folder:{tmp_path}")
+    monkeypatch.setattr(folders_module, "IN_MEMORY", 0)
+    on_disk = load_data(f"folder:{tmp_path}")
+    same = {key: value for key, value in stored.info.items() if key != "augmentation"}
+    assert same == {key: value for key, value in on_disk.info.items() if key != "augmentation"}
+    for (one, _), (other, _) in zip(stored.train.batches(), on_disk.train.batches(), strict=True):
+        assert torch.equal(one, other)
+    monkeypatch.setattr(folders_module, "HASHED_CONTENT", 0)
+    assert load_data(f"folder:{tmp_path}").info["identified_by"] == "file list"

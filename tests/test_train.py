@@ -200,8 +200,12 @@ train(network, load_data("digits"), config, out=Path(sys.argv[1]), resume=True, 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     def start(out):
+        # One thread: for steps this small, more of them only get in each other's way.
         return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SCRIPT, str(out)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"

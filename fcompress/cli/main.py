@@ -1,0 +1,88 @@
+"""The command `fcompress`: finds its subcommands by name and says errors in one line."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from fcompress.errors import FcompressError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+# Name -> module, object in it, summary. The summaries stand here so that `fcompress --help` need
+# not import the commands, which import torch.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train": ("fcompress.cli.train_cmd", "train_command", "Train a network and keep it in a file."),
+    "models": ("fcompress.cli.train_cmd", "models_command", "List the network families."),
+    "data": ("fcompress.cli.train_cmd", "data_command", "List the datasets, or describe one."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return _with_kept_lines(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what goes wrong becomes one line on stderr and an exit code."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # so that a closed pipe is noticed here and not at exit
+            return result
+        except FcompressError as error:
+            _fail(ctx, str(error), 1)
+        except KeyboardInterrupt:
+            _fail(ctx, "interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. What is left in the buffer goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(ctx, f"{where}{error.strerror or error}", 1)
+
+
+def _with_kept_lines(command: click.Command) -> click.Command:
+    r"""Give click the backspace that keeps the lines of an example apart.
+
+    Docstrings with a backslash are raw, so that click would find the two characters \b instead.
+    """
+    if command.help:
+        command.help = command.help.replace(r"\b", "\b")
+    return command
+
+
+def _fail(ctx: click.Context, message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    ctx.exit(code)
+
+
+@click.command("fcompress", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fcompress")
+def main() -> None:
+    r"""Make trained networks thinner without retraining, and certify that the labels stay.
+
+    \b
+    Example:
+      fcompress train mlp --data digits --width 4 --out wide.pt
+    """
+
+
+_with_kept_lines(main)

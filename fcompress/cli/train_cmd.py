@@ -1,0 +1,331 @@
+"""`fcompress train`, `fcompress models` and `fcompress data`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from fcompress.cli.output import existing_folder, json_option, stdout, write_json
+from fcompress.errors import DataError, FcompressError
+from fcompress.train_config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
+
+# torch takes seconds to import, so the commands import what needs it when they run.
+if TYPE_CHECKING:
+    from fcompress.train import EpochRecord, Progress, TrainResult
+
+
+def _arguments(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, Any]:
+    """Read `key=value` pairs; numbers, true, false and none become what they say."""
+    words = {"true": True, "false": False, "none": None}
+    pairs: dict[str, Any] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{text!r}: expected KEY=VALUE, as in hidden=1024")
+        pairs[key.replace("-", "_")] = words[value] if value in words else _number(value)
+    return pairs
+
+
+def _number(text: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+@click.command("train")
+@click.argument("family")
+@click.option("--data", "spec", required=True, metavar="SPEC", help="Data (`fcompress data`).")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=existing_folder,
+    metavar="FILE",
+    help="Where the network goes, after every epoch.",
+)
+@click.option("--width", type=float, help="Width factor.  [default: 1]")
+@click.option("--hidden", type=int, help="mlp: units of each hidden layer at 1x.  [default: 128]")
+@click.option("--depth", type=int, help="mlp: hidden layers.  [default: 1]")
+@click.option("--init", help="Initializer of the weights (`fcompress models`).")
+@click.option("--dropout", type=float, help="Share of units that training drops.")
+@click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    callback=_arguments,
+    metavar="KEY=VALUE",
+    help="Any other argument of the family (`fcompress models`); may be repeated.",
+)
+@click.option("--epochs", type=int, default=4, show_default=True, help="Passes over the data.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: by family]")
+@click.option("--lr", type=float, help="Learning rate.  [default: by family and optimizer]")
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="cosine",
+    show_default=True,
+    help="Of the learning rate; decay: x0.95 an epoch.",
+)
+@click.option("--weight-decay", type=float, help="[default: by family]")
+@click.option("--augment", is_flag=True, help="Crop and mirror images at random.")
+@click.option("--random-labels", type=int, metavar="SEED", help="Draw all labels at random, once.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of weights, shuffling and dropout."
+)
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Of how the data is cut.")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder in which datasets are looked for first.",
+)
+@click.option("--download", is_flag=True, help="Fetch a public dataset that is not here.")
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Where to train.",
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@json_option
+def train_command(
+    family: str,
+    spec: str,
+    out: Path,
+    arguments: dict[str, Any],
+    random_labels: int | None,
+    data_seed: int,
+    data_root: Path | None,
+    download: bool,
+    resume: bool,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    r"""Train a network of FAMILY (`fcompress models`) and keep it in a file.
+
+    The shape of its input and the number of labels are those of the data. The file remembers the
+    data, so that the other commands need not be told. A run that was interrupted goes on with the
+    same command and --resume.
+
+    \b
+    Example:
+      fcompress train alexnet --data fashion-mnist --width 0.5 --epochs 4 --out alexnet.pt
+    """
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key in ("width", "hidden", "depth", "init", "dropout"):
+        if key in chosen:
+            arguments[key] = chosen.pop(key)
+    config = default_config(family, **chosen)
+
+    from fcompress.data import load_data
+    from fcompress.models import build
+    from fcompress.train import train
+
+    splits = load_data(
+        spec, root=data_root, seed=data_seed, random_labels=random_labels, download=download
+    )
+    arguments = {**_fitting(family, splits.info), **arguments}
+    network = build(family, seed=config.seed, **arguments)
+    try:
+        with _shown(config.epochs) as progress:
+            result = train(network, splits, config, out=out, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        if out.with_name(f"{out.name}.resume").exists():
+            click.echo("stopped; the same command with --resume goes on", err=True)
+        raise
+    params = sum(parameter.numel() for parameter in network.parameters())
+    record = {"family": family, "args": network.spec.args, "params": params, **result.to_dict()}
+    if write_json(json_file, record):
+        _show_result(family, params, result)
+
+
+def _fitting(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that make a network of the family fit the data."""
+    from fcompress.models import families
+
+    if info["classes"] is None:
+        raise DataError(f"{info['spec']} has no labels; training needs labelled examples")
+    shape = info["shape"]
+    if len(shape) == 3:
+        height, width = shape[1:]
+        size = height if height == width else [height, width]
+        return {"in_channels": shape[0], "image_size": size, "classes": info["classes"]}
+    known = families().get(family)
+    if known is not None and "in_features" not in known.arguments:
+        raise FcompressError(
+            f"{family} labels images, but the examples of {info['spec']} have the shape {shape}; "
+            "take mlp, or other data"
+        )
+    features = 1
+    for size in shape:
+        features *= size
+    return {"in_features": features, "classes": info["classes"]}
+
+
+@contextmanager
+def _shown(epochs: int) -> Iterator[Callable[[Progress | EpochRecord], None]]:
+    """A live bar on a terminal's stderr, and a line for every epoch."""
+    from fcompress.train import EpochRecord
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("training", total=None, numbers="")
+
+        def progress(item: Progress | EpochRecord) -> None:
+            if isinstance(item, EpochRecord):
+                test = "" if item.test_accuracy is None else f", test {item.test_accuracy:.2%}"
+                console.print(
+                    f"epoch {item.epoch}/{epochs}: loss {item.loss:.3f}, accuracy "
+                    f"{item.train_accuracy:.2%}{test} ({item.seconds:.1f} s)"
+                )
+                return
+            bars.update(
+                task,
+                description=f"epoch {item.epoch}/{epochs}",
+                total=epochs * item.steps,
+                completed=(item.epoch - 1) * item.steps + item.step,
+                numbers=f"loss {item.loss:.3f}  accuracy {item.accuracy:.1%}",
+            )
+
+        yield progress
+
+
+def _show_result(family: str, params: int, result: TrainResult) -> None:
+    seconds = sum(record.seconds for record in result.epochs)
+    last = result.epochs[-1]
+    test = "" if last.test_accuracy is None else f", test accuracy {last.test_accuracy:.2%}"
+    stdout().print(
+        f"{family}, {params:,} parameters, trained on {result.data['spec']} for "
+        f"{len(result.epochs)} epochs in {seconds:.0f} s: training accuracy "
+        f"{last.train_accuracy:.2%}{test}\nwrote {result.path}",
+        soft_wrap=True,
+    )
+
+
+@click.command("models")
+@json_option
+def models_command(json_file: Path | None) -> None:
+    r"""List the network families, what they are and what they take.
+
+    \b
+    Example:
+      fcompress models
+    """
+    import torch
+
+    from fcompress.models import build, families
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("family", "what it is", "arguments (defaults)"):
+        table.add_column(heading, no_wrap=heading == "family")
+    table.add_column("parameters at 1x", justify="right")
+    records = []
+    for family in families().values():
+        with torch.device("meta"):
+            params = sum(parameter.numel() for parameter in build(family.name).parameters())
+        defaults = " ".join(f"{name}={value}" for name, value in family.defaults.items())
+        table.add_row(family.name, family.summary, defaults, f"{params:,}")
+        records.append(
+            {
+                "name": family.name,
+                "summary": family.summary,
+                "params": params,
+                "arguments": {
+                    name: {"default": argument.default, "meaning": argument.meaning}
+                    for name, argument in family.arguments.items()
+                },
+                "inits": list(family.inits),
+            }
+        )
+    if write_json(json_file, records):
+        console = stdout()
+        console.print(table)
+        inits = sorted({init for family in families().values() for init in family.inits})
+        console.print(f"init: {', '.join(inits)}", soft_wrap=True, markup=False)
+
+
+@click.command("data")
+@click.argument("spec", required=False)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder in which datasets are looked for first.",
+)
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Of how SPEC is cut.")
+@click.option("--download", is_flag=True, help="Fetch SPEC if it is not here.")
+@json_option
+def data_command(
+    spec: str | None,
+    data_root: Path | None,
+    data_seed: int,
+    download: bool,
+    json_file: Path | None,
+) -> None:
+    r"""List the datasets that a SPEC can name; with SPEC, load one and describe it.
+
+    A SPEC is NAME[:ARGUMENT][,option=value ...].
+
+    \b
+    Examples:
+      fcompress data
+      fcompress data folder:my-images,size=64
+    """
+    from fcompress.data import datasets, load_data
+
+    table = Table(box=box.SIMPLE_HEAD)
+    if spec is not None:
+        info = load_data(spec, root=data_root, seed=data_seed, download=download).info
+        table.add_column("", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for key, value in info.items():
+            table.add_row(key.replace("_", " "), _in_words(value))
+        record: Any = info
+        table.show_header = False
+    else:
+        for heading in ("spec", "what it is", "splits", "options", "from"):
+            table.add_column(heading, no_wrap=heading == "spec")
+        record = []
+        for kind in datasets().values():
+            options = "\n".join(f"{name}: {meaning}" for name, meaning in kind.options.items())
+            table.add_row(kind.form, kind.summary, kind.splits, options, kind.find)
+            fields = ("name", "form", "summary", "splits", "find")
+            record.append(
+                {**{name: getattr(kind, name) for name in fields}, "options": dict(kind.options)}
+            )
+    if write_json(json_file, record):
+        stdout().print(table)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in value[:20]]
+        return ", ".join([*shown, f"... ({len(value):,})"] if len(value) > len(shown) else shown)
+    return (
+        "-" if value is None or value == "" else f"{value:,}" if type(value) is int else str(value)
+    )
