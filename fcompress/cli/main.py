@@ -15,6 +15,16 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # not import the commands, which import torch.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("fcompress.cli.train_cmd", "train_command", "Train a network and keep it in a file."),
+    "analyze": (
+        "fcompress.cli.analyze_cmd",
+        "analyze_command",
+        "Measure what is frivolous in a network.",
+    ),
+    "gain": (
+        "fcompress.cli.analyze_cmd",
+        "gain_command",
+        "Measure how frivolous units grow with the width.",
+    ),
     "models": ("fcompress.cli.train_cmd", "models_command", "List the network families."),
     "data": ("fcompress.cli.train_cmd", "data_command", "List the datasets, or describe one."),
 }
