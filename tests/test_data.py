@@ -4,6 +4,7 @@ import gzip
 import io
 import pickle
 import random
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -717,3 +718,23 @@ def test_a_folder_too_large_for_memory_stays_on_disk(tmp_path, monkeypatch):
         assert torch.equal(one, other)
     monkeypatch.setattr(folders_module, "HASHED_CONTENT", 0)
     assert load_data(f"folder:{tmp_path}").info["identified_by"] == "file list"
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
+def test_a_download_that_fails(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources_module, "DEBIAN_FASHION", tmp_path / "no-such")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+
+    def offline(self, root, **options):
+        asked.append(root)
+        raise URLError("no route to host")
+
+    for dataset in (torchvision.datasets.FashionMNIST, torchvision.datasets.CIFAR10):
+        monkeypatch.setattr(dataset, "__init__", offline)
+    with pytest.raises(DataError, match="not here"):
+        load_data(name)
+    assert not asked  # nothing is fetched unless the user says so
+    with pytest.raises(DataError, match="no route to host") as error:
+        load_data(name, download=True)
+    assert name in one_line(error) and len(asked) == 1
