@@ -89,6 +89,7 @@ class Layer:
         x: Slot of its input: [N, C, *spatial], or [rows, features] for a linear map.
         out: Slot of its output.
         convolution: (stride, padding, dilation, groups), None for a linear map.
+        inputs_first: Whether a linear map stores its weight as [in, out].
         norm: Names of running mean and variance of the batch norm that alone reads the output.
     """
 
@@ -98,6 +99,7 @@ class Layer:
     x: int
     out: int
     convolution: tuple[Any, Any, Any, int] | None
+    inputs_first: bool
     norm: tuple[str, str] | None
 
 
@@ -243,17 +245,10 @@ def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
         if len(reading) == 1 and reading[0].func.overloadpacket.__name__ in BATCH_NORMS:
             mean, var = parameter(reading[0].argument(3)), parameter(reading[0].argument(4))
             norm = (mean, var) if mean and var else None
-        layers.append(
-            Layer(
-                weight,
-                parameter(b) if b is not None else None,
-                index,
-                x.slot,
-                out,
-                convolution,
-                norm,
-            )
-        )
+        # A linear layer hands its weight over as a transposed view, `x @ w` the parameter itself.
+        inputs_first = convolution is None and isinstance(w, Named)
+        bias = parameter(b) if b is not None else None
+        layers.append(Layer(weight, bias, index, x.slot, out, convolution, inputs_first, norm))
     return layers
 
 
@@ -290,6 +285,11 @@ class Replay:
     def layer(self, index: int) -> list[Layer]:
         """Layer number `index` in each batch's recording."""
         return [recording.layers[index] for recording in self._recordings]
+
+    @property
+    def layer_list(self) -> list[Layer]:
+        """The layers in order, as recorded for the first batch."""
+        return self._recordings[0].layers
 
     def inputs(self, index: int) -> list[Tensor]:
         """Inputs of layer number `index`, batch by batch; the frontier stands before it."""

@@ -1,0 +1,88 @@
+"""How much the outputs change when one unit is ablated: measured, without labels.
+
+The effect of a unit is the mean Kullback-Leibler divergence of the class probabilities with the
+unit zeroed at all its consumers from those of the whole network. Every unit costs one run of
+what follows its first consumer; everything before is computed once for the whole group, and the
+first consumer itself is not run again but corrected by what the unit contributed to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fcompress.groups import Group
+from fcompress.record import Recording, Step, Value, record, run
+
+
+def ablation_effects(
+    model: nn.Module, groups: tuple[Group, ...], inputs: Tensor
+) -> dict[str, Tensor]:
+    """Measure every unit of every group.
+
+    Args:
+        model: The network, in eval mode, with one score per class.
+        groups: Proven groups.
+        inputs: Calibration examples [N, ...], all run as one batch.
+
+    Returns:
+        For each group float64 [units]: mean divergence in nats.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    recording = record(model, inputs)
+    with torch.no_grad():
+        values = {recording.inputs[0]: inputs.clone()}
+        outputs = _to_end(recording, 0, values, tensors)
+        reference = outputs.double().log_softmax(1)
+        return {g.name: _group(recording, g, inputs, tensors, reference) for g in groups}
+
+
+def _group(
+    recording: Recording,
+    group: Group,
+    inputs: Tensor,
+    tensors: Mapping[str, Tensor],
+    reference: Tensor,
+) -> Tensor:
+    first = _first_use(recording, group)
+    values = {recording.inputs[0]: inputs.clone()}
+    run(recording.steps[:first], values, tensors)
+    changed_in_place = _written_later(recording.steps[first:])
+    effects = torch.zeros(group.size, dtype=torch.float64)
+    for unit in range(group.size):
+        own = dict(tensors)
+        for slot in group.consumers:
+            columns = (slot.units == unit).nonzero().flatten().to(own[slot.tensor].device)
+            own[slot.tensor] = own[slot.tensor].index_fill(slot.dim, columns, 0.0)
+        start = {s: v.clone() if s in changed_in_place else v for s, v in values.items()}
+        ablated = _to_end(recording, first, start, own).double().log_softmax(1)
+        effects[unit] = F.kl_div(ablated, reference, log_target=True, reduction="batchmean")
+    return effects.nan_to_num(nan=float("inf"))
+
+
+def _first_use(recording: Recording, group: Group) -> int:
+    """The first step that a consumer's weight takes part in."""
+    names = {slot.tensor for slot in group.consumers}
+    for index, step in enumerate(recording.steps):
+        if any(getattr(leaf, "name", None) in names for leaf in step.leaves):
+            return index
+    return 0
+
+
+def _written_later(steps: list[Step]) -> set[int]:
+    """Slots that an operator of `steps` changes in place."""
+    return {
+        step.leaves[0].slot
+        for step in steps
+        if step.func._schema.is_mutable and isinstance(step.leaves[0], Value)
+    }
+
+
+def _to_end(
+    recording: Recording, start: int, values: dict[int, Tensor], tensors: Mapping[str, Tensor]
+) -> Tensor:
+    run(recording.steps[start:], values, tensors)
+    return values[recording.outputs[0]]

@@ -1,0 +1,148 @@
+"""The ways to make a network thinner, side by side.
+
+A method says two things: in which order units go (a `Family` of nested choices), and how the
+network is made that keeps a given choice. Everything else, the search for the amount, the
+certificate and the report, is the same for all of them (`shrink.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.effects import ablation_effects
+from fcompress.excise import excise, kept_indices
+from fcompress.groups import Group, Structure
+from fcompress.selection import Family, Path, pivoted, removal_path
+from fcompress.sequential import refactor_network
+from fcompress.targets import Target, collect_targets, consumers_of, unit_covariance
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every method works with.
+
+    Attributes:
+        model: The wide network, in eval mode; never changed.
+        structure: Its groups.
+        batches: Calibration inputs on the model's device, several batches of one size.
+        seed: Chooses sampled rows.
+        macs: Multiply-adds of the wide network for one example.
+    """
+
+    model: nn.Module
+    structure: Structure
+    batches: Sequence[Tensor]
+    seed: int
+    macs: int
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Rows of every layer of the wide network (one sweep, done when first needed)."""
+        return collect_targets(self.model, self.batches, seed=self.seed)
+
+
+class Method(Protocol):
+    """A way to choose units and to make the network without the others."""
+
+    summary: str
+
+    def left_alone(self, context: Context) -> dict[str, str]:
+        """Proven groups that this method cannot use, with the reason."""
+        ...
+
+    def family(self, context: Context) -> Family:
+        """Nested choices of units."""
+        ...
+
+    def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
+        """The network that keeps the units `kept` of each group."""
+        ...
+
+
+class Prune:
+    """Prunable units: those whose ablation changes the outputs least go first."""
+
+    summary = "excise units by the measured effect of ablating each; nothing is refactored"
+    budget = 4e12  # multiply-adds to spend on measuring
+
+    def left_alone(self, context: Context) -> dict[str, str]:
+        """Nothing: zeroing needs no refactoring."""
+        return {}
+
+    def family(self, context: Context) -> Family:
+        """All units of the network in one order, by their effect."""
+        groups = context.structure.groups
+        inputs = torch.cat(list(context.batches))[: self.examples(context)]
+        effects = ablation_effects(context.model, groups, inputs)
+        paths = {}
+        for name, effect in effects.items():
+            order = effect.argsort(descending=True, stable=True)
+            paths[name] = Path(order, effect[order])
+        return Family.of(paths)
+
+    def examples(self, context: Context) -> int:
+        """How many examples the budget allows to measure every unit on."""
+        units = sum(g.size for g in context.structure.groups)
+        affordable = int(self.budget / max(1, units * context.macs))
+        return max(16, min(affordable, 512))
+
+    def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Excise, nothing else."""
+        return excise(context.model, context.structure.groups, kept)
+
+
+class Factor:
+    """Redundant units: those that are linear combinations of others go, folded into them."""
+
+    summary = "excise units that others explain linearly and refactor what reads them"
+
+    def left_alone(self, context: Context) -> dict[str, str]:
+        """Groups read by something that is no whole convolution or linear layer."""
+        reasons = {}
+        for group in context.structure.groups:
+            consumers = consumers_of(group, context.targets)
+            if consumers is None:
+                reasons[group.name] = "one of its consumers cannot be refactored"
+            elif any(unit_covariance(t, s) is None for s, t in consumers):
+                reasons[group.name] = "a consumer reads different numbers of columns of its units"
+        return reasons
+
+    def family(self, context: Context) -> Family:
+        """Rank-revealing choices, joined by the share of variance left unexplained."""
+        skipped = self.left_alone(context)
+        paths = {
+            g.name: self.path(context, g) for g in context.structure.groups if g.name not in skipped
+        }
+        return Family.of(paths)
+
+    def path(self, context: Context, group: Group) -> Path:
+        """The units of one group by pivoted elimination on their covariance.
+
+        Every consumer sees the units in its own way (after other norms and sums); each counts
+        the same.
+        """
+        total = torch.zeros(group.size, group.size, dtype=torch.float64)
+        for slot, target in consumers_of(group, context.targets) or ():
+            covariance = unit_covariance(target, slot)
+            assert covariance is not None
+            trace = float(covariance.trace())
+            if trace > 0:
+                total += (covariance / trace).cpu()
+        return removal_path(*pivoted(total))
+
+    def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Excise, then refactor every touched layer against the wide network."""
+        groups = context.structure.groups
+        tensors = dict(context.model.named_parameters()) | dict(context.model.named_buffers())
+        keep = kept_indices(tensors, groups, kept)
+        thin = excise(context.model, groups, kept)
+        return refactor_network(context.model, thin, groups, keep, context.targets, context.batches)
+
+
+METHODS: dict[str, Method] = {"prune": Prune(), "factor": Factor()}

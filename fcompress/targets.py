@@ -1,0 +1,135 @@
+"""What every layer of the wide network reads and writes on the calibration data.
+
+One sweep over the data, batch by batch. Only sampled rows are kept, a few times as many as a
+layer has inputs, so memory does not grow with the number of examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.groups import Group, Slot
+from fcompress.record import Layer, Recording, recordings_for, run
+from fcompress.rows import Places, input_rows, output_rows, sample_places
+
+ROWS_AT_LEAST = 8192
+ROWS_PER_INPUT = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """Sampled rows of one layer of the wide network.
+
+    Attributes:
+        layer: The layer, as recorded for the first batch size.
+        places: Which rows were sampled from each batch.
+        inputs: [rows, C]: input channels at the centre of the patch, or input features.
+        outputs: [rows, O]: what the layer writes there.
+    """
+
+    layer: Layer
+    places: Places
+    inputs: Tensor
+    outputs: Tensor
+
+
+def collect_targets(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    recordings: Mapping[int, Recording] | None = None,
+) -> dict[str, Target]:
+    """Sample rows of every layer in one sweep.
+
+    Args:
+        model: The wide network, in eval mode.
+        batches: Calibration inputs [N, ...], on the model's device.
+        seed: Chooses the rows.
+        recordings: Recordings of the model, if they exist already.
+
+    Returns:
+        A target for each layer, by the name of its weight.
+    """
+    recordings = recordings or recordings_for(model, batches)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    generator = torch.Generator().manual_seed(seed)
+    examples = sum(len(b) for b in batches)
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    layers = recordings[len(batches[0])].layers
+    with torch.no_grad():
+        for batch in batches:
+            recording = recordings[len(batch)]
+            values = {recording.inputs[0]: batch.clone()}
+            at = 0
+            for layer in recording.layers:
+                run(recording.steps[at : layer.step], values, tensors)
+                x = values[layer.x]
+                weight = tensors[layer.weight]
+                run(recording.steps[layer.step : layer.step + 1], values, tensors)
+                at = layer.step + 1
+                out = values[layer.out]
+                width = weight[0].numel() if layer.convolution else x.shape[1]
+                wanted = max(ROWS_AT_LEAST, ROWS_PER_INPUT * width)
+                places = sample_places([out], round(wanted * len(batch) / examples), generator)
+                rows = centre(layer, input_rows(layer, weight, [x], places))
+                found.setdefault(layer.weight, []).append(
+                    (places.batches[0], rows.clone(), output_rows([out], places))
+                )
+    targets = {}
+    for layer in layers:
+        places, inputs, outputs = zip(*found[layer.weight], strict=True)
+        targets[layer.weight] = Target(
+            layer, Places(tuple(places)), torch.cat(inputs), torch.cat(outputs)
+        )
+    return targets
+
+
+def centre(layer: Layer, rows: Tensor) -> Tensor:
+    """The middle tap of patches [rows, C, taps]: [rows, C]."""
+    return rows[:, :, rows.shape[2] // 2]
+
+
+def unit_columns(layer: Layer, slot: Slot) -> Tensor | None:
+    """Which input columns of a layer hold each unit of a consumer slot.
+
+    Returns:
+        int64 [units, columns of each], or None where the units have different numbers of them.
+    """
+    units = slot.units
+    if layer.convolution is not None:
+        units = units.repeat(layer.convolution[3])
+    inside = (units >= 0).nonzero().flatten()
+    order = units[inside].argsort(stable=True)
+    count = int(units.max()) + 1
+    each = units[inside].bincount(minlength=count)
+    if not count or bool((each != each[0]).any()):
+        return None
+    return inside[order].view(count, -1)
+
+
+def unit_covariance(target: Target, slot: Slot) -> Tensor | None:
+    """Covariance of a group's units as one consumer reads them: float64 [units, units].
+
+    Positions that a unit occupies in a row (a flattened feature map) are further examples.
+    """
+    columns = unit_columns(target.layer, slot)
+    if columns is None:
+        return None
+    x = target.inputs[:, columns].transpose(1, 2).reshape(-1, len(columns))
+    x = x - x.mean(0, dtype=torch.float64).to(x.dtype)
+    return (x.T @ x).double() / len(x)
+
+
+def consumers_of(group: Group, targets: Mapping[str, Target]) -> list[tuple[Slot, Target]] | None:
+    """The group's consumers with their targets, or None if one of them is no whole layer."""
+    found = []
+    for slot in group.consumers:
+        if slot.tensor not in targets:
+            return None
+        found.append((slot, targets[slot.tensor]))
+    return found

@@ -1,0 +1,214 @@
+"""Label agreement of two networks and what it proves.
+
+Disagreement is a coin with unknown bias; that so many of n examples changed their label bounds
+the bias from above (Clopper and Pearson 1934, exact, one-sided).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcompress.capture import class_scores, evaluating, placed
+from fcompress.errors import DataError, FcompressError
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class AgreementResult:
+    """How often two networks give the same label.
+
+    Attributes:
+        n: Examples compared.
+        same: Examples with the same label.
+        rate: same / n.
+        lower_bound: With `confidence`, at least this share of all examples agrees.
+        confidence: Of the bound, in (0, 1).
+        largest_difference: Largest absolute difference of a logit.
+        mean_difference: Mean absolute difference of logits.
+        accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
+    """
+
+    n: int
+    same: int
+    rate: float
+    lower_bound: float
+    confidence: float
+    largest_difference: float
+    mean_difference: float
+    accuracy: dict[str, float] | None
+
+    @property
+    def changed(self) -> int:
+        """Examples whose label changed."""
+        return self.n - self.same
+
+    @property
+    def upper_bound(self) -> float:
+        """With `confidence`, at most this share of all labels changes."""
+        return 1.0 - self.lower_bound
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def verify(
+    wide: nn.Module,
+    thin: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor | None]],
+    *,
+    confidence: float = CONFIDENCE,
+) -> AgreementResult:
+    """Compare the labels of two networks, streaming.
+
+    Args:
+        wide: The original network; its labels are the reference.
+        thin: The other network, on the same device.
+        data: Batches (inputs [N, ...], labels [N] or None).
+        confidence: Of the bound.
+
+    Returns:
+        Agreement with its bound, logit differences, and accuracies if there are labels.
+
+    Raises:
+        FcompressError: The networks give outputs of different shapes, or no class scores.
+    """
+    n = same = right_before = right_after = labelled = 0
+    largest = total = 0.0
+    count = 0
+    with evaluating(wide), evaluating(thin):
+        for inputs, labels in data:
+            inputs = placed(wide, inputs)
+            before, after = class_scores(wide, inputs), class_scores(thin, inputs)
+            if before.shape != after.shape:
+                raise FcompressError(
+                    f"the networks give outputs of shape {list(before.shape[1:])} and "
+                    f"{list(after.shape[1:])}; compare networks with the same classes"
+                )
+            difference = (before.double() - after.double()).abs()
+            largest = max(largest, float(difference.max()))
+            total, count = total + float(difference.sum()), count + difference.numel()
+            label_before, label_after = predicted(before), predicted(after)
+            same += int((label_before == label_after).sum())
+            n += len(inputs)
+            if labels is not None:
+                labels = labels.to(label_before.device)
+                right_before += int((label_before == labels).sum())
+                right_after += int((label_after == labels).sum())
+                labelled += len(labels)
+    if n == 0:
+        raise DataError("no examples to compare the networks on; expected at least one")
+    accuracy = {"before": right_before / n, "after": right_after / n} if labelled == n else None
+    return AgreementResult(
+        n=n,
+        same=same,
+        rate=same / n,
+        lower_bound=1.0 - upper_bound(n - same, n, confidence),
+        confidence=confidence,
+        largest_difference=largest,
+        mean_difference=total / count,
+        accuracy=accuracy,
+    )
+
+
+def predicted(outputs: Tensor) -> Tensor:
+    """The label of each example, int64 [N]; -1 where the outputs are not finite."""
+    return torch.where(outputs.isfinite().all(1), outputs.argmax(1), -1)
+
+
+def changed_labels(
+    model: nn.Module, batches: Iterable[Tensor], reference: Tensor
+) -> tuple[int, int]:
+    """How many labels differ from the reference, and of how many examples.
+
+    Args:
+        model: A network in eval mode.
+        batches: Inputs, on any device.
+        reference: int64 [N], labels of the original network in the same order.
+    """
+    found = list(_labels(model, batches))
+    labels = torch.cat(found)
+    return int((labels != reference).sum()), len(labels)
+
+
+def reference_labels(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Labels of the original network: int64 [N].
+
+    Raises:
+        FcompressError: An output is not finite.
+    """
+    labels = torch.cat(list(_labels(model, batches)))
+    if bool((labels < 0).any()):
+        raise FcompressError(
+            f"the network's outputs are not finite for {int((labels < 0).sum())} of "
+            f"{len(labels)} examples; repair the network or the data first"
+        )
+    return labels
+
+
+def _labels(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    with evaluating(model):
+        for batch in batches:
+            yield predicted(class_scores(model, placed(model, batch))).cpu()
+
+
+def upper_bound(changed: int, n: int, confidence: float = CONFIDENCE) -> float:
+    """One-sided Clopper-Pearson bound on the probability of a change.
+
+    Args:
+        changed: Examples whose label changed.
+        n: Examples in all.
+        confidence: With this probability the true share is at most the returned one.
+
+    Returns:
+        The largest p for which at most `changed` changes of n have probability 1 - confidence.
+    """
+    if changed >= n:
+        return 1.0
+    if changed == 0:
+        return -math.expm1(math.log1p(-confidence) / n)
+    low, high = changed / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _at_most(changed, n, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    """P(X <= k) for X binomial (n, p), 0 < p < 1, summed in logarithms."""
+    i = np.arange(k + 1, dtype=np.float64)
+    steps = np.log((n - i[1:] + 1) / i[1:])
+    choose = np.concatenate([[0.0], np.cumsum(steps)])
+    terms = choose + i * math.log(p) + (n - i) * math.log1p(-p)
+    top = terms.max()
+    return float(math.exp(top) * np.exp(terms - top).sum())
+
+
+def most_changes(n: int, tolerance: float, confidence: float = CONFIDENCE) -> int:
+    """The most changed labels of n at which the bound still holds; -1 if not even none."""
+    if upper_bound(0, n, confidence) > tolerance:
+        return -1
+    low, high = 0, n
+    while high - low > 1:
+        middle = (low + high) // 2
+        if upper_bound(middle, n, confidence) <= tolerance:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def examples_needed(tolerance: float, confidence: float = CONFIDENCE) -> int:
+    """The fewest examples that can certify a tolerance above 0: none of them may change."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-tolerance))
