@@ -229,53 +229,67 @@ def _redundant(
     return values
 
 
-def _by_width(results: Sequence[Measured]) -> dict[float, list[Measured]]:
-    """Group results by width, narrowest first, and check that they are comparable."""
-    groups: dict[float, list[Measured]] = {}
-    for one in results:
-        if one.family is None or "width" not in one.args:
+def doublings(networks: Sequence[tuple[str | None, Mapping[str, Any]]]) -> tuple[float, ...]:
+    """Check that networks can be compared, before anything is measured.
+
+    Args:
+        networks: Family (None for a network of no family) and arguments of each.
+
+    Returns:
+        Their distinct widths, narrowest first, each twice the one before.
+
+    Raises:
+        FcompressError: They are not one family at successive doublings of the width.
+    """
+    first_family, first_args = networks[0] if networks else (None, {})
+    for family, args in networks:
+        if family is None or "width" not in args:
             raise FcompressError(
                 "a network that is not of a family of `fcompress models` has no width factor; "
                 "gain needs networks of one family at several widths"
             )
-        groups.setdefault(float(one.args["width"]), []).append(one)
-        _check_comparable(results[0], one)
-    widths = sorted(groups)
+        if family != first_family:
+            raise FcompressError(
+                f"gain needs networks of one family; came {first_family} and {family}"
+            )
+        for name in sorted({*first_args, *args} - {"width"}):
+            if first_args.get(name) != args.get(name):
+                raise FcompressError(
+                    f"gain needs networks that differ in their width only; {name} is "
+                    f"{first_args.get(name)!r} in one and {args.get(name)!r} in another"
+                )
+    widths = sorted({float(args["width"]) for _, args in networks})
     shown = ", ".join(f"{width:g}" for width in widths)
     if len(widths) < 2:
         raise FcompressError(
-            f"gain needs networks of at least two widths, each twice the one before; "
-            f"came: {shown or 'none'}"
+            "gain needs networks of at least two widths, each twice the one before; came: "
+            f"{shown or 'none'}"
         )
     for narrow, wide in pairwise(widths):
         if abs(wide / narrow - 2) > 1e-6:
             raise FcompressError(
                 f"widths {shown} are not successive doublings: after {narrow:g} comes {wide:g}; "
-                f"add a network of width {2 * narrow:g} or leave out the narrower ones"
+                f"add a network of width {2 * narrow:g} or leave some out"
             )
-    return {width: groups[width] for width in widths}
+    return tuple(widths)
 
 
-def _check_comparable(first: Measured, other: Measured) -> None:
-    if first.family != other.family:
-        raise FcompressError(
-            f"gain needs networks of one family; came {first.family} and {other.family}"
-        )
-    for name in {*first.args, *other.args} - {"width"}:
-        if first.args.get(name) != other.args.get(name):
+def _by_width(results: Sequence[Measured]) -> dict[float, list[Measured]]:
+    """Group results by width, narrowest first, and check that they were measured alike."""
+    widths = doublings([(one.family, one.args) for one in results])
+    first = results[0]
+    for one in results:
+        units = [first.ablation.unit, one.ablation.unit]
+        if units[0] != units[1]:
             raise FcompressError(
-                f"gain needs networks that differ in their width only; {name} is "
-                f"{first.args.get(name)!r} in one and {other.args.get(name)!r} in another"
+                f"prunable units were counted as {units[0]}s in one network and as {units[1]}s "
+                "in another; analyze them alike"
             )
-    units = [one.ablation.unit for one in (first, other)]
-    if units[0] != units[1]:
-        raise FcompressError(
-            f"prunable units were counted as {units[0]}s in one network and as {units[1]}s in "
-            "another; analyze them alike"
-        )
-    names = [_layer_names(one) for one in (first, other)]
-    if names[0] != names[1]:
-        raise FcompressError("the networks were measured at different layers; analyze them alike")
+        if _layer_names(first) != _layer_names(one):
+            raise FcompressError(
+                "the networks were measured at different layers; analyze them alike"
+            )
+    return {width: [one for one in results if one.args["width"] == width] for width in widths}
 
 
 def _layer_names(one: Measured) -> tuple[list[str], list[str]]:

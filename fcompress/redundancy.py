@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.capture import evaluating, observe, placed
+from fcompress.errors import UnsupportedNetworkError
 from fcompress.layers import Layer, Skipped, redundancy_layers
 from fcompress.moments import Moments, unit_rows
 
@@ -141,7 +142,8 @@ def measure_redundancy(
         progress: Called with the number of examples after each batch.
 
     Raises:
-        UnsupportedNetworkError: There is no layer to measure.
+        UnsupportedNetworkError: There is no layer to measure, or one gives values that are not
+            finite.
         ValueError: A tolerance is outside [0, 1), or there are no examples.
     """
     for tolerance in tolerances:
@@ -186,8 +188,15 @@ def layer_redundancy(layer: Layer, moments: Moments, dtype: torch.dtype) -> Laye
         layer: The layer.
         moments: Of its units.
         dtype: In which the network computed them; what varies less than its rounding is constant.
+
+    Raises:
+        UnsupportedNetworkError: The layer gave a value that is not finite.
     """
     covariance = moments.covariance()
+    if not torch.isfinite(covariance).all():
+        raise UnsupportedNetworkError(
+            f"layer {layer.name} gives values that are not finite; the network cannot be measured"
+        )
     variance = covariance.diagonal().clamp_min(0)
     magnitude = variance + moments.mean.square()
     constant = variance <= (CONSTANT_ROUNDINGS * torch.finfo(dtype).eps) ** 2 * magnitude
