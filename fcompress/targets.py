@@ -82,9 +82,12 @@ def collect_targets(
                 )
     targets = {}
     for layer in layers:
-        places, inputs, outputs = zip(*found[layer.weight], strict=True)
+        parts = found[layer.weight]
         targets[layer.weight] = Target(
-            layer, Places(tuple(places)), torch.cat(inputs), torch.cat(outputs)
+            layer,
+            Places(tuple(at for at, _, _ in parts)),
+            torch.cat([inputs for _, inputs, _ in parts]),
+            torch.cat([outputs for _, _, outputs in parts]),
         )
     return targets
 

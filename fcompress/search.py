@@ -1,0 +1,139 @@
+"""How much to remove: the thinnest network of a family that an agreement still allows.
+
+Every candidate is really excised, refactored and compared with the wide network on the search
+split. The certificate is given on another split: candidates meet it from the mildest to the
+thinnest and the first that fails ends the test, which keeps the confidence of the bound however
+many are tried (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fcompress.selection import Family
+from fcompress.verify import AgreementResult, changed_labels, upper_bound, verify
+
+STEPS = 9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network of a family.
+
+    Attributes:
+        removed: Number of units removed.
+        kept: Kept units of each group.
+        model: The thin network.
+        macs: Its multiply-adds.
+        changed: Changed labels on the search split.
+        n: Examples of the search split.
+    """
+
+    removed: int
+    kept: dict[str, Tensor]
+    model: nn.Module
+    macs: int
+    changed: int
+    n: int
+
+
+def thinnest(
+    family: Family,
+    make: Callable[[int], Candidate],
+    passes: Callable[[Candidate], bool],
+    *,
+    steps: int = STEPS,
+) -> list[Candidate]:
+    """Bisect the number of removed units.
+
+    The share that *remains* is halved on a logarithmic scale, so that very thin networks are
+    found as precisely as wide ones.
+
+    Args:
+        family: Nested choices.
+        make: Builds and measures the network with that many units removed.
+        passes: Whether a candidate is good enough.
+        steps: Most candidates to build.
+
+    Returns:
+        The candidates that pass, mildest first; empty if none does.
+    """
+    total = len(family.prices)
+    low, high = 0, total + 1
+    good = []
+    for _ in range(steps):
+        if high - low <= 1:
+            break
+        remaining = math.sqrt((total - low + 1) * (total - high + 2))
+        middle = min(max(total + 1 - round(remaining), low + 1), high - 1)
+        candidate = make(middle)
+        if passes(candidate):
+            good.append(candidate)
+            low = middle
+        else:
+            high = middle
+    return sorted(good, key=lambda c: c.removed)
+
+
+def measure(
+    removed: int,
+    kept: dict[str, Tensor],
+    model: nn.Module,
+    macs: int,
+    batches: Iterable[Tensor],
+    reference: Tensor,
+) -> Candidate:
+    """Compare a thin network's labels with the wide network's."""
+    changed, n = changed_labels(model, batches, reference)
+    return Candidate(removed, kept, model, macs, changed, n)
+
+
+def certify(
+    wide: nn.Module,
+    candidates: Sequence[Candidate],
+    data: Iterable[tuple[Tensor, Tensor | None]],
+    tolerance: float,
+    confidence: float,
+) -> tuple[Candidate | None, list[AgreementResult]]:
+    """Test candidates in a fixed order until one fails.
+
+    Args:
+        wide: The original network.
+        candidates: Mildest first; chosen without looking at `data`.
+        data: The certification split.
+        tolerance: Largest share of labels that may change.
+        confidence: Of the bound.
+
+    Returns:
+        The last candidate whose bound holds (None if the first one fails already), and the
+        agreement of every one that was tested.
+    """
+    passed, results = None, []
+    for candidate in candidates:
+        results.append(verify(wide, candidate.model, data, confidence=confidence))
+        if results[-1].upper_bound > tolerance:
+            break
+        passed = candidate
+    return passed, results
+
+
+def sequence_to_test(
+    candidates: Sequence[Candidate], tolerance: float, confidence: float
+) -> list[Candidate]:
+    """Which candidates meet the certificate: from the thinnest that is safe on.
+
+    Safe means that the search split alone would already prove the tolerance.
+
+    Args:
+        candidates: Passing candidates, mildest first.
+        tolerance: Largest share of labels that may change.
+        confidence: Of the bound.
+    """
+    safe = [
+        i for i, c in enumerate(candidates) if upper_bound(c.changed, c.n, confidence) <= tolerance
+    ]
+    return list(candidates[safe[-1] if safe else 0 :])
