@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fcompress.ablation import AblationCurve, AblationResult, proportions
 from fcompress.analysis import AnalyzeResult
 from fcompress.gain import GainResult, Growth
+from fcompress.pipeline import ShrinkResult
 from fcompress.redundancy import HISTOGRAM_BINS, RedundancyResult
 
 DOTS_PER_INCH = 150
@@ -68,6 +69,50 @@ def gain_png(result: GainResult) -> bytes:
     figure.suptitle(
         f"{result.family}, tolerance {result.tolerance:g} of labels, "
         f"{result.redundancy_tolerance:g} of variance"
+    )
+    return _png(figure)
+
+
+def shrink_png(result: ShrinkResult) -> bytes:
+    """Draw the search (agreement against MACs) and the units of each layer before and after."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    macs = 100 / result.macs["before"]
+    tried = sorted(result.candidates, key=lambda c: c["macs"])
+    left.plot(
+        [macs * c["macs"] for c in tried],
+        [1 - c["changed"] / c["n"] for c in tried],
+        "o-",
+        color="grey",
+        label="tried, search split",
+    )
+    left.errorbar(
+        [macs * result.macs["after"]],
+        [result.agreement.rate],
+        yerr=[[result.agreement.rate - result.agreement.lower_bound], [0]],
+        fmt="s",
+        color="black",
+        capsize=4,
+        label=f"chosen, certification split, {result.agreement.confidence:.0%} bound",
+    )
+    if result.tolerance is not None:
+        left.axhline(1 - result.tolerance, color="grey", linestyle="--", label="tolerance")
+    left.set_xscale("log")
+    left.set_xlabel("MACs kept (%)")
+    left.set_ylabel("label agreement with the wide network")
+    left.legend(fontsize=8)
+    places = np.arange(len(result.layers))
+    before = [layer.units_before for layer in result.layers]
+    after = [layer.units_after for layer in result.layers]
+    right.bar(places, before, color="lightgrey", label="wide")
+    right.bar(places, after, color="black", label="thin")
+    right.set_xticks(places, [layer.name for layer in result.layers], rotation=60, fontsize=7)
+    right.set_ylabel("units")
+    right.legend(fontsize=8)
+    kept = result.params["after"] / result.params["before"]
+    figure.suptitle(
+        f"{result.method}: {kept:.1%} of parameters, "
+        f"{macs * result.macs['after']:.1f}% of MACs, {result.agreement.rate:.1%} same labels"
     )
     return _png(figure)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fcompress.agreement import AgreementResult, changed_labels, upper_bound, verify
 from fcompress.selection import Family
-from fcompress.verify import AgreementResult, changed_labels, upper_bound, verify
 
 STEPS = 9
 

@@ -25,6 +25,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "gain_command",
         "Measure how frivolous units grow with the width.",
     ),
+    "shrink": (
+        "fcompress.cli.shrink_cmd",
+        "shrink_command",
+        "Find the thinnest network that gives the same labels.",
+    ),
+    "verify": (
+        "fcompress.cli.shrink_cmd",
+        "verify_command",
+        "Compare the labels of two networks.",
+    ),
     "models": ("fcompress.cli.train_cmd", "models_command", "List the network families."),
     "data": ("fcompress.cli.train_cmd", "data_command", "List the datasets, or describe one."),
 }

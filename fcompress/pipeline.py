@@ -15,6 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fcompress import cost
+from fcompress.agreement import (
+    CONFIDENCE,
+    AgreementResult,
+    examples_needed,
+    most_changes,
+    reference_labels,
+    verify,
+)
 from fcompress.capture import evaluating, placed
 from fcompress.checkpoint import file_bytes
 from fcompress.errors import FcompressError, ToleranceError, UnsupportedNetworkError
@@ -24,14 +32,6 @@ from fcompress.models import Network
 from fcompress.roles import Roles, batches_of, roles_of
 from fcompress.search import Candidate, certify, measure, sequence_to_test, thinnest
 from fcompress.selection import Family
-from fcompress.verify import (
-    CONFIDENCE,
-    AgreementResult,
-    examples_needed,
-    most_changes,
-    reference_labels,
-    verify,
-)
 
 CALIBRATION = 2048
 LATENCY_BATCH = 64

@@ -1,0 +1,57 @@
+"""Results in words and rows."""
+
+from collections.abc import Iterator
+
+from fcompress.agreement import AgreementResult
+from fcompress.pipeline import ShrinkResult
+
+
+def agreement_sentence(result: AgreementResult, where: str) -> str:
+    """What an agreement proves, in words.
+
+    Args:
+        result: The agreement.
+        where: What it was measured on, for example "certification examples".
+    """
+    return (
+        f"On {result.n:,} {where} {result.changed:,} changed their label "
+        f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
+        f"{result.upper_bound:.1%} change."
+    )
+
+
+def verdict(result: ShrinkResult) -> Iterator[str]:
+    """What was promised, what was proven, and on what."""
+    if result.tolerance is not None:
+        yield f"At most {100 * result.tolerance:g}% of the labels may change."
+    else:
+        yield "A size was asked for, so nothing was promised about the labels."
+    yield agreement_sentence(result.agreement, "certification examples")
+    if result.test is not None:
+        yield agreement_sentence(result.test, "test examples, which nothing else touched,")
+    if result.accuracy is not None:
+        yield (
+            f"Accuracy: {result.accuracy['before']:.2%} before, "
+            f"{result.accuracy['after']:.2%} after."
+        )
+    for left in result.skipped:
+        yield f"Left alone: {left['name']}: {left['reason']}."
+
+
+def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of name, before, after, share kept."""
+    for name, pair in (("parameters", result.params), ("MACs", result.macs)):
+        yield name, f"{pair['before']:,}", f"{pair['after']:,}", _share(pair)
+    size = result.bytes
+    yield "file, bytes", f"{size['before']:,}", f"{size['after']:,}", _share(size)
+    time = result.latency_ms
+    yield (
+        "latency, ms for 64 examples",
+        f"{time['before']:.2f}",
+        f"{time['after']:.2f}",
+        _share(time),
+    )
+
+
+def _share(pair: dict[str, int] | dict[str, float]) -> str:
+    return f"{pair['after'] / pair['before']:.1%}" if pair["before"] else "-"
