@@ -71,6 +71,7 @@ class AblationResult:
         network: The curve of all layers at once.
         layers: Each layer's own curve, in order of execution; empty if not asked for.
         unit: "element" or "map".
+        units: Units of each layer that the network's curve ablates, in order of execution.
         accuracy: Of the unmodified network on the measured examples; None without labels.
         tolerances: Tolerances to report, the main one first; any other can be asked for.
         seed: Of the random orders.
@@ -81,6 +82,7 @@ class AblationResult:
     network: AblationCurve
     layers: tuple[AblationCurve, ...]
     unit: Unit
+    units: dict[str, int]
     accuracy: float | None
     tolerances: tuple[float, ...]
     seed: int
@@ -97,6 +99,7 @@ class AblationResult:
 
         return {
             "unit": self.unit,
+            "units": self.units,
             "proportions": list(proportions()),
             "tolerances": list(self.tolerances),
             "orders": len(self.network.agreement),
@@ -197,13 +200,15 @@ def measure_ablation(
             progress(len(inputs))
     if run is None:
         raise ValueError("no examples to ablate units on")
+    units = {layer.name: layer_units(layer, unit) for layer in found.measured}
     return AblationResult(
-        network=run.curve(0, NETWORK, sum(layer_units(x, unit) for x in found.measured)),
+        network=run.curve(0, NETWORK, sum(units.values())),
         layers=tuple(
-            run.curve(i, layer.name, layer_units(layer, unit))
-            for i, layer in enumerate(found.measured if by_layer else (), start=1)
+            run.curve(i, name, units[name])
+            for i, name in enumerate(units if by_layer else (), start=1)
         ),
         unit=unit,
+        units=units,
         accuracy=run.accuracy(),
         tolerances=tuple(tolerances),
         seed=seed,

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from fcompress import ablation, redundancy
 from fcompress.ablation import AblationResult, Unit, measure_ablation
+from fcompress.capture import evaluating, placed, trace_calls
+from fcompress.cost import Cost, LayerCost, count
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
-from fcompress.gain import GainResult, doublings, gain_of
 from fcompress.groups import find_groups
+from fcompress.growth import GainResult, doublings, gain_of
 from fcompress.layers import Skipped
 from fcompress.models import Spec
 from fcompress.redundancy import RedundancyResult, measure_redundancy
@@ -39,6 +41,9 @@ class AnalyzeResult:
         accuracy: Of the network on them; None without labels.
         ablation: Prunable units.
         redundancy: Redundant, dead and constant units, correlations.
+        cost: Parameters and MACs of the network and of each module.
+        layer_costs: The same for each measured layer: of the modules that run after the ablated
+            layer before it, up to itself; of a block, of the modules inside it.
         groups: Units of each group that can be excised, by the group's name.
         skipped: What was not measured or cannot be excised, with the reason.
     """
@@ -51,6 +56,8 @@ class AnalyzeResult:
     accuracy: float | None
     ablation: AblationResult
     redundancy: RedundancyResult
+    cost: Cost
+    layer_costs: dict[str, LayerCost]
     groups: dict[str, int]
     skipped: tuple[Skipped, ...]
 
@@ -65,6 +72,8 @@ class AnalyzeResult:
             "accuracy": self.accuracy,
             "ablation": self.ablation.to_dict(),
             "redundancy": self.redundancy.to_dict(),
+            "cost": self.cost.to_dict(),
+            "layer_costs": {name: asdict(cost) for name, cost in self.layer_costs.items()},
             "groups": self.groups,
             "skipped": [asdict(s) for s in self.skipped],
         }
@@ -157,6 +166,7 @@ def analyze(
         progress=reporting("ablation"),
     )
     some = next(_first(batches, GROUP_EXAMPLES))[0]
+    cost = count(work, some)
     groups, left_alone = _groups(model, some)
     family, args = _built(model)
     return AnalyzeResult(
@@ -168,6 +178,8 @@ def analyze(
         accuracy=prunable.accuracy,
         ablation=prunable,
         redundancy=redundant,
+        cost=cost,
+        layer_costs=_layer_costs(work, some, cost, prunable, redundant),
         groups=groups,
         skipped=(*prunable.skipped, *redundant.skipped, *left_alone),
     )
@@ -272,6 +284,33 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise FcompressError("device cuda: torch finds no GPU here; take device cpu or auto")
     return copy.deepcopy(model).to(device)
+
+
+def _layer_costs(
+    model: nn.Module,
+    inputs: Tensor,
+    cost: Cost,
+    prunable: AblationResult,
+    redundant: RedundancyResult,
+) -> dict[str, LayerCost]:
+    """Parameters and MACs that belong to each measured layer."""
+    with evaluating(model):
+        calls = trace_calls(model, placed(model, inputs))
+    ends = {*prunable.units, *(layer.name for layer in redundant.layers)}
+    costs: dict[str, LayerCost] = {}
+    since: list[LayerCost] = []
+    counted: set[str] = set()
+    for call in calls:
+        if call.name in cost.layers and call.name not in counted:
+            counted.add(call.name)
+            since.append(cost.layers[call.name])
+        for name in {call.name, f"{call.name}#{call.number}"} & ends:
+            inside = [c for n, c in cost.layers.items() if n.startswith(f"{call.name}.")]
+            own = inside if inside else since
+            costs[name] = LayerCost(sum(c.params for c in own), sum(c.macs for c in own))
+            if name in prunable.units:
+                since = []
+    return costs
 
 
 def _groups(model: nn.Module, inputs: Tensor) -> tuple[dict[str, int], tuple[Skipped, ...]]:

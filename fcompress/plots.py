@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fcompress.ablation import AblationCurve, AblationResult, proportions
 from fcompress.analysis import AnalyzeResult
-from fcompress.gain import GainResult, Growth
+from fcompress.growth import GainResult, Growth
 from fcompress.pipeline import ShrinkResult
 from fcompress.redundancy import HISTOGRAM_BINS, RedundancyResult
 

@@ -1,7 +1,6 @@
 """`fcompress analyze` and `fcompress gain`."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,23 +21,16 @@ from rich.table import Table
 from fcompress import ablation, redundancy
 from fcompress.analysis import AnalyzeResult, analyze, gain
 from fcompress.checkpoint import load
+from fcompress.cli.output import existing_folder, json_option, stdout, write_json
 from fcompress.data import Splits, load_data
 from fcompress.files import write_atomic
-from fcompress.gain import LAST, QUANTITIES, GainResult
+from fcompress.growth import LAST, QUANTITIES, GainResult
 from fcompress.models import Network
 from fcompress.plots import analysis_png, gain_png
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_FILE_COLUMNS = 120  # where the output is not a terminal
 _TOLERANCE = click.FloatRange(0, 1, max_open=True)
 _UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
-
-
-def _output(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file that cannot be written before minutes of measuring, not after."""
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {value.absolute().parent}; create it first")
-    return value
 
 
 def _measuring_options(command: _Command) -> _Command:
@@ -86,18 +78,11 @@ def _measuring_options(command: _Command) -> _Command:
             show_default=True,
             help="Where to compute.",
         ),
-        click.option(
-            "--json",
-            "json_file",
-            type=click.Path(dir_okay=False, path_type=Path),
-            callback=_output,
-            metavar="FILE",
-            help="Write everything that was measured.",
-        ),
+        json_option,
         click.option(
             "--plot",
             type=click.Path(dir_okay=False, path_type=Path),
-            callback=_output,
+            callback=existing_folder,
             metavar="FILE.png",
             help="Draw the curves.",
         ),
@@ -150,8 +135,10 @@ def analyze_command(
         result = analyze(
             network, _named(data, data_root, network), root=data_root, progress=report, **options
         )
-    _write(json_file, result.to_dict(), plot, lambda: analysis_png(result))
-    _show_analysis(result)
+    if plot is not None:
+        write_atomic(plot, lambda file: file.write(analysis_png(result)))
+    if write_json(json_file, result.to_dict()):
+        _show_analysis(result)
 
 
 @click.command("gain")
@@ -202,8 +189,10 @@ def gain_command(
             progress=progress,
             **options,
         )
-    _write(json_file, result.to_dict(), plot, lambda: gain_png(result))
-    _show_gain(result)
+    if plot is not None:
+        write_atomic(plot, lambda file: file.write(gain_png(result)))
+    if write_json(json_file, result.to_dict()):
+        _show_gain(result)
 
 
 def _named(data: str | None, root: Path | None, network: Network) -> Splits | None:
@@ -235,27 +224,8 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
         yield report
 
 
-def _write(
-    json_file: Path | None,
-    record: Mapping[str, Any],
-    plot: Path | None,
-    draw: Callable[[], bytes],
-) -> None:
-    if json_file is not None:
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        write_atomic(json_file, lambda file: file.write(text.encode()))
-    if plot is not None:
-        picture = draw()
-        write_atomic(plot, lambda file: file.write(picture))
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_FILE_COLUMNS)
-
-
 def _show_analysis(result: AnalyzeResult) -> None:
-    console = _console()
+    console = stdout()
     console.print(_title(result))
     console.print(_layer_table(result))
     for line in _findings(result):
@@ -282,15 +252,18 @@ def _layer_table(result: AnalyzeResult) -> Table:
         "dead",
         "constant",
         "mean |r|",
+        "params",
+        "MACs",
     ):
         table.add_column(heading, justify="right")
-    prunable = {curve.name: curve for curve in result.ablation.layers}
+    curves = {curve.name: curve for curve in result.ablation.layers}
     redundant = {layer.name: layer for layer in result.redundancy.layers}
-    for name in _in_order(list(prunable), list(redundant)):
+    for name in _in_order(list(result.ablation.units), list(redundant)):
         cells = ["-"] * 7
-        if name in prunable:
-            curve = prunable[name]
-            cells[:2] = f"{curve.units:,}", f"{curve.share(tolerance):.1%}"
+        if name in result.ablation.units:
+            cells[0] = f"{result.ablation.units[name]:,}"
+        if name in curves:
+            cells[1] = f"{curves[name].share(tolerance):.1%}"
         if name in redundant:
             layer = redundant[name]
             r = layer.correlations
@@ -301,7 +274,8 @@ def _layer_table(result: AnalyzeResult) -> Table:
                 f"{len(layer.constant):,}",
                 "-" if r is None else f"{r.mean:.2f}",
             )
-        table.add_row(name, *cells)
+        cost = result.layer_costs[name]
+        table.add_row(name, *cells, f"{cost.params:,}", f"{cost.macs:,}")
     table.add_section()
     whole = result.ablation.network
     table.add_row(
@@ -313,6 +287,8 @@ def _layer_table(result: AnalyzeResult) -> Table:
         f"{sum(len(layer.dead) for layer in redundant.values()):,}",
         f"{sum(len(layer.constant) for layer in redundant.values()):,}",
         "",
+        f"{result.cost.params:,}",
+        f"{result.cost.macs:,}",
     )
     return table
 
@@ -345,6 +321,10 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
         + _further((f"{t:g}", redundant.share(t)) for t in others)
     )
     yield "Dead units are 0 on every example; constant ones (dead ones included) never vary."
+    yield (
+        "Parameters and MACs (multiply-adds for one example) of a layer: all since the ablated "
+        "layer before it; of a block: all inside it; of the network: the output layer too."
+    )
     sampled = {curve.examples for curve in result.ablation.layers} - {whole.examples}
     if sampled:
         yield (
@@ -362,7 +342,7 @@ def _further(shares: Iterable[tuple[str, float]]) -> str:
 
 
 def _show_gain(result: GainResult) -> None:
-    console = _console()
+    console = stdout()
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("share of the widest", no_wrap=True)
     for heading in (*[f"{width:g}x" for width in result.widths], "g", f"g, last {LAST}"):
