@@ -1,25 +1,75 @@
-"""Physically thinner copies of a network: the units that go are cut out of every tensor."""
+"""Groups of units, and physically thinner copies of a network without some of them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fcompress.models.lrn import LocalResponseNorm
 from fcompress.resize import resize
 
-if TYPE_CHECKING:
-    from fcompress.groups import Group
+# What modules call their number of heads, where whole heads are units.
+HEADS = frozenset("num_heads n_heads heads n_head nhead num_attention_heads".split())
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A dimension of one tensor, and which unit of the group each index belongs to.
+
+    Attributes:
+        tensor: Qualified name of a parameter or buffer.
+        dim: The dimension that excision cuts.
+        units: int64 [size of the dimension]: unit of the group, -1 where it is none of them.
+        role: "producer" (rows that write the units), "consumer" (columns that read them) or
+            "between" (one value or slice for each unit: biases, norms, scales, buffers).
+    """
+
+    tensor: str
+    dim: int
+    units: Tensor
+    role: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can go one by one, each with everything that belongs to it.
+
+    Attributes:
+        name: The first layer that produces the units.
+        size: Number of units.
+        slots: Where the units live, in order of execution.
+        reason: Why the group is left alone; None for a group that may be excised.
+        zero_through: Whether what lies between producers and consumers maps 0 to 0, so that
+            zeroing the producers was also seen to equal zeroing at the consumers.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    reason: str | None = None
+    zero_through: bool = False
+
+    @property
+    def producers(self) -> tuple[Slot, ...]:
+        """Slots whose rows write the units."""
+        return tuple(s for s in self.slots if s.role == "producer")
+
+    @property
+    def consumers(self) -> tuple[Slot, ...]:
+        """Slots whose columns read the units."""
+        return tuple(s for s in self.slots if s.role == "consumer")
 
 
 def excise(
     model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor], *, share: bool = False
 ) -> nn.Module:
     """A copy of `model` that holds only the kept units.
+
+    Modules learn their new sizes (`resize`), and modules that own whole heads, as units, their
+    new number of heads.
 
     Args:
         model: The network; left as it is.
@@ -31,7 +81,13 @@ def excise(
 
     Returns:
         The thin network: same classes, smaller tensors, nothing refactored.
+
+    Raises:
+        ValueError: `kept` names a group that is not there, or not some units of a group in order.
     """
+    unknown = sorted(set(kept) - {g.name for g in groups})
+    if unknown:
+        raise ValueError(f"no group is called {unknown[0]!r}; expected names of groups in kept")
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     keep = kept_indices(tensors, groups, kept)
     thin = copy.deepcopy(model, {id(t): t for t in tensors.values()} if share else None)
@@ -40,19 +96,34 @@ def excise(
         tensor = cut.get(name, tensors[name].detach())
         cut[name] = tensor.index_select(dim, index.to(tensor.device))
     resize(thin, cut)
+    for group in groups:
+        if group.name in kept and len(kept[group.name]) < group.size:
+            for owner, attribute in _head_counts(thin, group):
+                setattr(owner, attribute, len(kept[group.name]))
     return thin
 
 
 def kept_indices(
     tensors: Mapping[str, Tensor], groups: Sequence[Group], kept: Mapping[str, Tensor]
 ) -> dict[tuple[str, int], Tensor]:
-    """Which indices of each (tensor, dim) stay: sorted int64, for every slot that is cut."""
+    """Which indices of each (tensor, dim) stay: sorted int64, for every slot that is cut.
+
+    Raises:
+        ValueError: `kept` is not some units of a group in order.
+    """
     masks: dict[tuple[str, int], Tensor] = {}
     for group in groups:
         if group.name not in kept:
             continue
+        units = kept[group.name]
+        ordered = len(units) > 0 and bool((units.diff() > 0).all())
+        if not ordered or units[0] < 0 or units[-1] >= group.size:
+            raise ValueError(
+                f"kept units of {group.name} must be sorted, different and within 0 to "
+                f"{group.size - 1}, at least one; got {units.tolist()[:10]}"
+            )
         stays = torch.zeros(group.size + 1, dtype=torch.bool)
-        stays[kept[group.name]] = True
+        stays[units] = True
         stays[-1] = True  # index -1: places that are none of the group's units
         for slot in group.slots:
             key = (slot.tensor, slot.dim)
@@ -61,17 +132,19 @@ def kept_indices(
     return {key: mask.nonzero().flatten() for key, mask in masks.items()}
 
 
-def exact_normalisation(model: nn.Module) -> nn.Module:
-    """A copy in which every `nn.LocalResponseNorm` remembers positions (`models/lrn.py`).
-
-    Args:
-        model: Any network; left as it is.
-
-    Returns:
-        The copy, or `model` itself where there is nothing to replace.
-    """
-    found = [n for n, m in model.named_modules() if isinstance(m, nn.LocalResponseNorm)]
-    return copy.deepcopy(model) if not found else model
-
-
-__all__ = ["LocalResponseNorm", "exact_normalisation", "excise", "kept_indices"]
+def _head_counts(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, str]]:
+    """Modules that count the units of a group as their heads, and the attribute."""
+    seen: set[int] = set()
+    for slot in group.producers:
+        parts = slot.tensor.split(".")[:-1]
+        if int((slot.units >= 0).sum()) <= group.size:
+            continue  # a head has several rows
+        for depth in range(len(parts) + 1):
+            owner = model.get_submodule(".".join(parts[:depth]))
+            if id(owner) in seen:
+                continue
+            seen.add(id(owner))
+            for attribute in HEADS & vars(owner).keys():
+                count = getattr(owner, attribute)
+                if isinstance(count, int) and count == group.size:
+                    yield owner, attribute

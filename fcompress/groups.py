@@ -7,68 +7,19 @@ before it is used; whatever cannot be used is named together with the reason.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fcompress.errors import UnsupportedNetworkError
+from fcompress.excise import Group, Slot
 from fcompress.labels import NONE, Axis, Contraction, Tracer
+from fcompress.prepare import plain_copy, quiet_tracing
 from fcompress.proof import prove
-
-INPUT_REASON = "network input"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A dimension of one tensor, and which unit of the group each index belongs to.
-
-    Attributes:
-        tensor: Qualified name of a parameter or buffer.
-        dim: The dimension that excision cuts.
-        units: int64 [size of the dimension]: unit of the group, -1 where it is none of them.
-        role: "producer", "consumer" or "between".
-    """
-
-    tensor: str
-    dim: int
-    units: Tensor
-    role: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that can go one by one, each with everything that belongs to it.
-
-    Attributes:
-        name: The first layer that produces the units.
-        size: Number of units.
-        slots: Where the units live, in order of execution.
-        reason: Why the group is left alone; None for a group that may be excised.
-        zero_through: Whether what lies between producers and consumers maps 0 to 0, so that
-            zeroing the producers was also seen to equal zeroing at the consumers.
-    """
-
-    name: str
-    size: int
-    slots: tuple[Slot, ...]
-    reason: str | None = None
-    zero_through: bool = False
-
-    @property
-    def producers(self) -> tuple[Slot, ...]:
-        """Slots whose rows write the units."""
-        return tuple(s for s in self.slots if s.role == "producer")
-
-    @property
-    def consumers(self) -> tuple[Slot, ...]:
-        """Slots whose columns read the units."""
-        return tuple(s for s in self.slots if s.role == "consumer")
+from fcompress.tracing import INPUT_REASON, trace
 
 
 @dataclass(frozen=True)
@@ -121,7 +72,7 @@ def find_groups(model: nn.Module, example: Any, *, seed: int = 0) -> Structure:
         candidates = [g for g in groups if g.reason is None]
         proven, failed, measured = prove(model, candidates, example, seed=seed)
     order = {g.name: i for i, g in enumerate(groups)}
-    left = [g for g in groups if g.reason is not None and g.reason != INPUT_REASON]
+    left = [g for g in groups if g.reason is not None]
     left += [replace(g, reason=failed[g.name]) for g in candidates if g.name in failed]
     return Structure(
         groups=tuple(
@@ -134,72 +85,10 @@ def find_groups(model: nn.Module, example: Any, *, seed: int = 0) -> Structure:
     )
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in eval mode, with every parameter contiguous."""
-    model = copy.deepcopy(model).cpu().eval()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data = tensor.data.contiguous()
-    return model
-
-
-@contextmanager
-def quiet_tracing() -> Iterator[None]:
-    """No gradients and no fused attention fast path, which hides what it computes."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def trace(model: nn.Module, example: Any) -> Tracer:
-    """Run `model` (eval mode, CPU) once on labels."""
-    inputs = as_inputs(example, next(iter(model.parameters()), torch.empty(0)).dtype)
-    tracer = Tracer(model)
-    source = tracer.fresh(1, INPUT_REASON)
-    for tensor in inputs:
-        if isinstance(tensor, Tensor):
-            tracer.set(tensor, source.expand(tensor.shape))
-    handles = tracer.pass_through(model)
-    try:
-        with tracer:
-            outputs = model(*inputs)
-        tracer.finish(outputs)
-    except Exception as error:
-        raise UnsupportedNetworkError(
-            f"the network does not run on an example of shape "
-            f"{[tuple(t.shape) for t in inputs if isinstance(t, Tensor)]}: "
-            f"{type(error).__name__}: {_first_line(error)}; give data of the shape it expects"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tracer
-
-
-def as_inputs(example: Any, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Positional inputs with floating point tensors in `dtype`, on the CPU."""
-    items = example if isinstance(example, tuple) else (example,)
-    return tuple(
-        t.detach().cpu().to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
-        for t in items
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
-
-
 def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, str]]:
-    """Units with the same pattern become one group."""
-    reasons: dict[int, list[str]] = defaultdict(list)
-    for labels, reason in tracer.reasons:
-        for root in tracer.units.roots(labels).unique().tolist():
-            if reason not in reasons[root]:
-                reasons[root].append(reason)
+    """Units with the same pattern become one group; parameters in none get a reason."""
+    reasons = _by_unit(tracer, tracer.reasons)
+    bundles = _by_unit(tracer, tracer.bundles)
     axes = _distinct(tracer)
     pattern: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, axis in enumerate(axes):
@@ -213,19 +102,35 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
     groups = []
     taken: dict[str, int] = defaultdict(int)
     for (places, why), roots in members.items():
-        group = _group(tracer, [axes[n] for n, _ in places], roots, why)
-        taken[group.name] += 1
-        if taken[group.name] > 1:
-            group = replace(group, name=f"{group.name}#{taken[group.name]}")
-        groups.append(group)
-    unused = dict(tracer.aside)
+        slots = _slots(tracer, [axes[n] for n, _ in places], roots)
+        if why == (INPUT_REASON,) and all(s.role == "consumer" for s in slots):
+            continue  # the columns that read the input: nothing that could go
+        reason = "; ".join(why) or _lack(slots, len(roots), bundles.get(roots[0], ()))
+        named = next((s for s in slots if s.role == "producer"), slots[0]).tensor
+        name = named.rpartition(".")[0] or named
+        taken[name] += 1
+        if taken[name] > 1:
+            name = f"{name}#{taken[name]}"
+        groups.append(Group(name, len(roots), slots, reason))
     in_groups = {slot.tensor for group in groups for slot in group.slots}
+    unused = {}
     for name, _ in model.named_parameters():
-        if name not in in_groups and name not in unused:
-            unused[name] = (
+        if name not in in_groups:
+            used = (
                 "belongs to no unit" if name in tracer.touched else "not used in the forward pass"
             )
+            unused[name] = tracer.aside.get(name, used)
     return groups, unused
+
+
+def _by_unit(tracer: Tracer, notes: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
+    """Notes about labels, without repetition, for each unit."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for labels, note in notes:
+        for root in tracer.units.roots(labels).unique().tolist():
+            if note not in found[root]:
+                found[root].append(note)
+    return found
 
 
 def _distinct(tracer: Tracer) -> list[Axis]:
@@ -243,12 +148,11 @@ def _distinct(tracer: Tracer) -> list[Axis]:
     return list(merged.values())
 
 
-def _group(tracer: Tracer, axes: list[Axis], roots: list[int], why: tuple[str, ...]) -> Group:
-    """One group; its units are numbered by where they first appear."""
+def _slots(tracer: Tracer, axes: list[Axis], roots: list[int]) -> tuple[Slot, ...]:
+    """Where the units stand; they are numbered by where they first appear."""
     first = tracer.units.roots(axes[0].labels)
-    inside = torch.isin(first, torch.tensor(roots))
     number: dict[int, int] = {}
-    for root in first[inside].tolist():
+    for root in first[torch.isin(first, torch.tensor(roots))].tolist():
         number.setdefault(root, len(number))
     table = torch.full((int(max(roots)) + 1,), -1, dtype=torch.int64)
     for root, unit in number.items():
@@ -258,12 +162,18 @@ def _group(tracer: Tracer, axes: list[Axis], roots: list[int], why: tuple[str, .
         root = tracer.units.roots(axis.labels)
         units = torch.where(root < len(table), table[root.clamp(max=len(table) - 1)], -1)
         slots.append(Slot(axis.tensor, axis.dim, units, axis.role))
-    named = next((s for s in slots if s.role == "producer"), slots[0])
-    reason = "; ".join(why) or None
-    if reason is None and not any(s.role == "consumer" for s in slots):
-        reason = "no layer reads it that could do without"
-    if reason is None and not any(s.role == "producer" for s in slots):
-        reason = "no layer writes it"
-    if reason is None and len(roots) == 1:
-        reason = "a single unit"
-    return Group(named.tensor.rpartition(".")[0] or named.tensor, len(roots), tuple(slots), reason)
+    return tuple(slots)
+
+
+def _lack(slots: tuple[Slot, ...], size: int, bundles: Sequence[str]) -> str | None:
+    """What keeps units that nothing forbids from going; None for a group to be proven."""
+    roles = {s.role for s in slots}
+    if roles == {"between"}:
+        return "no layer writes or reads it"
+    if "consumer" not in roles:
+        return "no layer reads it that could do without"
+    if "producer" not in roles:
+        return "no layer writes it"
+    if size == 1:
+        return "; ".join(["a single unit", *(f"tied by {operator}" for operator in bundles)])
+    return None

@@ -1,28 +1,25 @@
-"""Run a network on labels: which unit does every element of every activation belong to?
+"""Which unit does every element of every activation belong to?
 
-A `Tracer` is active while a network runs once on a real example. Beside each activation it
-keeps an integer tensor of the same shape that names, element by element, the unit the element
-belongs to. Operators that only move data are executed on the labels as they are, so permutes,
-shuffles, windows and flattening need no index arithmetic of our own. Elementwise operators tie
-the labels of their operands together. Convolutions and matrix products end one set of units
-and begin another. `groups.py` turns what was recorded into groups.
+A `Tracer` keeps beside each activation of one forward an integer tensor of the same shape that
+names, element by element, the unit the element belongs to; beside that, which units belong
+together, and which indices of which parameters belong to them. `label_moves.py` and
+`label_mixes.py` say what each operator does to labels, `tracing.py` runs a network on them, and
+`groups.py` turns what was learned into groups.
 
 Label 0 (`NONE`) marks constants and padding, which belong to nobody and match everything.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from fcompress.models.lrn import LocalResponseNorm
 from fcompress.unionfind import UnionFind
 
 NONE = 0
@@ -48,7 +45,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Contraction:
-    """One convolution or linear map with a weight of the network, in order of execution."""
+    """One convolution or linear map with a weight of the network, in order of execution.
+
+    Attributes:
+        weight: Qualified name of the weight.
+        bias: Qualified name of the bias; None if there is none or it is no parameter.
+        kind: "conv", "transposed" or "linear".
+        whole: Whether the map uses the whole parameter, not a part of it.
+    """
 
     weight: str
     bias: str | None
@@ -56,37 +60,45 @@ class Contraction:
     whole: bool
 
 
-class Tracer(TorchDispatchMode):
-    """Carries labels beside activations while the network runs.
+class Tracer:
+    """Labels of the activations, ties between units, and places of units in parameters.
+
+    Labels and indices of an activation are forgotten as soon as the activation is.
 
     Args:
-        model: The network, in eval mode; its parameters and buffers are recognised by storage.
+        model: The network; its parameters and buffers are recognised by their memory.
+
+    Attributes:
+        units: The labels, merged where units belong together.
+        axes: Where units stand in parameters and buffers, in order of execution.
+        contractions: Convolutions and linear maps, in order of execution.
+        reasons: Labels of units that are left alone, and why.
+        bundles: Labels of units that an operator ties into bundles, and which operator.
+        splits: int64 [parts, units in each]: units that the code cuts into equal parts.
+        touched: Parameters and buffers that the network used in a way that is understood.
+        aside: Parameters without units of their own, and why.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
         self.units = UnionFind()
         self.axes: list[Axis] = []
         self.contractions: list[Contraction] = []
         self.reasons: list[tuple[Tensor, str]] = []
+        self.bundles: list[tuple[Tensor, str]] = []
         self.splits: list[Tensor] = []
         self.touched: set[str] = set()
         self.aside: dict[str, str] = {}
-        self.not_understood: dict[str, str] = {}
-        self._uses: dict[tuple[str, int], list[Tensor]] = {}
-        self._labels: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._not_understood: dict[str, str] = {}
+        self._uses: dict[tuple[str, int, bool], list[Tensor]] = {}
+        self._labels: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
         self._element_labels: dict[str, Tensor] = {}
-        self._copies: dict[int, tuple[weakref.ref[Tensor], str, Tensor]] = {}
-        self._computed: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._copies: MutableMapping[Tensor, tuple[str, Tensor]] = WeakTensorKeyDictionary()
+        self._computed: MutableMapping[Tensor, frozenset[str]] = WeakTensorKeyDictionary()
         self._tensors: dict[str, Tensor] = dict(model.named_parameters())
         self._tensors.update(model.named_buffers())
-        self._names: dict[int, str] = {}
-        for name, tensor in self._tensors.items():
-            if tensor.numel():
-                self._names[tensor.untyped_storage().data_ptr()] = name
-        self._buffers = {t.untyped_storage().data_ptr() for t in model.buffers() if t.numel()}
-        self._paused = False
+        self._names = {_storage(t): name for name, t in self._tensors.items() if t.numel()}
+        self._buffers = {_storage(t) for t in model.buffers() if t.numel()}
 
     # Labels of tensors -------------------------------------------------------------------
 
@@ -104,16 +116,14 @@ class Tracer(TorchDispatchMode):
 
     def set(self, tensor: Tensor, labels: Tensor | None) -> None:
         """Give `tensor` its labels (same shape), or forget them."""
-        key = id(tensor)
         if labels is None:
-            self._labels.pop(key, None)
+            self._labels.pop(tensor, None)
             return
         assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
         if _storage(tensor) in self._written:
             _within(self._written[_storage(tensor)][1], tensor).copy_(labels)
-            return
-        drop = weakref.ref(tensor, lambda _, key=key: self._labels.pop(key, None))  # type: ignore[misc]
-        self._labels[key] = (drop, labels)
+        else:
+            self._labels[tensor] = narrowed(labels).expand(labels.shape)
 
     def of(self, tensor: Any) -> Tensor | None:
         """Labels of an activation or of a parameter used as one; None for a constant."""
@@ -122,9 +132,9 @@ class Tracer(TorchDispatchMode):
         written = self._written.get(_storage(tensor))
         if written is not None:
             return _within(written[1], tensor)
-        entry = self._labels.get(id(tensor))
-        if entry is not None and entry[0]() is tensor and entry[1].shape == tensor.shape:
-            return entry[1]
+        labels = self._labels.get(tensor)
+        if labels is not None and labels.shape == tensor.shape:
+            return labels
         source = self.source(tensor)
         if source is None:
             return None
@@ -133,37 +143,14 @@ class Tracer(TorchDispatchMode):
             self._element_labels[name] = self.units.fresh(self._tensors[name].numel())
         return self._element_labels[name][index]
 
+    def known(self, tensor: Tensor) -> Tensor:
+        """Labels of a tensor (same shape), `NONE` for a constant."""
+        labels = self.of(tensor)
+        return nobody(tensor.shape) if labels is None else labels
+
     def stale(self, tensor: Tensor) -> Tensor | None:
         """Labels of `tensor` from before its shape was changed in place."""
-        entry = self._labels.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def source(self, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """The parameter or buffer that `tensor` is a rearrangement of, with flat indices."""
-        copied = self._copies.get(id(tensor))
-        if copied is not None and copied[0]() is tensor:
-            return copied[1], copied[2]
-        name = self._names.get(_storage(tensor))
-        if name is None or not self._tensors[name].is_contiguous():
-            return None
-        flat = torch.arange(self._tensors[name].numel())
-        return name, _within(flat, tensor)
-
-    def is_parameter(self, tensor: Any) -> bool:
-        """Whether `tensor` is (a rearrangement or a function of) the network's own tensors."""
-        return isinstance(tensor, Tensor) and (
-            _storage(tensor) in self._names
-            or self._alive(self._copies, tensor)
-            or self._alive(self._computed, tensor)
-        )
-
-    def is_buffer(self, tensor: Any) -> bool:
-        """Whether `tensor` is a buffer: data that the network brings along."""
-        return isinstance(tensor, Tensor) and _storage(tensor) in self._buffers
-
-    def _alive(self, table: dict[int, Any], tensor: Tensor) -> bool:
-        entry = table.get(id(tensor))
-        return entry is not None and entry[0]() is tensor
+        return self._labels.get(tensor)
 
     def write(self, target: Tensor, labels: Tensor) -> None:
         """Labels written in place into a part of a storage, seen by all that share it."""
@@ -171,9 +158,8 @@ class Tracer(TorchDispatchMode):
         if key not in self._written:
             storage = target.untyped_storage()
             flat = torch.zeros(storage.nbytes() // target.element_size(), dtype=torch.int64)
-            for ref, known in list(self._labels.values()):
-                other = ref()
-                if other is not None and _storage(other) == key:
+            for other, known in list(self._labels.items()):
+                if _storage(other) == key and known.shape == other.shape:
                     _within(flat, other).copy_(known)
             # Holding the target keeps its storage, and so its address, alive.
             self._written[key] = (target, flat)
@@ -188,10 +174,18 @@ class Tracer(TorchDispatchMode):
         if different.any():
             self.units.union(a[different], b[different])
 
-    def tie_along(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
-        """Tie units that differ along `dims`; returns one label for each, dims kept as 1."""
+    def tie_along(self, labels: Tensor, dims: Sequence[int], operator: str) -> Tensor:
+        """Tie units that differ along `dims`; returns one label for each, dims kept as 1.
+
+        Args:
+            labels: Labels of an activation.
+            dims: Dimensions over which `operator` mixes or shares.
+            operator: Its name, in case that the units it ties cannot be told apart any more.
+        """
         first = representative(labels, dims)
-        self.tie(compact(labels), compact(first))
+        if not self.same_along(labels, dims):
+            self.tie(compact(labels), compact(first))
+            self.bundles.append((labels_in(first), operator))
         return first
 
     def same_along(self, labels: Tensor, dims: Sequence[int]) -> bool:
@@ -202,15 +196,62 @@ class Tracer(TorchDispatchMode):
 
     # Parameters --------------------------------------------------------------------------
 
+    def owner(self, tensor: Any) -> str | None:
+        """The parameter or buffer whose memory `tensor` is a view of."""
+        return self._names.get(_storage(tensor)) if isinstance(tensor, Tensor) else None
+
+    def source(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """The parameter or buffer that `tensor` is a rearrangement of, with flat indices."""
+        if tensor in self._copies:
+            return self._copies[tensor]
+        name = self.owner(tensor)
+        if name is None or not self._tensors[name].is_contiguous():
+            return None
+        return name, _within(torch.arange(self._tensors[name].numel()), tensor)
+
+    def is_parameter(self, tensor: Any) -> bool:
+        """Whether `tensor` is (a rearrangement or a function of) the network's own tensors."""
+        return isinstance(tensor, Tensor) and (
+            _storage(tensor) in self._names or tensor in self._copies or tensor in self._computed
+        )
+
+    def is_buffer(self, tensor: Any) -> bool:
+        """Whether `tensor` is a buffer: data that the network brings along."""
+        return isinstance(tensor, Tensor) and _storage(tensor) in self._buffers
+
+    def copy_of(self, tensor: Tensor, name: str, index: Tensor) -> None:
+        """`tensor` holds elements `index` (flat) of parameter `name`."""
+        self._copies[tensor] = (name, index)
+
+    def computed_from(self, tensor: Tensor, sources: Iterable[Tensor], operator: str) -> None:
+        """`tensor` is a function of parameters alone, which excision cannot follow."""
+        names: set[str] = set()
+        for source in sources:
+            names |= self._names_in(source)
+        for name in names:
+            self.aside.setdefault(name, f"used through {operator}, which excision cannot follow")
+        self._computed[tensor] = frozenset(names)
+
+    def _names_in(self, tensor: Tensor) -> frozenset[str]:
+        """Parameters and buffers that `tensor` is made of."""
+        if tensor in self._computed:
+            return self._computed[tensor]
+        name = self._copies[tensor][0] if tensor in self._copies else self.owner(tensor)
+        return frozenset() if name is None else frozenset([name])
+
     def record(self, tensor: Tensor, dim: int, labels: Tensor, role: str) -> None:
         """Index i along `dim` of `tensor`, a view of a parameter, belongs to `labels[i]`."""
-        name = self._names.get(_storage(tensor))
+        name = self.owner(tensor)
         if name is None:
-            self.refuse(labels, "its weight is computed from other parameters")
+            reason = "its weight is computed from other parameters"
+            self.refuse(labels, reason)
+            for source in self._names_in(tensor):
+                self.aside.setdefault(source, "a weight is computed from it")
             return
         whole = self._tensors[name]
         self.touched.add(name)
-        flat = tensor.storage_offset() + torch.arange(tensor.shape[dim]) * tensor.stride(dim)
+        places = torch.arange(tensor.shape[dim])
+        flat = (places * tensor.stride(dim)).add(tensor.storage_offset())
         index = torch.stack(torch.unravel_index(flat, whole.shape))
         moving = [d for d in range(whole.dim()) if bool((index[d] != index[d][0]).any())]
         if not moving:
@@ -221,36 +262,43 @@ class Tracer(TorchDispatchMode):
         if len(moving) > 1:
             self.tie(full[index[at]], labels)
         self.axes.append(Axis(name, at, full, role))
-        if role != "between":
-            self._uses.setdefault((name, at), []).append(full)
+        uses = self._uses.setdefault((name, at, role == "between"), [])
+        if role == "between" and uses:
+            self.tie(uses[0], full)
+        uses.append(full)
 
     def contraction(self, weight: Tensor, bias: Any, kind: str) -> None:
         """Note a convolution or linear map in order of execution."""
-        name = self._names.get(_storage(weight))
+        name = self.owner(weight)
         if name is not None:
             whole = weight.numel() == self._tensors[name].numel()
-            known = self._names.get(_storage(bias)) if isinstance(bias, Tensor) else None
-            self.contractions.append(Contraction(name, known, kind, whole))
+            self.contractions.append(Contraction(name, self.owner(bias), kind, whole))
 
-    def set_aside(self, tensors: Sequence[Any], reason: str) -> None:
+    def set_aside(self, tensors: Iterable[Any], reason: str) -> None:
         """Parameters that have no units of their own, with the reason."""
         for tensor in tensors:
-            name = self._names.get(_storage(tensor)) if isinstance(tensor, Tensor) else None
-            if name is not None:
-                self.touched.add(name)
-                self.aside[name] = reason
+            if isinstance(tensor, Tensor):
+                for name in self._names_in(tensor):
+                    self.aside[name] = reason
+
+    def not_understood(self, tensor: Tensor, reason: str) -> None:
+        """Leave alone whatever units live in the parameters that `tensor` is made of."""
+        for name in self._names_in(tensor):
+            self._not_understood[name] = reason
+
+    # Closing the books -------------------------------------------------------------------
 
     def finish(self, outputs: Any) -> None:
-        """Close the books once the network has run: outputs, shared weights, elementwise axes.
+        """Draw the conclusions that need the whole run: outputs, shared weights, splits.
 
         Args:
             outputs: What the network returned; the units in it are never removed.
         """
         for tensor in tree_leaves(outputs):
             self.refuse(self.of(tensor), "output layer")
-        for (name, _), uses in self._uses.items():
+        for (name, _, between), uses in self._uses.items():
             for i, one in enumerate(uses):
-                for other in uses[:i]:
+                for other in uses[: 0 if between else i]:
                     if ((one != NONE) & (other != NONE)).any():
                         self.refuse(one, f"shared weight: {name} is used more than once")
                         self.refuse(other, f"shared weight: {name} is used more than once")
@@ -260,8 +308,8 @@ class Tracer(TorchDispatchMode):
             axis = self._element_axis(name, labels.view(self._tensors[name].shape))
             if axis is not None:
                 self.axes.append(axis)
-        for name, reason in self.not_understood.items():
-            self.touched.add(name)
+        for name, reason in self._not_understood.items():
+            self.aside.setdefault(name, reason)
             for axis in self.axes:
                 if axis.tensor == name:
                     self.refuse(axis.labels, reason)
@@ -278,7 +326,8 @@ class Tracer(TorchDispatchMode):
             changes = int((roots != first).sum())
             sizes.append((changes, -len(first.unique()), dim))
         dim = min(sizes)[2]
-        first = self.tie_along(labels, [d for d in range(labels.dim()) if d != dim])
+        others = [d for d in range(labels.dim()) if d != dim]
+        first = self.tie_along(labels, others, f"parameter {name}")
         return Axis(name, dim, first.flatten().clone(), "between")
 
     def _balance_splits(self) -> None:
@@ -297,54 +346,6 @@ class Tracer(TorchDispatchMode):
                 self.tie(parts, parts[:1])
                 changed = True
 
-    # Dispatch ----------------------------------------------------------------------------
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Execute the operator, then say what it does to labels."""
-        from fcompress.label_rules import propagate
-
-        kwargs = kwargs or {}
-        if self._paused:
-            return func(*args, **kwargs)
-        out = func(*args, **kwargs)
-        propagate(self, func, args, kwargs, out)
-        return out
-
-    def copy_of(self, tensor: Tensor, name: str, index: Tensor) -> None:
-        """`tensor` holds elements `index` (flat) of parameter `name`."""
-        self._copies[id(tensor)] = (weakref.ref(tensor), name, index)
-
-    def computed_from(self, tensor: Tensor, operator: str) -> None:
-        """`tensor` is a function of parameters alone, which excision cannot follow."""
-        self._computed[id(tensor)] = (weakref.ref(tensor), operator)
-
-    def pass_through(self, model: nn.Module) -> list[Any]:
-        """Hooks for modules whose excision equals zeroing though they mix units inside."""
-        handles: list[Any] = []
-
-        def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._paused = True
-
-        def leave(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            self._paused = False
-            labels = self.of(inputs[0])
-            if labels is None:
-                return
-            self.set(output, labels)
-            others = [d for d in range(labels.dim()) if d != 1]
-            channel = self.tie_along(labels, others).flatten()
-            self.record(module.positions, 0, channel, "between")  # type: ignore[arg-type]
-
-        for module in model.modules():
-            if isinstance(module, LocalResponseNorm):
-                handles += [
-                    module.register_forward_pre_hook(enter),
-                    module.register_forward_hook(leave),
-                ]
-        return handles
-
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
@@ -361,12 +362,27 @@ def _dim_of_stride(whole: Tensor, stride: int) -> int:
     return strides.index(stride) if stride in strides else 0
 
 
+def nobody(shape: Sequence[int]) -> Tensor:
+    """Labels of a constant."""
+    return torch.zeros((), dtype=torch.int64).expand(shape)
+
+
 def compact(labels: Tensor) -> Tensor:
     """`labels` with every expanded dimension (stride 0) narrowed to size 1."""
     for dim, stride in enumerate(labels.stride()):
         if stride == 0 and labels.shape[dim] > 1:
             labels = labels.narrow(dim, 0, 1)
     return labels
+
+
+def narrowed(labels: Tensor) -> Tensor:
+    """`labels` with every dimension along which they are all the same narrowed to size 1."""
+    labels = compact(labels)
+    for dim, size in enumerate(labels.shape):
+        if size > 1 and bool((labels == labels.narrow(dim, 0, 1)).all()):
+            labels = labels.narrow(dim, 0, 1)
+    # A copy, so that a small part does not keep the whole in memory.
+    return labels.clone()
 
 
 def compact_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,25 +8,32 @@ For some units of each group three things are compared on real inputs, in double
    outputs, or somebody else reads the units.
 
 All groups are tried at once; only if that fails are they taken apart to find the culprits.
+Wiring does not depend on values, but zeros hide it: parameters that are (almost) all zero get
+random values in the experiment's own copy of the network.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fcompress.excise import excise
+from fcompress.errors import UnsupportedNetworkError
+from fcompress.excise import Group, Slot, excise
+from fcompress.prepare import as_inputs, dtype_of, first_line
 
-if TYPE_CHECKING:
-    from fcompress.groups import Group, Slot
-
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-SHARE = 0.1
+# Largest difference, relative to the largest output, that rounding explains.
+_TOLERANCE = {torch.float64: 1e-8}
+_COARSE = 1e-3
+# Share of each group's units that the experiment removes.
+_SHARE = 0.5
+# Parameters with no value beyond this are taken for zeros; what they get instead.
+_SILENT = 1e-3
+_VOICE = 0.1
 
 
 def prove(
@@ -35,7 +42,7 @@ def prove(
     """Try to excise some units of every group and compare with zeroing them.
 
     Args:
-        model: A copy on the CPU in eval mode; not changed.
+        model: A plain copy (`prepare.plain_copy`); not changed.
         groups: Candidates.
         example: Input batch [N, ...] or tuple of inputs.
         seed: Chooses the units.
@@ -44,7 +51,7 @@ def prove(
         Proven groups by name with whether zeroing their producers also agrees; groups that
         failed with the reason; the measured relative error and change, and the units excised.
     """
-    experiment = Experiment(model, groups, example, seed)
+    experiment = _Experiment(model, groups, example, seed)
     failed: dict[str, str] = {}
     fits = _largest_without(experiment.misfit, groups, failed)
     proven = _largest_without(experiment.problem, fits, failed)
@@ -59,7 +66,8 @@ def _largest_without(
 ) -> list[Group]:
     """The groups that together give no problem; the others go to `failed` with the reason.
 
-    All at once first; only if that fails are they taken apart by halves.
+    All at once first; only if that fails are they taken apart by halves, groups that look alike
+    side by side, since they tend to fail alike.
     """
     fine: list[Group] = []
 
@@ -76,62 +84,76 @@ def _largest_without(
             grow(candidates[:half])
             grow(candidates[half:])
 
-    grow(list(groups))
+    grow(sorted(groups, key=_look))
     return fine
 
 
-class Experiment:
+def _look(group: Group) -> list[tuple[str, int, str]]:
+    """What a group's slots are called, without where in the network they stand."""
+    return [(s.role, s.dim, ".".join(s.tensor.split(".")[-2:])) for s in group.slots]
+
+
+class _Experiment:
     """One network, one input, some units of every group to remove."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], example: Any, seed: int) -> None:
-        self.model, self.inputs, self.original = _in_double(model, example)
-        self.tolerance = TOLERANCE[self.original[0].dtype]
-        self.tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        generator = torch.Generator().manual_seed(seed)
-        self.removed = {}
+        self._generator = torch.Generator().manual_seed(seed)
+        self._model, self._inputs, self._original = self._in_double(model, example)
+        if not self._original:
+            raise UnsupportedNetworkError(
+                f"{type(model).__name__} returns no floating point numbers; expected outputs "
+                "that show whether units matter"
+            )
+        self._tolerance = _TOLERANCE.get(self._original[0].dtype, _COARSE)
+        self._tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        self._removed: dict[str, Tensor] = {}
         for group in groups:
-            count = min(group.size - 1, max(1, round(SHARE * group.size)))
-            self.removed[group.name] = torch.randperm(group.size, generator=generator)[:count]
-        self.generator = generator
-        self.shapes: nn.Module | None = copy.deepcopy(self.model).to("meta")
+            count = min(group.size - 1, max(1, round(_SHARE * group.size)))
+            order = torch.randperm(group.size, generator=self._generator)
+            self._removed[group.name] = order[:count]
+        self._known: dict[tuple[str, frozenset[str]], list[Tensor]] = {}
+        self._shapes: nn.Module | None = copy.deepcopy(self._model).to("meta")
         try:
-            self._run_shapes(self.shapes)
+            self._run_shapes(self._shapes)
         except Exception:  # networks that look at values run for real only
-            self.shapes = None
+            self._shapes = None
+
+    def _in_double(
+        self, model: nn.Module, example: Any
+    ) -> tuple[nn.Module, tuple[Any, ...], list[Tensor]]:
+        """The network, its input and outputs in double precision where the code allows it."""
+        model = copy.deepcopy(model)
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and bool((parameter.abs() < _SILENT).all()):
+                noise = torch.randn(parameter.shape, generator=self._generator)
+                parameter.data = (_VOICE * noise).to(parameter.dtype)
+        double = copy.deepcopy(model).double()
+        inputs = as_inputs(example, torch.float64)
+        try:
+            return double, inputs, _run(double, inputs)
+        except Exception:  # code that makes float32 tensors of its own
+            inputs = as_inputs(example, dtype_of(model))
+            return model, inputs, _run(model, inputs)
 
     def misfit(self, groups: Sequence[Group]) -> str | None:
         """Whether the forward runs on thinner tensors at all, tried without computing."""
-        if self.shapes is None:
+        if self._shapes is None:
             return None
         try:
-            self._run_shapes(excise(self.shapes, groups, self._kept(groups), share=True))
+            self._run_shapes(excise(self._shapes, groups, self._kept(groups), share=True))
         except Exception as error:
             return _width_error(error)
         return None
 
-    def _run_shapes(self, model: nn.Module) -> None:
-        inputs = (t.to("meta") if isinstance(t, Tensor) else t for t in self.inputs)
-        with torch.no_grad():
-            model(*inputs)
-
-    def _kept(self, groups: Sequence[Group]) -> dict[str, Tensor]:
-        kept = {}
-        for group in groups:
-            stays = torch.ones(group.size, dtype=torch.bool)
-            stays[self.removed[group.name]] = False
-            kept[group.name] = stays.nonzero().flatten()
-        return kept
-
     def problem(self, groups: Sequence[Group]) -> str | None:
         """What goes wrong when units of all these groups go; None if nothing does."""
-        reference = self._run_with(self._edited(groups, "consumer", 0.0))
+        reference = self._reference(groups)
         scrambled = self._edited(groups, "consumer", 0.0)
-        scrambled |= self._edited(groups, "producer", None, scrambled)
+        scrambled = self._edited(groups, "producer", None, scrambled)
         if not self._agree(self._run_with(scrambled), reference):
             return "somebody else reads its units: zeroing them at the consumers is not enough"
         try:
-            thin = excise(self.model, groups, self._kept(groups), share=True)
-            outputs = _run(thin, self.inputs)
+            outputs = self._thin(groups)
         except Exception as error:
             return _width_error(error)
         if not self._agree(outputs, reference):
@@ -146,29 +168,58 @@ class Experiment:
             if not candidates:
                 return
             silenced = self._edited(candidates, "producer", 0.0)
-            silenced |= self._edited(candidates, "between", 0.0, silenced)
-            reference = self._run_with(self._edited(candidates, "consumer", 0.0))
-            if self._agree(self._run_with(silenced), reference):
+            silenced = self._edited(candidates, "between", 0.0, silenced)
+            if self._agree(self._run_with(silenced), self._reference(candidates)):
                 found.update(g.name for g in candidates)
             elif len(candidates) > 1:
                 half = len(candidates) // 2
                 halve(candidates[:half])
                 halve(candidates[half:])
 
-        halve(groups)
+        halve(sorted(groups, key=_look))
         return found
 
     def measured(self, groups: Sequence[Group]) -> dict[str, float]:
         """How far excising is from zeroing, and how much either changes the outputs."""
         if not groups:
-            return {"units": 0, "error": 0.0, "change": 0.0}
-        reference = self._run_with(self._edited(groups, "consumer", 0.0))
-        thin = _run(excise(self.model, groups, self._kept(groups), share=True), self.inputs)
+            return {"units": 0.0, "error": 0.0, "change": 0.0}
+        reference = self._reference(groups)
         return {
-            "units": float(sum(len(self.removed[g.name]) for g in groups)),
-            "error": _distance(thin, reference),
-            "change": _distance(reference, self.original),
+            "units": float(sum(len(self._removed[g.name]) for g in groups)),
+            "error": _distance(self._thin(groups), reference),
+            "change": _distance(reference, self._original),
         }
+
+    def _kept(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        kept = {}
+        for group in groups:
+            stays = torch.ones(group.size, dtype=torch.bool)
+            stays[self._removed[group.name]] = False
+            kept[group.name] = stays.nonzero().flatten()
+        return kept
+
+    def _reference(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Outputs with the units zeroed at their consumers."""
+        key = ("reference", frozenset(g.name for g in groups))
+        if key not in self._known:
+            self._known[key] = self._run_with(self._edited(groups, "consumer", 0.0))
+        return self._known[key]
+
+    def _thin(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Outputs with the units excised."""
+        key = ("thin", frozenset(g.name for g in groups))
+        if key not in self._known:
+            thin = excise(self._model, groups, self._kept(groups), share=True)
+            self._known[key] = _run(thin, self._inputs)
+        return self._known[key]
+
+    def _run_shapes(self, model: nn.Module) -> None:
+        _run(model, tuple(t.to("meta") if isinstance(t, Tensor) else t for t in self._inputs))
+
+    def _run_with(self, changed: dict[str, Tensor]) -> list[Tensor]:
+        return _run(
+            lambda *inputs: torch.func.functional_call(self._model, changed, inputs), self._inputs
+        )
 
     def _edited(
         self,
@@ -177,69 +228,62 @@ class Experiment:
         value: float | None,
         base: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Tensors with the removed units' places of one role set to `value`, or scrambled."""
-        changed = dict(base or {})
+        """Tensors with the removed units' places of one role set to `value`, or scrambled.
+
+        A tensor that `base` already holds is changed further.
+        """
+        gone: dict[tuple[str, int], Tensor] = {}
         for group in groups:
-            gone = torch.zeros(group.size + 1, dtype=torch.bool)
-            gone[self.removed[group.name]] = True
+            removed = torch.zeros(group.size + 1, dtype=torch.bool)
+            removed[self._removed[group.name]] = True
             for slot in group.slots:
-                if slot.role != role or not self._editable(slot):
-                    continue
-                tensor = changed.get(slot.tensor, self.tensors[slot.tensor]).clone()
-                at = gone[slot.units].nonzero().flatten()
-                if value is None:
-                    other = tensor.index_select(slot.dim, at)
-                    noise = torch.randn(other.shape, generator=self.generator, dtype=other.dtype)
-                    tensor.index_copy_(slot.dim, at, other + noise)
-                else:
-                    tensor.index_fill_(slot.dim, at, value)
-                changed[slot.tensor] = tensor
+                if slot.role == role and self._editable(slot):
+                    key = (slot.tensor, slot.dim)
+                    gone[key] = gone.get(key, torch.tensor(False)) | removed[slot.units]
+        changed = dict(base or {})
+        own: set[str] = set()
+        for (name, dim), mask in gone.items():
+            tensor = changed.get(name, self._tensors[name])
+            if name not in own:
+                tensor = tensor.clone()
+                own.add(name)
+            at = mask.nonzero().flatten()
+            if value is None:
+                other = tensor.index_select(dim, at)
+                noise = torch.randn(other.shape, generator=self._generator, dtype=other.dtype)
+                tensor.index_copy_(dim, at, other + noise)
+            else:
+                tensor.index_fill_(dim, at, value)
+            changed[name] = tensor
         return changed
 
     def _editable(self, slot: Slot) -> bool:
         """Buffers (running statistics, positions) are cut but never set to other values."""
-        return isinstance(self.tensors[slot.tensor], nn.Parameter)
-
-    def _run_with(self, changed: dict[str, Tensor]) -> list[Tensor]:
-        return _run(
-            lambda *inputs: torch.func.functional_call(self.model, changed, inputs), self.inputs
-        )
+        return isinstance(self._tensors[slot.tensor], nn.Parameter)
 
     def _agree(self, a: list[Tensor], b: list[Tensor]) -> bool:
         same_shapes = len(a) == len(b) and all(
             x.shape == y.shape for x, y in zip(a, b, strict=True)
         )
-        return same_shapes and _distance(a, b) <= self.tolerance
+        return same_shapes and _distance(a, b) <= self._tolerance
 
 
 def _width_error(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the forward does not run at another width ({line[:120]})"
-
-
-def _in_double(model: nn.Module, example: Any) -> tuple[nn.Module, tuple[Any, ...], list[Tensor]]:
-    """The network, its input and its outputs in double precision where the code allows it."""
-    from fcompress.groups import as_inputs
-
-    double = copy.deepcopy(model).double()
-    inputs = as_inputs(example, torch.float64)
-    try:
-        return double, inputs, _run(double, inputs)
-    except RuntimeError:
-        inputs = as_inputs(example, torch.float32)
-        return model, inputs, _run(model, inputs)
+    return f"the forward does not run at another width ({first_line(error)[:120]})"
 
 
 def _run(model: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        leaves = tree_leaves(model(*inputs))
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    """Floating point outputs; networks that draw random numbers draw the same every time."""
+    torch.default_generator.manual_seed(0)
+    leaves = tree_leaves(model(*inputs))
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
-    """Largest difference, relative to the largest value."""
+    """Largest difference, relative to the largest finite value of `b`."""
     worst = 0.0
     for x, y in zip(a, b, strict=True):
-        scale = max(float(y.abs().amax()), torch.finfo(y.dtype).tiny)
-        worst = max(worst, float((x - y).abs().amax()) / scale)
+        scale = max(float(y.nan_to_num(0, 0, 0).abs().amax()), torch.finfo(y.dtype).tiny)
+        gap = torch.where(x == y, 0, x - y).abs().nan_to_num(torch.inf)
+        worst = max(worst, float(gap.amax()) / scale)
     return worst

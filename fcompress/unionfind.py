@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class UnionFind:
-    """Sets of labels 0, 1, 2, ...; label 0 stays alone.
+    """Sets of labels 0, 1, 2, ...
 
     Parents are kept flat: every label points straight at the smallest label of its set.
     """
@@ -18,34 +18,41 @@ class UnionFind:
         """`count` new labels, each its own set: int64 [count]."""
         start, self._count = self._count, self._count + count
         if self._count > len(self._parent):
-            grown = torch.arange(2 * self._count)
+            grown = torch.zeros(2 * self._count, dtype=torch.int64)
             grown[:start] = self._parent[:start]
             self._parent = grown
         new = torch.arange(start, self._count)
-        self._parent[new] = new
-        return new.clone()
+        self._parent[start : self._count] = new
+        return new
 
     def roots(self, labels: Tensor) -> Tensor:
         """The set of each label, named by its smallest member; same shape as `labels`."""
         return self._parent[labels]
 
     def union(self, a: Tensor, b: Tensor) -> None:
-        """Merge the sets of `a[i]` and `b[i]` for every i."""
-        pairs = torch.stack([a.flatten(), b.flatten()]).unique(dim=1)
+        """Merge the sets of `a[i]` and `b[i]` for every i.
+
+        Args:
+            a: int64, any shape.
+            b: int64, the same shape.
+        """
+        a, b = a.flatten(), b.flatten()
         while True:
-            roots = self._parent[pairs]
-            low, high = roots.amin(0), roots.amax(0)
-            differs = low != high
+            a, b = self._parent[a], self._parent[b]
+            differs = a != b
             if not differs.any():
                 return
-            low, high = low[differs], high[differs]
-            # A root may be asked to join several sets: it takes the smallest, the rest follow
-            # in the next round.
-            self._parent.scatter_reduce_(0, high, low, "amin")
-            parent = self._parent[: self._count]
-            while True:
-                shorter = parent[parent]
-                if torch.equal(shorter, parent):
-                    break
-                parent = shorter
-            self._parent[: self._count] = parent
+            a, b = a[differs], b[differs]
+            # A root may be asked to join several sets: it takes the smallest, and the pairs that
+            # lost come again in the next round.
+            self._parent.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+            self._flatten()
+
+    def _flatten(self) -> None:
+        parent = self._parent[: self._count]
+        while True:
+            shorter = parent[parent]
+            if torch.equal(shorter, parent):
+                break
+            parent = shorter
+        self._parent[: self._count] = parent

@@ -1,0 +1,123 @@
+"""Copies of a network that can be traced and excised, and the inputs to run them on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.errors import UnsupportedNetworkError
+from fcompress.models.lrn import LocalResponseNorm
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in eval mode, with every parameter and buffer in memory of its own."""
+    model = copy.deepcopy(model).cpu().eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """No gradients, and no fused attention fast path, which hides what it computes.
+
+    The random state of the CPU is as before afterwards, whatever ran in between.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def as_inputs(example: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Positional inputs with floating point tensors in `dtype`, on the CPU."""
+    items = example if isinstance(example, tuple) else (example,)
+    return tuple(_placed(item, dtype) if isinstance(item, Tensor) else item for item in items)
+
+
+def _placed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The floating point type that a network computes in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def cannot_run(inputs: tuple[Any, ...], error: Exception) -> UnsupportedNetworkError:
+    """The error for a network that does not run on its example."""
+    shapes = [tuple(t.shape) for t in inputs if isinstance(t, Tensor)]
+    return UnsupportedNetworkError(
+        f"the network does not run on an example of shape {shapes}: "
+        f"{type(error).__name__}: {first_line(error)}; give data of the shape it expects"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def prepare(model: nn.Module, example: Any) -> nn.Module:
+    """A copy in which local response normalisations stay exact when channels are excised.
+
+    Every `nn.LocalResponseNorm` becomes a `models.lrn.LocalResponseNorm` with the same settings,
+    which gives the same outputs. `F.local_response_norm` is out of reach: groups that go through
+    it are left alone by name.
+
+    Args:
+        model: Any network; left as it is.
+        example: A real input batch, a tensor [N, ...] or a tuple of positional inputs, for the
+            numbers of channels.
+
+    Returns:
+        A deep copy, with the mode and devices of `model`.
+
+    Raises:
+        UnsupportedNetworkError: The network has local response normalisations but does not run
+            on the example.
+    """
+    norms = [m for m in model.modules() if type(m) is nn.LocalResponseNorm]
+    if not norms:
+        return copy.deepcopy(model)
+    watched = {id(norm): _Watched(norm) for norm in norms}
+    seen = copy.deepcopy(model, dict(watched)).cpu().eval()
+    inputs = as_inputs(example, dtype_of(seen))
+    try:
+        with quiet_tracing():
+            seen(*inputs)
+    except Exception as error:
+        raise cannot_run(inputs, error) from error
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    exact: dict[int, Any] = {}
+    for norm in norms:
+        channels = watched[id(norm)].channels
+        # Used at several widths, a normalisation has no one set of positions: it stays.
+        if len(channels) == 1:
+            settings = (norm.size, norm.alpha, norm.beta, norm.k)
+            made = LocalResponseNorm(*settings, channels=channels.pop())
+            exact[id(norm)] = made.to(device).train(norm.training)
+    return copy.deepcopy(model, exact)
+
+
+class _Watched(nn.Module):
+    """Stands in for a normalisation during one forward and notes its numbers of channels."""
+
+    def __init__(self, norm: nn.LocalResponseNorm) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(norm)
+        self.channels: set[int] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.channels.add(x.shape[1])
+        return self.norm(x)
