@@ -15,10 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fcompress.allocation import Load, layer_loads, merge
 from fcompress.effects import ablation_effects
 from fcompress.excise import excise, kept_indices
 from fcompress.groups import Group, Structure
-from fcompress.selection import Family, Path, pivoted, removal_path
+from fcompress.selection import Family, pivoted
 from fcompress.sequential import refactor_network
 from fcompress.targets import Target, collect_targets, consumers_of, unit_covariance
 
@@ -40,6 +41,11 @@ class Context:
     batches: Sequence[Tensor]
     seed: int
     macs: int
+
+    @cached_property
+    def loads(self) -> list[Load]:
+        """Multiply-adds of every layer of the wide network."""
+        return layer_loads(self.model, self.structure.groups, self.batches[0])
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -80,11 +86,10 @@ class Prune:
         groups = context.structure.groups
         inputs = torch.cat(list(context.batches))[: self.examples(context)]
         effects = ablation_effects(context.model, groups, inputs)
-        paths = {}
-        for name, effect in effects.items():
-            order = effect.argsort(descending=True, stable=True)
-            paths[name] = Path(order, effect[order])
-        return Family.of(paths)
+        orders = {n: e.argsort(descending=True, stable=True) for n, e in effects.items()}
+        # The cost of keeping the first k is the sum of the effects of the others.
+        costs = {n: e[orders[n]].flip(0).cumsum(0).flip(0) for n, e in effects.items()}
+        return merge(orders, costs, context.loads)
 
     def examples(self, context: Context) -> int:
         """How many examples the budget allows to measure every unit on."""
@@ -116,13 +121,17 @@ class Factor:
     def family(self, context: Context) -> Family:
         """Rank-revealing choices, joined by the share of variance left unexplained."""
         skipped = self.left_alone(context)
-        paths = {
-            g.name: self.path(context, g) for g in context.structure.groups if g.name not in skipped
+        chosen = {
+            g.name: self.choose(context, g)
+            for g in context.structure.groups
+            if g.name not in skipped
         }
-        return Family.of(paths)
+        orders = {name: order for name, (order, _) in chosen.items()}
+        costs = {name: unexplained for name, (_, unexplained) in chosen.items()}
+        return merge(orders, costs, context.loads)
 
-    def path(self, context: Context, group: Group) -> Path:
-        """The units of one group by pivoted elimination on their covariance.
+    def choose(self, context: Context, group: Group) -> tuple[Tensor, Tensor]:
+        """Order and unexplained share of one group by pivoted elimination on its covariance.
 
         Every consumer sees the units in its own way (after other norms and sums); each counts
         the same.
@@ -134,7 +143,7 @@ class Factor:
             trace = float(covariance.trace())
             if trace > 0:
                 total += (covariance / trace).cpu()
-        return removal_path(*pivoted(total))
+        return pivoted(total)
 
     def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
         """Excise, then refactor every touched layer against the wide network."""

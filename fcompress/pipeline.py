@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 import platform
@@ -26,9 +25,11 @@ from fcompress.agreement import (
 from fcompress.capture import evaluating, placed
 from fcompress.checkpoint import file_bytes
 from fcompress.errors import FcompressError, ToleranceError, UnsupportedNetworkError
+from fcompress.excise import excise
 from fcompress.groups import Structure, find_groups
 from fcompress.methods import METHODS, Context, Method
 from fcompress.models import Network
+from fcompress.prepare import prepare
 from fcompress.roles import Roles, batches_of, roles_of
 from fcompress.search import Candidate, certify, measure, sequence_to_test, thinnest
 from fcompress.selection import Family
@@ -153,8 +154,8 @@ def shrink(
     if size is None:
         assert tol is not None
         _check_reachable(tol, len(roles.certification), confidence)
-    wide = _own_copy(model)
-    inputs = placed(wide, roles.calibration.first(calibration))
+    inputs = placed(model, roles.calibration.first(calibration))
+    wide = _own_copy(model, inputs)
     structure = find_groups(wide, inputs[:4], seed=seed)
     _check_something(structure)
     say(f"{sum(g.size for g in structure.groups)} units in {len(structure.groups)} groups")
@@ -232,9 +233,9 @@ def _provable(n: int, confidence: float) -> float:
     return -math.expm1(math.log1p(-confidence) / n)
 
 
-def _own_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode without what only training needs."""
-    wide = copy.deepcopy(model).eval()
+def _own_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """A copy in eval mode that can be excised exactly, without what only training needs."""
+    wide = prepare(model, inputs[:2]).eval()
     if isinstance(wide, Network):
         wide.drop_training_parts()
     for parameter in wide.parameters():
@@ -258,7 +259,7 @@ def _maker(
     reference = reference_labels(context.model, (x for x, _ in roles.search))
 
     def make(removed: int) -> Candidate:
-        kept = family.kept(removed / len(family.prices))
+        kept = family.kept(removed)
         thin = method.make(context, kept)
         macs = cost.count(thin, context.batches[0]).macs
         found = measure(removed, kept, thin, macs, (x for x, _ in roles.search), reference)
@@ -327,10 +328,9 @@ def _of_size(
     say: Callable[[str], None],
 ) -> Candidate:
     """The network of a family with at most `wanted` MACs; only that one is refactored."""
-    from fcompress.excise import excise
 
     def macs(removed: int) -> int:
-        kept = family.kept(removed / len(family.prices))
+        kept = family.kept(removed)
         thin = excise(context.model, context.structure.groups, kept, share=True)
         return cost.count(thin, context.batches[0]).macs
 
@@ -412,7 +412,7 @@ def versions() -> dict[str, str]:
     """What produced a result."""
     return {
         "fcompress": version("fcompress"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
 

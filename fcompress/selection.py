@@ -21,8 +21,8 @@ class Path:
 
     Attributes:
         order: int64 [C], a permutation of the units.
-        price: float64 [C], ascending in the order of removal and so descending here: the level
-            of the method's own scale at which `order[k]` goes.
+        price: float64 [C], never ascending: when `order[k]` goes, among the units of all groups;
+            infinite for a unit that never goes.
     """
 
     order: Tensor
@@ -44,73 +44,59 @@ class Family:
     @classmethod
     def of(cls, paths: Mapping[str, Path]) -> Family:
         """Join the paths of all groups by price."""
-        merged = torch.cat([p.price for p in paths.values()]) if paths else torch.zeros(0)
-        return cls(dict(paths), merged.double().sort().values)
+        merged = torch.cat([p.price.double() for p in paths.values()])
+        return cls(dict(paths), merged[merged.isfinite()].sort().values)
 
-    def kept(self, level: float) -> dict[str, Tensor]:
-        """Kept units of each group, sorted int64.
-
-        Args:
-            level: Share of all units (those that can go) that are removed, in [0, 1].
-        """
-        count = round(level * len(self.prices))
-        limit = float(self.prices[count - 1]) if count else -float("inf")
-        kept = {}
-        for name, path in self.paths.items():
-            stays = max(1, int((path.price > limit).sum()))
-            kept[name] = path.order[:stays].sort().values
-        return kept
+    def kept(self, removed: int) -> dict[str, Tensor]:
+        """Kept units of each group, sorted int64, when the first `removed` units are gone."""
+        limit = float(self.prices[removed - 1]) if removed else -float("inf")
+        return {
+            name: path.order[: int((path.price > limit).sum())].sort().values
+            for name, path in self.paths.items()
+        }
 
 
-def pivoted(covariance: Tensor, output: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def pivoted(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Rank-revealing choice of units by pivoted elimination.
 
     Units are chosen one after the other. Each is the one that, added to those chosen, explains
-    most of what is still unexplained of *all* units (greedy column subset selection), not only
-    of itself as in QR with column pivoting. Elimination then takes what it explains out of all
-    others, so a duplicate is worth nothing once its twin is chosen.
+    most of what is still unexplained of *all* units (greedy column subset selection, in the
+    recursive form of Farahat, Ghodsi and Kamel 2011), not only of itself as in QR with column
+    pivoting. A duplicate is worth nothing once its twin is chosen.
 
     Args:
         covariance: Symmetric positive semidefinite [C, C], second moment of the units.
-        output: Symmetric positive semidefinite [C, C]: how much an error in the units weighs
-            (W^T W of their consumers). None weighs the units' own errors, all alike.
 
     Returns:
-        order int64 [C] and unexplained float64 [C]: the share of the total that is unexplained
-        when only the units *before* position k are kept (so unexplained[0] is 1).
+        order int64 [C], and unexplained float64 [C]: the share of the total variance that is
+        unexplained when only the units before position k are kept (unexplained[0] is 1).
     """
-    residual = covariance.double().clone()
-    size = len(residual)
-    weigh = output.double() if output is not None else torch.empty(0)
-    total = float(residual.trace() if output is None else (weigh * residual).sum())
-    tiny = torch.finfo(torch.float64).eps * size * float(residual.diagonal().max().clamp(min=0))
+    k = covariance.double()
+    size = len(k)
+    own = k.diagonal().clone()
+    total = float(own.sum())
+    tiny = torch.finfo(torch.float64).eps * size * max(float(own.max()), 0.0)
+    gain = k.square().sum(0)
+    factor = torch.zeros(size, size, dtype=torch.float64)
+    free = torch.ones(size, dtype=torch.bool)
     order = torch.empty(size, dtype=torch.int64)
     unexplained = torch.zeros(size, dtype=torch.float64)
-    free = torch.ones(size, dtype=torch.bool)
-    left = total
-    weighted = residual if output is None else weigh @ residual
-    for k in range(size):
-        unexplained[k] = max(left, 0.0) / total if total > 0 else 0.0
-        own = residual.diagonal()
+    for step in range(size):
         alive = free & (own > tiny)
         if not bool(alive.any()):
             # What remains is explained already: constant, dead or redundant units.
-            order[k:] = free.nonzero().flatten()
-            unexplained[k:] = 0.0
+            order[step:] = free.nonzero().flatten()
             break
-        gain = (residual * weighted).sum(0) / own.clamp(min=tiny)
-        gain[~alive] = -1.0
-        best = int(gain.argmax())
-        order[k] = best
+        unexplained[step] = float(own[free].sum()) / total
+        score = torch.where(alive, gain / own, -1.0)
+        best = int(score.argmax())
+        order[step] = best
         free[best] = False
-        column = residual[:, best] / own[best].sqrt()
-        left -= float(gain[best])
-        residual.addr_(column, column, alpha=-1)
-        if output is not None:
-            weighted.addr_(weigh @ column, column, alpha=-1)
+        # Cholesky column of the chosen unit, and what it takes out of all the others.
+        done = factor[:step]
+        column = (k[best] - done[:, best] @ done) / own[best].sqrt()
+        taken = k @ column - (done @ column) @ done
+        gain = (gain - 2 * column * taken + column.square().sum() * column.square()).clamp(min=0)
+        own = (own - column.square()).clamp(min=0)
+        factor[step] = column
     return order, unexplained
-
-
-def removal_path(order: Tensor, unexplained: Tensor) -> Path:
-    """A path priced by what is unexplained once a unit is gone (it and all after it)."""
-    return Path(order, unexplained.flip(0).cummax(0).values.flip(0))

@@ -1,0 +1,113 @@
+"""How much of which group: units of all groups in one order of removal.
+
+Every group comes with its units in order and with what it costs (in the method's own measure)
+to keep only the first k of them. Units then go one after the other, always the one whose loss
+costs least for each multiply-add it saves. What a unit saves depends on how thin its neighbours
+are by then, so savings are kept up to date while units go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcompress.groups import Group
+from fcompress.record import record, run
+from fcompress.selection import Family, Path
+
+FINE_STEPS = 2000
+
+
+@dataclass(frozen=True)
+class Load:
+    """Multiply-adds of one layer and which groups they depend on.
+
+    Attributes:
+        macs: For one example in the wide network.
+        inputs: Share of its input channels that each group holds.
+        outputs: Share of its output channels that each group holds.
+    """
+
+    macs: int
+    inputs: dict[str, float]
+    outputs: dict[str, float]
+
+
+def layer_loads(model: nn.Module, groups: Sequence[Group], example: Tensor) -> list[Load]:
+    """Multiply-adds of every layer, by a run on one example.
+
+    Args:
+        model: The wide network, in eval mode.
+        groups: Its groups.
+        example: Inputs [N, ...]; the first is used.
+    """
+    recording = record(model, example[:1])
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    values = {recording.inputs[0]: example[:1].clone()}
+    loads, at = [], 0
+    with torch.no_grad():
+        for layer in recording.layers:
+            run(recording.steps[at : layer.step + 1], values, tensors)
+            at = layer.step + 1
+            weight, out = tensors[layer.weight], values[layer.out]
+            positions = out.numel() // out.shape[1]
+            inputs, outputs = {}, {}
+            for group in groups:
+                for slot in group.slots:
+                    if slot.tensor == layer.weight and slot.role != "between":
+                        share = float((slot.units >= 0).double().mean())
+                        (inputs if slot.role == "consumer" else outputs)[group.name] = share
+            loads.append(Load(weight.numel() * positions, inputs, outputs))
+    return loads
+
+
+def merge(
+    orders: Mapping[str, Tensor], costs: Mapping[str, Tensor], loads: Sequence[Load]
+) -> Family:
+    """Join the groups' own orders into one order of removal.
+
+    Args:
+        orders: For each group its units, those that stay longest first: int64 [C].
+        costs: For each group float64 [C]: entry k is the cost when only the first k are kept.
+        loads: Multiply-adds of the layers.
+
+    Returns:
+        A family whose prices are the places in the common order; each group keeps its first unit.
+    """
+    names = list(orders)
+    size = np.array([len(orders[n]) for n in names], dtype=np.float64)
+    kept = size.copy()
+    reads = np.array([[load.inputs.get(n, 0.0) for n in names] for load in loads])
+    writes = np.array([[load.outputs.get(n, 0.0) for n in names] for load in loads])
+    macs = np.array([float(load.macs) for load in loads])
+    marginal = [_marginal(costs[n]) for n in names]
+    prices = [np.full(len(orders[n]), np.inf) for n in names]
+    step = max(1, int(size.sum()) // FINE_STEPS)
+    time = 0
+    while (kept > 1).any():
+        gone = 1 - kept / size
+        inputs, outputs = 1 - reads @ gone, 1 - writes @ gone
+        saved = ((macs * outputs) @ reads + (macs * inputs) @ writes) / size
+        loss = np.array([m[int(k) - 1] for m, k in zip(marginal, kept, strict=True)])
+        ratio = np.where(kept > 1, loss / np.maximum(saved, 1e-9), np.inf)
+        best = int(ratio.argmin())
+        for _ in range(min(step, int(kept[best]) - 1)):
+            kept[best] -= 1
+            time += 1
+            prices[best][int(kept[best])] = time
+    return Family.of(
+        {n: Path(orders[n], torch.from_numpy(p)) for n, p in zip(names, prices, strict=True)}
+    )
+
+
+def _marginal(cost: Tensor) -> np.ndarray:
+    """What losing the unit at each position costs when it is the last kept one.
+
+    Never less than what a later position costs: units go from the end.
+    """
+    padded = np.append(cost.double().numpy(), 0.0)
+    return np.maximum.accumulate((padded[:-1] - padded[1:])[::-1])[::-1]
