@@ -105,9 +105,9 @@ def analyze(
 
     Args:
         model: A classifier; comes back as it was.
-        data: `Splits` (the test split is taken), or whatever `as_batches` accepts: a split, a
-            tensor, a DataLoader, an iterable of batches. None: the data that a loaded network
-            remembers.
+        data: `Splits` (the test split is taken, without one the calibration split), or whatever
+            `as_batches` accepts: a split, a tensor, a DataLoader, an iterable of batches. None:
+            the data that a loaded network remembers.
         tolerances: Shares of labels that may change, main one first.
         redundancy_tolerances: Shares of variance that may stay unexplained, main one first.
         unit: What is ablated: single elements of a feature map, or whole maps.
@@ -254,7 +254,8 @@ def _evaluation_data(
         data = reload_data(origin["data"], root=root)
     if not isinstance(data, Splits):
         return data, None
-    split = data.need("test")
+    # Data cut for compression only has no test split; calibration serves no choice made here.
+    split = data.test or data.need("calibration")
     identity = {key: data.info[key] for key in ("spec", "seed", "sha256", "random_labels")}
     return split, {**identity, "split": split.name}
 

@@ -309,7 +309,7 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
     tolerance, *others = result.ablation.tolerances
     yield (
         f"Prunable: {whole.share(tolerance):.1%} of the units ({whole.prunable(tolerance):,.0f} of "
-        f"{whole.units:,}; a unit: {_UNITS[result.ablation.unit]}), taken at random in all layers "
+        f"{whole.units:,}; units are {_UNITS[result.ablation.unit]}), taken at random in all layers "
         f"at once, can be set to 0 before more than {tolerance:.0%} of the labels change "
         f"(best of {len(whole.agreement)} random orders)."
         + _further((f"{t:g}", whole.share(t)) for t in others)
@@ -368,7 +368,7 @@ def _show_gain(result: GainResult) -> None:
             )
     console.print(
         f"{result.family}: {sum(result.networks)} networks, tolerance {result.tolerance:g} of "
-        f"labels, {result.redundancy_tolerance:g} of variance; a unit that is ablated: "
+        f"labels, {result.redundancy_tolerance:g} of variance; ablated units are "
         f"{_UNITS[result.unit]}",
         soft_wrap=True,
     )
