@@ -106,7 +106,7 @@ def test_curves_equal_those_of_zeroed_outgoing_weights(monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(ablation, "_ranks", spy)
-    result = _measure(model, made.data)
+    result = _measure(model, made.data, layer_examples=None)
     ranks = np.array([r.numpy() for r in drawn]).reshape(3, 3, 14)  # [layer, order, unit]
     for order in range(3):
         own = [torch.from_numpy(ranks[layer, order]) for layer in range(3)]

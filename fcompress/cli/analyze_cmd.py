@@ -309,8 +309,8 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
     tolerance, *others = result.ablation.tolerances
     yield (
         f"Prunable: {whole.share(tolerance):.1%} of the units ({whole.prunable(tolerance):,.0f} of "
-        f"{whole.units:,}; units are {_UNITS[result.ablation.unit]}), taken at random in all layers "
-        f"at once, can be set to 0 before more than {tolerance:.0%} of the labels change "
+        f"{whole.units:,}; units are {_UNITS[result.ablation.unit]}), taken at random in all "
+        f"layers at once, can be set to 0 before more than {tolerance:.0%} of the labels change "
         f"(best of {len(whole.agreement)} random orders)."
         + _further((f"{t:g}", whole.share(t)) for t in others)
     )
