@@ -88,6 +88,8 @@ class Tracer:
         self.splits: list[Tensor] = []
         self.touched: set[str] = set()
         self.aside: dict[str, str] = {}
+        self._mixing: list[tuple[Tensor, Sequence[int], str]] = []
+        self._meetings: list[tuple[str, Tensor, Tensor]] = []
         self._not_understood: dict[str, str] = {}
         self._uses: dict[tuple[str, int, bool], list[Tensor]] = {}
         self._labels: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
@@ -139,9 +141,7 @@ class Tracer:
         if source is None:
             return None
         name, index = source
-        if name not in self._element_labels:
-            self._element_labels[name] = self.units.fresh(self._tensors[name].numel())
-        return self._element_labels[name][index]
+        return self._elements(name)[index]
 
     def known(self, tensor: Tensor) -> Tensor:
         """Labels of a tensor (same shape), `NONE` for a constant."""
@@ -187,6 +187,13 @@ class Tracer:
             self.tie(compact(labels), compact(first))
             self.bundles.append((labels_in(first), operator))
         return first
+
+    def mixes(self, labels: Tensor, dims: Sequence[int], reason: str) -> None:
+        """An operator mixes what stands along `dims`; if that is several units, a reason.
+
+        What is one unit is only known in the end: a head becomes one by its dot products.
+        """
+        self._mixing.append((narrowed(labels), dims, reason))
 
     def same_along(self, labels: Tensor, dims: Sequence[int]) -> bool:
         """Whether every element along `dims` belongs to the same unit (or to none)."""
@@ -267,6 +274,23 @@ class Tracer:
             self.tie(uses[0], full)
         uses.append(full)
 
+    def meets(self, labels: Tensor, parameter: Tensor, operator: str) -> None:
+        """A parameter met elementwise: each of its elements belongs to the unit that it meets.
+
+        Args:
+            labels: Of the activation.
+            parameter: The parameter, a rearrangement or a function of some; both broadcast.
+            operator: What brings them together.
+        """
+        source = self.source(parameter)
+        if source is None:
+            self.refuse(labels, f"{operator} with a value computed from parameters")
+            return
+        a, b = torch.broadcast_tensors(*compact_pair(labels, source[1]))
+        pairs = (b * self.units.count + a)[a != NONE].unique()
+        element, unit = pairs // self.units.count, pairs % self.units.count
+        self._meetings.append((source[0], element, unit))
+
     def contraction(self, weight: Tensor, bias: Any, kind: str) -> None:
         """Note a convolution or linear map in order of execution."""
         name = self.owner(weight)
@@ -303,6 +327,12 @@ class Tracer:
                         self.refuse(one, f"shared weight: {name} is used more than once")
                         self.refuse(other, f"shared weight: {name} is used more than once")
         self._balance_splits()
+        for name, element, unit in self._meetings:
+            self._belong(name, element, self.units.roots(unit))
+        self._balance_splits()
+        for labels, dims, reason in self._mixing:
+            if not self.same_along(labels, dims):
+                self.refuse(labels, reason)
         for name, labels in self._element_labels.items():
             self.touched.add(name)
             axis = self._element_axis(name, labels.view(self._tensors[name].shape))
@@ -313,6 +343,24 @@ class Tracer:
             for axis in self.axes:
                 if axis.tensor == name:
                     self.refuse(axis.labels, reason)
+
+    def _belong(self, name: str, element: Tensor, unit: Tensor) -> None:
+        """Elements of a parameter (flat indices) met units: theirs they are, or nobody's."""
+        number = len(unit.unique())
+        width = int(unit.max()) + 1 if number else 1
+        met = (element * width + unit).unique() // width
+        often = torch.unique_consecutive(met, return_counts=True)[1]
+        if self._tensors[name].numel() == 1 or (number > 1 and bool((often == number).any())):
+            self.touched.add(name)
+            self.aside.setdefault(name, "one value for all units")
+        else:
+            self.tie(self._elements(name)[element], unit)
+
+    def _elements(self, name: str) -> Tensor:
+        """A label for each element of a parameter or buffer, flat."""
+        if name not in self._element_labels:
+            self._element_labels[name] = self.units.fresh(self._tensors[name].numel())
+        return self._element_labels[name]
 
     def _element_axis(self, name: str, labels: Tensor) -> Axis | None:
         """The dimension of an elementwise parameter along which its units lie."""
@@ -357,9 +405,12 @@ def _within(flat: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _dim_of_stride(whole: Tensor, stride: int) -> int:
-    """The dimension of a contiguous tensor that a (size-one) view dimension runs along."""
-    strides = list(whole.stride())
-    return strides.index(stride) if stride in strides else 0
+    """The dimension of a contiguous tensor that a (size-one) view dimension runs along.
+
+    Neighbours of a dimension of size one have its stride too, so size one comes first.
+    """
+    places = [d for d in range(whole.dim()) if whole.stride(d) == stride]
+    return min(places, key=lambda d: whole.shape[d], default=0)
 
 
 def nobody(shape: Sequence[int]) -> Tensor:
