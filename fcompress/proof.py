@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.excise import Group, Slot, excise
+from fcompress.models.lrn import LocalResponseNorm
 from fcompress.prepare import as_inputs, dtype_of, first_line
 
 # Largest difference, relative to the largest output, that rounding explains.
@@ -148,8 +149,9 @@ class _Experiment:
     def problem(self, groups: Sequence[Group]) -> str | None:
         """What goes wrong when units of all these groups go; None if nothing does."""
         reference = self._reference(groups)
-        scrambled = self._edited(groups, "consumer", 0.0)
-        scrambled = self._edited(groups, "producer", None, scrambled)
+        scrambled = self._zeroed(groups)
+        others = [g for g in groups if not self._neighbourly(g)]
+        scrambled = self._edited(others, "producer", None, scrambled)
         if not self._agree(self._run_with(scrambled), reference):
             return "somebody else reads its units: zeroing them at the consumers is not enough"
         try:
@@ -202,8 +204,23 @@ class _Experiment:
         """Outputs with the units zeroed at their consumers."""
         key = ("reference", frozenset(g.name for g in groups))
         if key not in self._known:
-            self._known[key] = self._run_with(self._edited(groups, "consumer", 0.0))
+            self._known[key] = self._run_with(self._zeroed(groups))
         return self._known[key]
+
+    def _zeroed(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """Tensors with the units zeroed: at their consumers, and where neighbours see them.
+
+        Local response normalisation lets a unit weaken its neighbours. To zero such a unit is to
+        zero it before the normalisation, and that is what excising it has to equal.
+        """
+        through = [g for g in groups if self._neighbourly(g)]
+        silenced = self._edited(through, "between", 0.0, self._edited(through, "producer", 0.0))
+        return self._edited(groups, "consumer", 0.0, silenced)
+
+    def _neighbourly(self, group: Group) -> bool:
+        """Whether the units of a group pass a local response normalisation."""
+        owners = (self._model.get_submodule(s.tensor.rpartition(".")[0]) for s in group.slots)
+        return any(isinstance(owner, LocalResponseNorm) for owner in owners)
 
     def _thin(self, groups: Sequence[Group]) -> list[Tensor]:
         """Outputs with the units excised."""
