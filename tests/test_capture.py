@@ -165,6 +165,30 @@ def test_replaying_a_prefix_changes_no_output(layer, budget):
     assert _hooks(model) == 0
 
 
+def test_replaying_protects_what_is_written_into_by_functional_code():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gate = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.first(x)
+            y += 1
+            return y * self.gate(y)
+
+    torch.manual_seed(0)
+    model, x = Written(), torch.randn(5, 3)
+    prefix = Prefix(model)
+    with evaluating(model):
+        expected = model(x)
+        for _ in range(3):
+            with prefix.recording():
+                model(x)
+            for _ in range(3):
+                with prefix.replaying("gate"):
+                    assert torch.equal(model(x), expected)
+
+
 def test_replaying_computes_nothing_before_the_layer():
     model, x = _residual()
     runs = []
