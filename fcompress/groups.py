@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.excise import Group, Slot
-from fcompress.labels import NONE, Axis, Contraction, Tracer
+from fcompress.label_tensors import NONE
+from fcompress.labels import Axis, Contraction, Tracer
 from fcompress.prepare import plain_copy, quiet_tracing
 from fcompress.proof import prove
 from fcompress.tracing import INPUT_REASON, trace

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fcompress.label_moves import (
     Rule,
-    belong,
     either,
     meet,
     of_parameters,
@@ -20,7 +19,8 @@ from fcompress.label_moves import (
     tensors_in,
     unknown,
 )
-from fcompress.labels import Tracer, compact, nobody, representative
+from fcompress.label_tensors import compact, nobody, representative
+from fcompress.labels import Tracer
 
 # Convolutions and matrix products ----------------------------------------------------------
 
@@ -185,7 +185,7 @@ def batch_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
     line = line.flatten().expand(labels.shape[1])
     for operand in args[1:5]:
         if isinstance(operand, Tensor):
-            belong(tracer, line, operand, operator)
+            meet(tracer, line, operand, operator)
     tracer.set(tensors_in(out)[0], labels)
 
 
@@ -193,15 +193,11 @@ def layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
     """Mixes what it normalises over: fine within one unit (a head), else left alone."""
     labels = tracer.known(args[0])
     over = list(range(labels.dim() - len(args[1]), labels.dim()))
-    if not tracer.same_along(labels, over):
-        kind = "RMS" if "rms" in operator_name(func) else "layer"
-        if tracer.same_along(labels, [d for d in range(labels.dim()) if d not in over]):
-            tracer.refuse(labels, f"{kind} normalisation mixes its channels")
-        else:
-            tracer.tie_along(labels, over, f"{kind} normalisation")
+    kind = "RMS" if "rms" in operator_name(func) else "layer"
+    tracer.mixes(labels, over, f"{kind} normalisation mixes its channels")
     for operand in args[2:4]:
         if isinstance(operand, Tensor):
-            belong(tracer, labels, operand, str(func.overloadpacket))
+            meet(tracer, labels, operand, str(func.overloadpacket))
     tracer.set(tensors_in(out)[0], labels)
 
 
@@ -214,9 +210,8 @@ def group_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
     line = line.flatten().expand(channels)
     for operand in args[1:3]:
         if isinstance(operand, Tensor):
-            belong(tracer, line, operand, operator)
-    if not tracer.same_along(line.reshape(groups, -1), [1]):
-        tracer.refuse(labels, "group normalisation mixes its channels")
+            meet(tracer, line, operand, operator)
+    tracer.mixes(line.reshape(groups, -1), [1], "group normalisation mixes its channels")
     tracer.set(out[0], labels)
 
 
@@ -224,8 +219,7 @@ def softmax(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
     """Mixes along its dimension."""
     labels = tracer.of(args[0])
     if labels is not None:
-        if not tracer.same_along(labels, [args[1] % labels.dim()]):
-            tracer.refuse(labels, "softmax over units mixes them")
+        tracer.mixes(labels, [args[1] % labels.dim()], "softmax over units mixes them")
         tracer.set(out, labels)
 
 
@@ -271,8 +265,8 @@ def cumulative(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
     """Running sums and products along a dimension."""
     labels = tracer.of(args[0])
     if labels is not None:
-        if not tracer.same_along(labels, [args[1] % labels.dim()]):
-            tracer.refuse(labels, f"{func.overloadpacket} runs over units")
+        dim = args[1] % labels.dim()
+        tracer.mixes(labels, [dim], f"{func.overloadpacket} runs over units")
         for result in tensors_in(out):
             tracer.set(result, labels)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fcompress.labels import NONE, Tracer, compact, compact_pair, nobody
+from fcompress.label_tensors import NONE, compact, nobody
+from fcompress.labels import Tracer
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -271,35 +272,10 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(a != NONE, a, b) if bool((compact(a) == NONE).any()) else a
 
 
-def belong(tracer: Tracer, labels: Tensor, parameter: Tensor, operator: str) -> None:
-    """A parameter met elementwise: each of its elements belongs to the unit that it meets.
-
-    Args:
-        tracer: Takes the ties.
-        labels: Of the activation; the parameter can be broadcast against it.
-        parameter: The parameter, a rearrangement or a function of some.
-        operator: What brings them together.
-    """
-    source = tracer.source(parameter)
-    if source is None:
-        tracer.refuse(labels, f"{operator} with a value computed from parameters")
-        return
-    a, b = compact_pair(labels, source[1])
-    a, b = torch.broadcast_tensors(tracer.units.roots(a), b)
-    there = a != NONE
-    units, unit = a[there].unique(return_inverse=True)
-    meetings = (b[there] * len(units) + unit).unique() // max(len(units), 1)
-    often = torch.unique_consecutive(meetings, return_counts=True)[1]
-    if parameter.numel() == 1 or (len(units) > 1 and bool((often == len(units)).any())):
-        tracer.set_aside((parameter,), "one value for all units")
-    else:
-        tracer.tie(labels, tracer.known(parameter))
-
-
 def meet(tracer: Tracer, labels: Tensor, operand: Tensor, operator: str) -> Tensor:
     """Labels of an activation that an operand of any kind is added to or multiplied with."""
     if tracer.is_parameter(operand):
-        belong(tracer, labels, operand, operator)
+        tracer.meets(labels, operand, operator)
         return labels
     own = tracer.known(operand)
     tracer.tie(labels, own)

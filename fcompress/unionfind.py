@@ -8,21 +8,24 @@ class UnionFind:
     """Sets of labels 0, 1, 2, ...
 
     Parents are kept flat: every label points straight at the smallest label of its set.
+
+    Attributes:
+        count: Number of labels so far.
     """
 
     def __init__(self) -> None:
         self._parent = torch.zeros(1024, dtype=torch.int64)
-        self._count = 1
+        self.count = 1
 
     def fresh(self, count: int) -> Tensor:
         """`count` new labels, each its own set: int64 [count]."""
-        start, self._count = self._count, self._count + count
-        if self._count > len(self._parent):
-            grown = torch.zeros(2 * self._count, dtype=torch.int64)
+        start, self.count = self.count, self.count + count
+        if self.count > len(self._parent):
+            grown = torch.zeros(2 * self.count, dtype=torch.int64)
             grown[:start] = self._parent[:start]
             self._parent = grown
-        new = torch.arange(start, self._count)
-        self._parent[start : self._count] = new
+        new = torch.arange(start, self.count)
+        self._parent[start : self.count] = new
         return new
 
     def roots(self, labels: Tensor) -> Tensor:
@@ -49,10 +52,10 @@ class UnionFind:
             self._flatten()
 
     def _flatten(self) -> None:
-        parent = self._parent[: self._count]
+        parent = self._parent[: self.count]
         while True:
             shorter = parent[parent]
             if torch.equal(shorter, parent):
                 break
             parent = shorter
-        self._parent[: self._count] = parent
+        self._parent[: self.count] = parent

@@ -9,7 +9,7 @@ from fcompress.checkpoint import load, save
 from fcompress.cli import main
 from fcompress.data import load_data
 from fcompress.models import build
-from fcompress.train import TrainConfig, train
+from fcompress.training import TrainConfig, train
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

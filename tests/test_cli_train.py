@@ -61,7 +61,7 @@ def test_help_does_not_import_torch():
         "import sys, fcompress.cli.main as m\n"
         "try: m.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "sys.exit('fcompress.data' in sys.modules or 'fcompress.train' in sys.modules)"
+        "sys.exit('fcompress.data' in sys.modules or 'fcompress.training' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 

@@ -16,13 +16,13 @@ from fcompress import checkpoint
 from fcompress.data import load_data
 from fcompress.errors import TrainingError
 from fcompress.models import build
-from fcompress.train import EpochRecord, Progress, _steps, accuracy, train
 from fcompress.train_config import (
     OPTIMIZERS,
     TrainConfig,
     default_config,
     learning_rate,
 )
+from fcompress.training import EpochRecord, Progress, _steps, accuracy, train
 
 DIGITS = {"in_channels": 1, "image_size": 8, "classes": 10}
 
@@ -187,7 +187,7 @@ import sys
 from pathlib import Path
 from fcompress.data import load_data
 from fcompress.models import build
-from fcompress.train import EpochRecord, TrainConfig, train
+from fcompress.training import EpochRecord, TrainConfig, train
 
 def tell(item):
     print("epoch" if isinstance(item, EpochRecord) else "step", flush=True)

@@ -20,7 +20,7 @@ from fcompress.train_config import DEVICES, OPTIMIZERS, SCHEDULES, default_confi
 
 # torch takes seconds to import, so the commands import what needs it when they run.
 if TYPE_CHECKING:
-    from fcompress.train import EpochRecord, Progress, TrainResult
+    from fcompress.training import EpochRecord, Progress, TrainResult
 
 
 def _arguments(
@@ -135,7 +135,7 @@ def train_command(
 
     from fcompress.data import load_data
     from fcompress.models import build
-    from fcompress.train import train
+    from fcompress.training import train
 
     splits = load_data(
         spec, root=data_root, seed=data_seed, random_labels=random_labels, download=download
@@ -181,7 +181,7 @@ def _fitting(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _shown(epochs: int) -> Iterator[Callable[[Progress | EpochRecord], None]]:
     """A live bar on a terminal's stderr, and a line for every epoch."""
-    from fcompress.train import EpochRecord
+    from fcompress.training import EpochRecord
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (
