@@ -34,7 +34,9 @@ from fcompress.roles import Roles, batches_of, roles_of
 from fcompress.search import Candidate, certify, measure, sequence_to_test, thinnest
 from fcompress.selection import Family
 
-CALIBRATION = 2048
+# Calibration examples: as many as this many multiply-adds allow, within bounds.
+CALIBRATION_MACS = 6e10
+CALIBRATION_LEAST, CALIBRATION_MOST = 1024, 8192
 LATENCY_BATCH = 64
 
 
@@ -118,7 +120,7 @@ def shrink(
     method: str = "factor",
     ratio: float | None = None,
     max_macs: int | None = None,
-    calibration: int = CALIBRATION,
+    calibration: int | None = None,
     confidence: float = CONFIDENCE,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -133,7 +135,8 @@ def shrink(
         method: A name in `methods.METHODS`.
         ratio: Instead of searching for the tolerance: at most this share of the MACs.
         max_macs: Instead of searching for the tolerance: at most this many MACs.
-        calibration: Most calibration examples to use.
+        calibration: Most calibration examples to use; None for as many as are cheap (1,024 to
+            8,192, fewer the more multiply-adds the network takes).
         confidence: Of the certificate, in (0, 1).
         seed: Of all choices.
         progress: Called with a line whenever something takes a while.
@@ -154,7 +157,7 @@ def shrink(
     if size is None:
         assert tol is not None
         _check_reachable(tol, len(roles.certification), confidence)
-    inputs = placed(model, roles.calibration.first(calibration))
+    inputs = placed(model, roles.calibration.first(calibration or _affordable(model, roles)))
     wide = _own_copy(model, inputs)
     structure = find_groups(wide, inputs[:4], seed=seed)
     _check_something(structure)
@@ -231,6 +234,12 @@ def _check_reachable(tol: float, n: int, confidence: float) -> None:
 
 def _provable(n: int, confidence: float) -> float:
     return -math.expm1(math.log1p(-confidence) / n)
+
+
+def _affordable(model: nn.Module, roles: Roles) -> int:
+    """How many calibration examples to use where the caller does not say."""
+    macs = cost.count(model, roles.calibration.first(1)).macs
+    return int(min(max(CALIBRATION_MACS / max(macs, 1), CALIBRATION_LEAST), CALIBRATION_MOST))
 
 
 def _own_copy(model: nn.Module, inputs: Tensor) -> nn.Module:

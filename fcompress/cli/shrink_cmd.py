@@ -18,7 +18,7 @@ from fcompress.errors import DataError
 from fcompress.files import write_atomic
 from fcompress.methods import METHODS
 from fcompress.models import Network
-from fcompress.pipeline import CALIBRATION, ShrinkResult, shrink
+from fcompress.pipeline import ShrinkResult, shrink
 from fcompress.plots import shrink_png
 from fcompress.report import agreement_sentence, change_rows, verdict
 
@@ -91,10 +91,8 @@ _CONFIDENCE = click.option(
 @click.option(
     "--calibration",
     type=click.IntRange(min=2),
-    default=CALIBRATION,
-    show_default=True,
     metavar="N",
-    help="Most calibration examples to use.",
+    help="Most calibration examples to use.  [default: 1,024 to 8,192 by the network's cost]",
 )
 @_CONFIDENCE
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all choices.")
@@ -110,7 +108,7 @@ def shrink_command(
     plot: Path | None,
     ratio: float | None,
     max_macs: int | None,
-    calibration: int,
+    calibration: int | None,
     confidence: float,
     seed: int,
     data: str | None,
