@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TIE = 1e-9  # relative difference of two scores that rounding explains
+
 
 @dataclass(frozen=True)
 class Path:
@@ -77,6 +79,9 @@ def pivoted(covariance: Tensor) -> tuple[Tensor, Tensor]:
     total = float(own.sum())
     tiny = torch.finfo(torch.float64).eps * size * max(float(own.max()), 0.0)
     gain = k.square().sum(0)
+    # Gains are down-dated, so each carries the rounding of its first value along. Without this
+    # reserve a unit that is all but explained could win by rounding divided by almost nothing.
+    noise = torch.finfo(torch.float64).eps * size * gain
     factor = torch.zeros(size, size, dtype=torch.float64)
     free = torch.ones(size, dtype=torch.bool)
     order = torch.empty(size, dtype=torch.int64)
@@ -88,8 +93,10 @@ def pivoted(covariance: Tensor) -> tuple[Tensor, Tensor]:
             order[step:] = free.nonzero().flatten()
             break
         unexplained[step] = float(own[free].sum()) / total
-        score = torch.where(alive, gain / own, -1.0)
-        best = int(score.argmax())
+        score = torch.where(alive, (gain - noise) / own, -torch.inf)
+        # Multiples of one unit explain the same: the largest of them can be divided by best.
+        ties = score >= score.max() - TIE * score.max().abs()
+        best = int(torch.where(ties, own, -1.0).argmax())
         order[step] = best
         free[best] = False
         # Cholesky column of the chosen unit, and what it takes out of all the others.
