@@ -20,6 +20,7 @@ from fcompress.record import record, run
 from fcompress.selection import Family, Path
 
 FINE_STEPS = 2000
+DEAREST = 1e200  # stands for an infinite cost, which could not be compared with another one
 
 
 @dataclass(frozen=True)
@@ -109,5 +110,5 @@ def _marginal(cost: Tensor) -> np.ndarray:
 
     Never less than what a later position costs: units go from the end.
     """
-    padded = np.append(cost.double().numpy(), 0.0)
+    padded = np.append(cost.double().clamp(max=DEAREST).numpy(), 0.0)
     return np.maximum.accumulate((padded[:-1] - padded[1:])[::-1])[::-1]

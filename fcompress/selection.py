@@ -46,7 +46,7 @@ class Family:
     @classmethod
     def of(cls, paths: Mapping[str, Path]) -> Family:
         """Join the paths of all groups by price."""
-        merged = torch.cat([p.price.double() for p in paths.values()])
+        merged = torch.cat([torch.zeros(0), *(p.price.double() for p in paths.values())])
         return cls(dict(paths), merged[merged.isfinite()].sort().values)
 
     def kept(self, removed: int) -> dict[str, Tensor]:
