@@ -9,6 +9,7 @@ one sweep, with only the live activations of the frontier in memory.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,7 +112,8 @@ class Recording:
         steps: Operators in order.
         inputs: Slots of the inputs.
         outputs: Slots of the output tensors.
-        layers: Convolutions and linear maps with a whole parameter as weight, in order.
+        layers: Convolutions and linear maps in order whose weight is a whole parameter, and whose
+            weight and bias nothing else uses.
     """
 
     steps: list[Step]
@@ -195,8 +197,12 @@ def record(model: nn.Module, inputs: Tensor) -> Recording:
         for module in training:
             module.training = True
     steps = recorder.steps
+    layers = _find_layers(steps, recorder.aliases)
     _note_last_uses(steps, {first, *slots})
-    return Recording(steps, [first], slots, _find_layers(steps, recorder.aliases))
+    for layer in layers:
+        if layer.out in steps[layer.step].frees:  # nothing reads it, but whoever asks for it may
+            steps[layer.step].frees.remove(layer.out)
+    return Recording(steps, [first], slots, layers)
 
 
 def _note_last_uses(steps: list[Step], keep: set[int]) -> None:
@@ -216,10 +222,16 @@ def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
             if isinstance(leaf, Value):
                 readers.setdefault(leaf.slot, []).append(step)
 
+    uses = Counter(leaf.name for step in steps for leaf in step.leaves if isinstance(leaf, Named))
+
     def parameter(reference: Any) -> str | None:
         if isinstance(reference, Named):
             return reference.name
         return aliases.get(reference.slot) if isinstance(reference, Value) else None
+
+    def own(reference: Any) -> str | None:
+        name = parameter(reference)
+        return name if name and uses[name] == 1 else None
 
     layers = []
     for index, step in enumerate(steps):
@@ -236,18 +248,19 @@ def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
             (x, w), b, convolution = (step.argument(i) for i in range(2)), None, None
         else:
             continue
-        weight = parameter(w)
+        weight, bias = own(w), own(b)
         if weight is None or not isinstance(x, Value) or x.slot in aliases:
+            continue
+        if b is not None and bias is None:
             continue
         out = step.outs[0]
         reading = readers.get(out, [])
         norm = None
         if len(reading) == 1 and reading[0].func.overloadpacket.__name__ in BATCH_NORMS:
-            mean, var = parameter(reading[0].argument(3)), parameter(reading[0].argument(4))
+            mean, var = own(reading[0].argument(3)), own(reading[0].argument(4))
             norm = (mean, var) if mean and var else None
         # A linear layer hands its weight over as a transposed view, `x @ w` the parameter itself.
         inputs_first = convolution is None and isinstance(w, Named)
-        bias = parameter(b) if b is not None else None
         layers.append(Layer(weight, bias, index, x.slot, out, convolution, inputs_first, norm))
     return layers
 
