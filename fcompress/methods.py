@@ -127,7 +127,9 @@ class Factor:
             if g.name not in skipped
         }
         orders = {name: order for name, (order, _) in chosen.items()}
-        costs = {name: unexplained for name, (_, unexplained) in chosen.items()}
+        # Every consumer suffers from what is unexplained: a stream read by many layers is dear.
+        readers = {g.name: len(g.consumers) for g in context.structure.groups}
+        costs = {name: readers[name] * share for name, (_, share) in chosen.items()}
         return merge(orders, costs, context.loads)
 
     def choose(self, context: Context, group: Group) -> tuple[Tensor, Tensor]:

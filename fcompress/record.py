@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,24 @@ class Step:
         args, kwargs = tree_unflatten(leaves, self.spec)
         return self.func(*args, **kwargs)
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments."""
+        return dict(tree_unflatten(self.leaves, self.spec)[1])
+
     def argument(self, position: int) -> Any:
         """Positional argument with tensors as `Value` or `Named`."""
         return tree_unflatten(self.leaves, self.spec)[0][position]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Names of a batch norm's running mean and variance and of its scale; its epsilon."""
+
+    mean: str
+    var: str
+    scale: str | None
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,9 @@ class Layer:
         out: Slot of its output.
         convolution: (stride, padding, dilation, groups), None for a linear map.
         inputs_first: Whether a linear map stores its weight as [in, out].
-        norm: Names of running mean and variance of the batch norm that alone reads the output.
+        norm: The batch norm that alone reads the output.
+        joins: Slot of what is added to the output (after its norm) and is there before it: the
+            skip of a residual block.
     """
 
     weight: str
@@ -101,7 +118,8 @@ class Layer:
     out: int
     convolution: tuple[Any, Any, Any, int] | None
     inputs_first: bool
-    norm: tuple[str, str] | None
+    norm: Norm | None
+    joins: int | None
 
 
 @dataclass(frozen=True)
@@ -217,10 +235,13 @@ def _note_last_uses(steps: list[Step], keep: set[int]) -> None:
 
 def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
     readers: dict[int, list[Step]] = {}
-    for step in steps:
+    made: dict[int, int] = {}
+    for index, step in enumerate(steps):
         for leaf in step.leaves:
             if isinstance(leaf, Value):
                 readers.setdefault(leaf.slot, []).append(step)
+        for slot in step.outs:
+            made.setdefault(slot, index)
 
     uses = Counter(leaf.name for step in steps for leaf in step.leaves if isinstance(leaf, Named))
 
@@ -254,15 +275,50 @@ def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
         if b is not None and bias is None:
             continue
         out = step.outs[0]
-        reading = readers.get(out, [])
-        norm = None
-        if len(reading) == 1 and reading[0].func.overloadpacket.__name__ in BATCH_NORMS:
-            mean, var = own(reading[0].argument(3)), own(reading[0].argument(4))
-            norm = (mean, var) if mean and var else None
-        # A linear layer hands its weight over as a transposed view, `x @ w` the parameter itself.
-        inputs_first = convolution is None and isinstance(w, Named)
-        layers.append(Layer(weight, bias, index, x.slot, out, convolution, inputs_first, norm))
+        norm, normed = _norm_after(out, readers, own)
+        other = _added_to(normed, readers)
+        layers.append(
+            Layer(
+                weight=weight,
+                bias=bias,
+                step=index,
+                x=x.slot,
+                out=out,
+                convolution=convolution,
+                # A linear layer hands its weight over transposed, `x @ w` the parameter itself.
+                inputs_first=convolution is None and isinstance(w, Named),
+                norm=norm,
+                joins=other if other is not None and made.get(other, 0) < index else None,
+            )
+        )
     return layers
+
+
+def _norm_after(
+    out: int, readers: Mapping[int, list[Step]], parameter: Callable[[Any], str | None]
+) -> tuple[Norm | None, int]:
+    """The batch norm that alone reads a slot, and the slot that holds the value after it."""
+    reading = readers.get(out, [])
+    if len(reading) == 1 and reading[0].func.overloadpacket.__name__ in BATCH_NORMS:
+        scale, mean, var = (parameter(reading[0].argument(i)) for i in (1, 3, 4))
+        if mean and var:
+            eps = reading[0].argument(-1)
+            return Norm(mean, var, scale, float(eps)), reading[0].outs[0]
+    return None, out
+
+
+def _added_to(slot: int, readers: Mapping[int, list[Step]]) -> int | None:
+    """The slot that is added to `slot`, where nothing else reads it before."""
+    reading = readers.get(slot, [])
+    if not reading:
+        return None
+    name = reading[0].func.overloadpacket.__name__
+    # After an addition in place, further readers of the slot read the sum.
+    if name not in ("add", "add_") or (name == "add" and len(reading) > 1):
+        return None
+    operands = [reading[0].argument(i) for i in range(2)]
+    others = [o.slot for o in operands if isinstance(o, Value) and o.slot != slot]
+    return others[0] if len(others) == 1 and "alpha" not in reading[0].keywords else None
 
 
 class Replay:
@@ -309,6 +365,15 @@ class Replay:
         layers = self.layer(index)
         self.advance(layers[0].step)
         return [v[layer.x] for v, layer in zip(self._values, layers, strict=True)]
+
+    def joined(self, index: int) -> list[Tensor]:
+        """What will be added to the output of layer number `index`, batch by batch."""
+        layers = self.layer(index)
+        return [
+            v[layer.joins]
+            for v, layer in zip(self._values, layers, strict=True)
+            if layer.joins is not None
+        ]
 
     def finish(self) -> list[Tensor]:
         """Run to the end; the first output of every batch."""

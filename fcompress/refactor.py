@@ -21,14 +21,12 @@ class Fit:
     Attributes:
         weight: float64 [out, in].
         bias: float64 [out]: what has to be added so that the means agree.
-        variance: float64 [out]: variance of the fitted outputs over the rows.
         ridge: The chosen ridge, relative to the mean variance of an input; infinite where the
             prior was best left as it was.
     """
 
     weight: Tensor
     bias: Tensor
-    variance: Tensor
     ridge: float
 
 
@@ -46,7 +44,7 @@ def fit(inputs: Tensor, targets: Tensor, prior: Tensor, *, centred: bool = True)
         centred: Whether a bias is fitted.
 
     Returns:
-        Weights, bias and the variance of what they give.
+        Weights, bias and the ridge that was chosen.
     """
     x, z, w0 = inputs, targets, prior.double()
     mean_x = x.mean(0, dtype=torch.float64) if centred else x.new_zeros(x.shape[1]).double()
@@ -70,8 +68,7 @@ def fit(inputs: Tensor, targets: Tensor, prior: Tensor, *, centred: bool = True)
     w = w0
     if ridge != float("inf"):
         w = _solve(gram, cross, w0, ridge * float(gram.diagonal().mean()))
-    variance = ((w @ gram) * w).sum(1).clamp(min=0) / len(x)
-    return Fit(w, mean_z - w @ mean_x, variance, ridge)
+    return Fit(w, mean_z - w @ mean_x, ridge)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ from fcompress.groups import Group
 from fcompress.record import Layer, Replay, recordings_for
 from fcompress.refactor import Fit, fit
 from fcompress.resize import resize
-from fcompress.rows import input_rows
+from fcompress.rows import input_rows, output_rows
 from fcompress.targets import Target, centre, unit_columns
 
 WIDEST_SOLVE = 6000
+FAINT = 1e-2
 
 
 def refactor_network(
@@ -53,7 +54,10 @@ def refactor_network(
             if target is None or _is_depthwise(layer, tensors[layer.weight]):
                 continue
             rows = input_rows(layer, tensors[layer.weight], replay.inputs(index), target.places)
-            _solve_layer(layer, rows, target, originals, tensors, keep, groups)
+            joined = None
+            if target.joined is not None:
+                joined = output_rows(replay.joined(index), target.places)
+            _solve_layer(layer, rows, joined, target, originals, tensors, keep, groups)
     return thin
 
 
@@ -80,6 +84,7 @@ def _is_depthwise(layer: Layer, weight: Tensor) -> bool:
 def _solve_layer(
     layer: Layer,
     rows: Tensor,
+    joined: Tensor | None,
     target: Target,
     originals: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
@@ -98,9 +103,14 @@ def _solve_layer(
     width = original.shape[1]
     stays_all = torch.cat([stays_in + g * width for g in range(convolution_groups)]).to(device)
     thin_centre = centre(layer, rows)
-    if len(stays_all) == target.inputs.shape[1] and torch.equal(thin_centre, target.inputs):
-        return
     outputs = target.outputs[:, stays_out]
+    missing = None
+    if joined is not None and target.joined is not None:
+        missing = target.joined[:, stays_out] - joined
+    unchanged = len(stays_all) == target.inputs.shape[1] and torch.equal(thin_centre, target.inputs)
+    if unchanged and (missing is None or not bool(missing.any())):
+        return
+    wanted = outputs if missing is None else outputs + _before_norm(layer, missing, tensors)
     centred = layer.bias is not None or layer.norm is not None
     fits = []
     for g in range(convolution_groups):
@@ -111,7 +121,7 @@ def _solve_layer(
         fits.append(
             _solve_block(
                 rows[:, mine],
-                outputs[:, out],
+                wanted[:, out],
                 block.reshape(len(block), width, -1),
                 target.inputs[:, g * width : (g + 1) * width],
                 stays_in.to(device),
@@ -121,13 +131,26 @@ def _solve_layer(
         )
     weight = torch.cat([f.weight for f in fits])
     bias = torch.cat([f.bias for f in fits])
-    variance = torch.cat([f.variance for f in fits])
     place = tensors[layer.weight]
     place.copy_((weight.T if layer.inputs_first else weight).reshape(place.shape))
     if layer.bias is not None:
         tensors[layer.bias].copy_(bias)
-    if layer.norm is not None:
-        _move_norm(layer, outputs, bias, variance, tensors)
+    elif layer.norm is not None:
+        _move_norm(layer, bias, tensors)
+
+
+def _before_norm(layer: Layer, missing: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What a layer has to add so that `missing` [rows, O] is added after its batch norm.
+
+    A channel whose norm scales it to (almost) nothing cannot make up for anything.
+    """
+    if layer.norm is None:
+        return missing
+    spread = (tensors[layer.norm.var] + layer.norm.eps).sqrt()
+    scale = torch.ones_like(spread) if layer.norm.scale is None else tensors[layer.norm.scale]
+    gain = scale / spread
+    able = gain.abs() > FAINT * gain.abs().max()
+    return missing * torch.where(able, 1 / gain, 0.0)
 
 
 def _solve_block(
@@ -149,8 +172,7 @@ def _solve_block(
     if flat.shape[1] <= WIDEST_SOLVE:
         return fit(flat, outputs, prior, centred=centred)
     x, z = flat.mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
-    fitted = (flat @ prior.to(flat.dtype).T).double()
-    return Fit(prior, z - prior @ x, fitted.var(0, correction=0), float("inf"))
+    return Fit(prior, z - prior @ x, float("inf"))
 
 
 def _channel_prior(
@@ -168,21 +190,24 @@ def _channel_prior(
     """
     thin = rows[:, :, rows.shape[2] // 2]
     if positions is None:
-        selection = torch.zeros(wide_inputs.shape[1], len(stays), dtype=torch.float64)
-        selection[stays, torch.arange(len(stays))] = 1.0
+        selection = _selection(wide_inputs.shape[1], stays)
         guess = fit(thin, wide_inputs, selection, centred=centred).weight
         return torch.einsum("oct,cd->odt", original, guess)
     wide_columns, thin_columns = positions
     wide_units = wide_inputs[:, wide_columns].transpose(1, 2).flatten(0, 1)
     thin_units = thin[:, thin_columns].transpose(1, 2).flatten(0, 1)
-    kept = torch.isin(wide_columns[:, 0], stays).nonzero().flatten()
-    selection = torch.zeros(len(wide_columns), len(kept), dtype=torch.float64)
-    selection[kept, torch.arange(len(kept))] = 1.0
+    kept = torch.isin(wide_columns[:, 0].to(stays.device), stays).nonzero().flatten()
+    selection = _selection(len(wide_columns), kept)
     guess = fit(thin_units, wide_units, selection, centred=centred).weight
     by_unit = original[:, wide_columns, 0]
     prior = original.new_zeros(len(original), thin.shape[1], 1)
     prior[:, thin_columns, 0] = torch.einsum("oup,uv->ovp", by_unit, guess)
     return prior
+
+
+def _selection(size: int, kept: Tensor) -> Tensor:
+    """[size, kept] with a one where a kept unit stands for itself."""
+    return torch.eye(size, dtype=torch.float64, device=kept.device)[:, kept]
 
 
 def _positions(
@@ -208,25 +233,13 @@ def _kept(keep: Mapping[tuple[str, int], Tensor], tensor: str, dim: int, size: i
     return keep.get((tensor, dim), torch.arange(size))
 
 
-def _move_norm(
-    layer: Layer,
-    outputs: Tensor,
-    bias: Tensor,
-    variance: Tensor,
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Batch norm statistics follow their input.
+def _move_norm(layer: Layer, bias: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """The batch norm takes over the bias that a layer without one would need.
 
-    They stay what training left them, moved and scaled by as much as the layer's outputs moved
-    on the calibration data. Where the refactored layer gives the same outputs they do not change
-    at all, unlike statistics estimated anew.
+    Its statistics stay what training left them otherwise: the refactored outputs approximate the
+    wide network's, so they fit. Scaling the variance to the (smaller) one of the refactored
+    outputs was measured to agree less, estimating it anew would break exact refactors.
     """
     assert layer.norm is not None
-    mean, var = tensors[layer.norm[0]], tensors[layer.norm[1]]
-    z = outputs.double()
-    before = z.mean(0)
-    spread = z.var(0, correction=0)
-    ratio = torch.where(spread > 0, variance / spread.clamp(min=1e-300), 1.0).clamp(1e-4, 1e4)
-    after = before - bias if layer.bias is None else before
-    mean.copy_(after + (mean.double() - before) * ratio.sqrt())
-    var.copy_(var.double() * ratio)
+    mean = tensors[layer.norm.mean]
+    mean.copy_(mean.double() - bias)

@@ -16,8 +16,8 @@ from fcompress.groups import Group, Slot
 from fcompress.record import Layer, Recording, recordings_for, run
 from fcompress.rows import Places, input_rows, output_rows, sample_places
 
-ROWS_AT_LEAST = 8192
-ROWS_PER_INPUT = 4
+ROWS_AT_LEAST = 16384
+ROWS_PER_INPUT = 8
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Target:
         places: Which rows were sampled from each batch.
         inputs: [rows, C]: input channels at the centre of the patch, or input features.
         outputs: [rows, O]: what the layer writes there.
+        joined: [rows, O]: what is added to that (after a norm), or None if nothing is.
     """
 
     layer: Layer
     places: Places
     inputs: Tensor
     outputs: Tensor
+    joined: Tensor | None
 
 
 def collect_targets(
@@ -59,7 +61,7 @@ def collect_targets(
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     generator = torch.Generator().manual_seed(seed)
     examples = sum(len(b) for b in batches)
-    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor | None]]] = {}
     layers = recordings[len(batches[0])].layers
     with torch.no_grad():
         for batch in batches:
@@ -76,18 +78,23 @@ def collect_targets(
                 width = weight[0].numel() if layer.convolution else x.shape[1]
                 wanted = max(ROWS_AT_LEAST, ROWS_PER_INPUT * width)
                 places = sample_places([out], round(wanted * len(batch) / examples), generator)
+                joined = None
+                if layer.joins is not None and values[layer.joins].shape == out.shape:
+                    joined = output_rows([values[layer.joins]], places)
                 rows = centre(layer, input_rows(layer, weight, [x], places))
                 found.setdefault(layer.weight, []).append(
-                    (places.batches[0], rows.clone(), output_rows([out], places))
+                    (places.batches[0], rows.clone(), output_rows([out], places), joined)
                 )
     targets = {}
     for layer in layers:
         parts = found[layer.weight]
+        joined = [j for _, _, _, j in parts if j is not None]
         targets[layer.weight] = Target(
             layer,
-            Places(tuple(at for at, _, _ in parts)),
-            torch.cat([inputs for _, inputs, _ in parts]),
-            torch.cat([outputs for _, _, outputs in parts]),
+            Places(tuple(at for at, _, _, _ in parts)),
+            torch.cat([inputs for _, inputs, _, _ in parts]),
+            torch.cat([outputs for _, _, outputs, _ in parts]),
+            torch.cat(joined) if len(joined) == len(parts) else None,
         )
     return targets
 
