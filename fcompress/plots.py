@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fcompress.ablation import AblationCurve, AblationResult, proportions
 from fcompress.analysis import AnalyzeResult
@@ -98,6 +99,9 @@ def shrink_png(result: ShrinkResult) -> bytes:
     if result.tolerance is not None:
         left.axhline(1 - result.tolerance, color="grey", linestyle="--", label="tolerance")
     left.set_xscale("log")
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("MACs kept (%)")
     left.set_ylabel("label agreement with the wide network")
     left.legend(fontsize=8)
@@ -106,13 +110,13 @@ def shrink_png(result: ShrinkResult) -> bytes:
     after = [layer.units_after for layer in result.layers]
     right.bar(places, before, color="lightgrey", label="wide")
     right.bar(places, after, color="black", label="thin")
-    right.set_xticks(places, [layer.name for layer in result.layers], rotation=60, fontsize=7)
+    _name(right, [layer.name for layer in result.layers])
     right.set_ylabel("units")
     right.legend(fontsize=8)
     kept = result.params["after"] / result.params["before"]
     figure.suptitle(
-        f"{result.method}: {kept:.1%} of parameters, "
-        f"{macs * result.macs['after']:.1f}% of MACs, {result.agreement.rate:.1%} same labels"
+        f"{result.method}: {100 * kept:.3g}% of parameters, "
+        f"{macs * result.macs['after']:.3g}% of MACs, {result.agreement.rate:.1%} same labels"
     )
     return _png(figure)
 
@@ -168,11 +172,17 @@ def _violins(axes: Axes, result: RedundancyResult) -> None:
             half = 0.42 * counts / counts.max()
             axes.fill_betweenx(centres, x - half, x + half, color=colour, alpha=0.6, linewidth=0)
             axes.plot(x, layer.correlations.mean, "k_", markersize=10)
-    ticks = range(len(result.layers))
-    axes.set_xticks(ticks, [layer.name for layer in result.layers], rotation=60, fontsize=7)
+    _name(axes, [layer.name for layer in result.layers])
     axes.set_ylim(0, 1)
     axes.set_ylabel("|correlation| of two units")
     axes.set_title("unit-to-unit correlation (bar: mean)", fontsize=10)
+
+
+def _name(axes: Axes, layers: Sequence[str]) -> None:
+    """Slanted names that end at their places, 0 to n - 1."""
+    axes.set_xticks(
+        range(len(layers)), layers, rotation=60, ha="right", rotation_mode="anchor", fontsize=7
+    )
 
 
 def _best(curve: AblationCurve, tolerance: float) -> tuple[float, ...]:

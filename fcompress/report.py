@@ -54,4 +54,7 @@ def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _share(pair: dict[str, int] | dict[str, float]) -> str:
-    return f"{pair['after'] / pair['before']:.1%}" if pair["before"] else "-"
+    if not pair["before"]:
+        return "-"
+    share = pair["after"] / pair["before"]
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.2g}%"
