@@ -56,7 +56,8 @@ def layer_loads(model: nn.Module, groups: Sequence[Group], example: Tensor) -> l
             at = layer.step + 1
             weight, out = tensors[layer.weight], values[layer.out]
             positions = out.numel() // out.shape[1]
-            inputs, outputs = {}, {}
+            inputs: dict[str, float] = {}
+            outputs: dict[str, float] = {}
             for group in groups:
                 for slot in group.slots:
                     if slot.tensor == layer.weight and slot.role != "between":

@@ -55,9 +55,7 @@ def fit(inputs: Tensor, targets: Tensor, prior: Tensor, *, centred: bool = True)
     held = (_product(x[cut:], x[cut:]), _product(z[cut:], x[cut:]))
     scale = float(fit_part[0].diagonal().mean())
     if scale <= 0:
-        return Fit(
-            w0, mean_z - w0 @ mean_x, torch.zeros(len(w0), dtype=torch.float64), float("inf")
-        )
+        return Fit(w0, mean_z - w0 @ mean_x, float("inf"))
     floor = torch.finfo(x.dtype).eps * x.shape[1]
     best, ridge = _error(w0, *held), float("inf")
     for candidate in (floor, *(r for r in RIDGES if r > floor)):

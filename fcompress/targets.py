@@ -18,6 +18,7 @@ from fcompress.rows import Places, input_rows, output_rows, sample_places
 
 ROWS_AT_LEAST = 16384
 ROWS_PER_INPUT = 8
+MOST_NUMBERS = 10**8  # in the rows of one layer, as far as that leaves ROWS_AT_LEAST
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def collect_targets(
                 at = layer.step + 1
                 out = values[layer.out]
                 width = weight[0].numel() if layer.convolution else x.shape[1]
-                wanted = max(ROWS_AT_LEAST, ROWS_PER_INPUT * width)
+                wanted = max(ROWS_AT_LEAST, min(ROWS_PER_INPUT * width, MOST_NUMBERS // width))
                 places = sample_places([out], round(wanted * len(batch) / examples), generator)
                 joined = None
                 if layer.joins is not None and values[layer.joins].shape == out.shape:
@@ -88,13 +89,13 @@ def collect_targets(
     targets = {}
     for layer in layers:
         parts = found[layer.weight]
-        joined = [j for _, _, _, j in parts if j is not None]
+        skips = [skip for _, _, _, skip in parts if skip is not None]
         targets[layer.weight] = Target(
             layer,
             Places(tuple(at for at, _, _, _ in parts)),
             torch.cat([inputs for _, inputs, _, _ in parts]),
             torch.cat([outputs for _, _, outputs, _ in parts]),
-            torch.cat(joined) if len(joined) == len(parts) else None,
+            torch.cat(skips) if len(skips) == len(parts) else None,
         )
     return targets
 
