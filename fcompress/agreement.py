@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.capture import class_scores, evaluating, placed
+from fcompress.data import as_batches
 from fcompress.errors import DataError, FcompressError
 
 CONFIDENCE = 0.95
@@ -31,8 +32,9 @@ class AgreementResult:
         rate: same / n.
         lower_bound: With `confidence`, at least this share of all examples agrees.
         confidence: Of the bound, in (0, 1).
-        largest_difference: Largest absolute difference of a logit.
-        mean_difference: Mean absolute difference of logits.
+        largest_difference: Largest absolute difference of a logit; infinite where an output is
+            not finite.
+        mean_difference: Mean absolute difference of logits, the same.
         accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
     """
 
@@ -56,36 +58,48 @@ class AgreementResult:
         return 1.0 - self.lower_bound
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; None for a difference that is not finite."""
+        found = asdict(self)
+        for key in ("largest_difference", "mean_difference"):
+            found[key] = found[key] if math.isfinite(found[key]) else None
+        return found
 
 
 def verify(
     wide: nn.Module,
     thin: nn.Module,
-    data: Iterable[tuple[Tensor, Tensor | None]],
+    data: object,
     *,
     confidence: float = CONFIDENCE,
 ) -> AgreementResult:
     """Compare the labels of two networks, streaming.
 
+    An example counts as changed where either network's outputs are not finite.
+
     Args:
         wide: The original network; its labels are the reference.
         thin: The other network, on the same device.
-        data: Batches (inputs [N, ...], labels [N] or None).
-        confidence: Of the bound.
+        data: Batches of inputs [N, ...] or of (inputs, labels [N]), or any other kind of data
+            that `data.as_batches` takes.
+        confidence: Of the bound, in (0, 1).
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
 
     Raises:
         FcompressError: The networks give outputs of different shapes, or no class scores.
+        DataError: There are no examples.
+        ValueError: The confidence is out of its range.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
     n = same = right_before = right_after = labelled = 0
     largest = total = 0.0
     count = 0
     with evaluating(wide), evaluating(thin):
-        for inputs, labels in data:
+        for inputs, labels in as_batches(data):
+            if not len(inputs):
+                continue
             inputs = placed(wide, inputs)
             before, after = class_scores(wide, inputs), class_scores(thin, inputs)
             if before.shape != after.shape:
@@ -93,11 +107,11 @@ def verify(
                     f"the networks give outputs of shape {list(before.shape[1:])} and "
                     f"{list(after.shape[1:])}; compare networks with the same classes"
                 )
-            difference = (before.double() - after.double()).abs()
+            difference = (before.double() - after.double()).abs().nan_to_num(math.inf, math.inf)
             largest = max(largest, float(difference.max()))
             total, count = total + float(difference.sum()), count + difference.numel()
             label_before, label_after = predicted(before), predicted(after)
-            same += int((label_before == label_after).sum())
+            same += int(((label_before == label_after) & (label_before >= 0)).sum())
             n += len(inputs)
             if labels is not None:
                 labels = labels.to(label_before.device)

@@ -186,7 +186,7 @@ def verify_command(
     chosen = _choose(splits, split)
     _place(before, device)
     _place(after, device)
-    result = verify(before, after, chosen.batches(), confidence=confidence)
+    result = verify(before, after, chosen, confidence=confidence)
     record = {**result.to_dict(), "split": chosen.name, "data": splits.info}
     if write_json(json_file, record):
         _show_agreement(result, chosen.name)
