@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch import nn
+
+from fcompress.agreement import most_changes, upper_bound
+from fcompress.search import Candidate, certify, sequence_to_test, thinnest
+from fcompress.selection import Family, Path
+
+
+def _family(units):
+    prices = torch.cat([torch.tensor([torch.inf]), torch.arange(units, 0, -1).double()])
+    return Family.of({"g": Path(torch.arange(units + 1), prices)})
+
+
+def _candidate(removed, changed=0, n=1000, model=None):
+    return Candidate(removed, {}, model or nn.Identity(), 1000 - removed, changed, n)
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 40, 500])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.98, 1.0])
+def test_the_thinnest_that_passes_is_found(units, share):
+    limit, tried = round(share * units), []
+
+    def make(removed):
+        assert 0 < removed <= units
+        assert removed not in tried
+        tried.append(removed)
+        return _candidate(removed)
+
+    good = thinnest(_family(units), make, lambda c: c.removed <= limit, steps=30)
+    assert len(tried) <= 30
+    assert [c.removed for c in good] == sorted(r for r in tried if r <= limit)
+    assert (good[-1].removed if good else 0) == limit
+
+
+def test_the_search_is_fine_where_little_remains():
+    tried = []
+
+    def make(removed):
+        tried.append(removed)
+        return _candidate(removed)
+
+    for limit in (10_000, 9_990, 9_900, 5_000):
+        good = thinnest(_family(10_000), make, lambda c, limit=limit: c.removed <= limit)
+        left = 10_001 - limit
+        assert left <= 10_001 - good[-1].removed <= 1.05 * left + 1
+    assert len(tried) <= 4 * 9
+
+
+def test_nothing_to_remove_is_no_candidate():
+    assert thinnest(Family.of({}), _candidate, lambda c: True) == []
+
+
+class Labels(nn.Module):
+    """Gives label 1 to examples whose number is below `changed`, label 0 to the others."""
+
+    def __init__(self, changed):
+        super().__init__()
+        self.changed, self.runs = changed, 0
+
+    def forward(self, x):
+        self.runs += 1
+        one = (x[:, 0] < self.changed).float()
+        return torch.stack([1 - one, one], 1)
+
+
+N = 400
+DATA = [(torch.arange(N).float()[:, None], None)]
+
+
+def _certify(*changed, tolerance=0.05, confidence=0.95):
+    candidates = [_candidate(10 * (i + 1), model=Labels(c)) for i, c in enumerate(changed)]
+    passed, results = certify(Labels(0), candidates, DATA, tolerance, confidence)
+    tested = [c.model.runs > 0 for c in candidates]
+    assert tested == [True] * len(results) + [False] * (len(candidates) - len(results))
+    assert [r.changed for r in results] == list(changed[: len(results)])
+    return (passed.removed if passed else None), len(results)
+
+
+def test_the_certificate_goes_to_the_last_before_the_first_that_fails():
+    most = most_changes(N, 0.05)
+    assert _certify(0, 3, most) == (30, 3)
+    assert _certify(0, most, most + 1) == (20, 3)
+    # Whatever comes after a failure is not looked at, even if it would pass.
+    assert _certify(0, most + 1, 0) == (10, 2)
+    assert _certify(most + 1, 0, 0) == (None, 1)
+    assert _certify() == (None, 0)
+
+
+def test_confidence_is_part_of_the_certificate():
+    most = most_changes(N, 0.05, 0.95)
+    assert _certify(most, confidence=0.95) == (10, 1)
+    assert _certify(most, confidence=0.999) == (None, 1)
+
+
+def test_the_share_of_false_certificates_is_bounded_however_many_are_tried():
+    # A chain of networks that all change 6% of labels: none may pass at 5% more than 5% of times.
+    generator = torch.Generator().manual_seed(0)
+    tolerance, share, false = 0.05, 0.06, 0
+    for _ in range(400):
+        # Nested networks: each changes a few labels more than the one before.
+        drawn = torch.rand(N, generator=generator)
+        changed = [int((drawn < share * (1 + 0.02 * i)).sum()) for i in range(5)]
+        first = next((i for i, c in enumerate(changed) if upper_bound(c, N) > tolerance), 5)
+        false += first > 0
+    assert false / 400 <= 0.05
+
+
+def test_the_sequence_starts_at_the_thinnest_that_is_safe():
+    chain = [_candidate(10, 0), _candidate(20, 5), _candidate(30, 30), _candidate(40, 45)]
+    # 0, 5 and 30 of 1,000 would already prove 5%; 45 passes only without a margin.
+    assert upper_bound(30, 1000) < 0.05 < upper_bound(45, 1000)
+    assert [c.removed for c in sequence_to_test(chain, 0.05, 0.95)] == [30, 40]
+    assert [c.removed for c in sequence_to_test(chain[3:], 0.05, 0.95)] == [40]
+    assert [c.removed for c in sequence_to_test(chain, 0.2, 0.95)] == [40]
+    assert sequence_to_test([], 0.05, 0.95) == []
+    # Too few examples to prove anything: all are tested, mildest first.
+    few = [_candidate(10, 0, 20), _candidate(20, 1, 20)]
+    assert sequence_to_test(few, 0.05, 0.95) == few
