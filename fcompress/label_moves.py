@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fcompress.label_tensors import NONE, compact, nobody
+from fcompress.label_tensors import NONE, compact, nobody, representative
 from fcompress.labels import Tracer
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
@@ -237,11 +237,9 @@ def _aligned(a: list[int], b: list[int]) -> list[tuple[list[int], list[int]]]:
 
 
 def _line(labels: Tensor, dim: int) -> Tensor:
-    """The labels along one dimension, at the first place of all others: [size]."""
-    for other in range(labels.dim()):
-        if other != dim % labels.dim():
-            labels = labels.narrow(other, 0, 1)
-    return labels.flatten().clone()
+    """The labels along one dimension, at some place of all others: [size]."""
+    others = [d for d in range(labels.dim()) if d != dim % labels.dim()]
+    return representative(labels, others).flatten().expand(labels.shape[dim]).clone()
 
 
 # Elementwise -------------------------------------------------------------------------------

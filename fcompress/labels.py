@@ -172,12 +172,15 @@ class Tracer:
 
     # Ties between units ------------------------------------------------------------------
 
-    def tie(self, a: Tensor, b: Tensor) -> None:
-        """Units of elements at the same place (after broadcasting) belong together."""
+    def tie(self, a: Tensor, b: Tensor) -> bool:
+        """Units of elements at the same place (after broadcasting) belong together.
+
+        Returns:
+            Whether that was news.
+        """
         a, b = compact_pair(a, b)
         different = (a != b) & (a != NONE) & (b != NONE)
-        if different.any():
-            self.units.union(a[different], b[different])
+        return bool(different.any()) and self.units.union(a[different], b[different])
 
     def tie_along(self, labels: Tensor, dims: Sequence[int], operator: str) -> Tensor:
         """Tie units that differ along `dims`; returns one label for each, dims kept as 1.
@@ -393,11 +396,8 @@ class Tracer:
         while changed:
             changed = False
             for parts in self.splits:
-                roots = self.units.roots(parts)
-                if bool((roots == roots[:, :1]).all()) or bool((roots == roots[:1]).all()):
-                    continue
-                self.tie(parts, parts[:1])
-                changed = True
+                if not self.same_along(parts, [1]):
+                    changed = self.tie(parts, representative(parts, [0])) or changed
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,11 +1,12 @@
 """Groups proven by experiment: excising units must be the same as zeroing them.
 
-For some units of each group three things are compared on real inputs, in double precision:
+For half of the units of each group, on real inputs and in double precision:
 
-1. zeroing the units' columns at every consumer (the reference);
-2. excising them: same outputs, or the network is wired differently than it seemed;
-3. zeroing them at the consumers while their producers compute something else entirely: same
-   outputs, or somebody else reads the units.
+1. zero the units' columns at every consumer, while their producers compute something else
+   entirely (the reference);
+2. excise them: same outputs, or the network is wired differently than it seemed, or somebody
+   else reads the units;
+3. zero their producers instead: the same wherever what lies between maps 0 to 0.
 
 All groups are tried at once; only if that fails are they taken apart to find the culprits.
 Wiring does not depend on values, but zeros hide it: parameters that are (almost) all zero get
@@ -15,7 +16,9 @@ random values in the experiment's own copy of the network.
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.excise import Group, Slot, excise
 from fcompress.models.lrn import LocalResponseNorm
-from fcompress.prepare import as_inputs, dtype_of, first_line
+from fcompress.prepare import as_inputs, cannot_run, dtype_of, first_line
 
 # Largest difference, relative to the largest output, that rounding explains.
 _TOLERANCE = {torch.float64: 1e-8}
@@ -54,10 +57,35 @@ def prove(
     """
     experiment = _Experiment(model, groups, example, seed)
     failed: dict[str, str] = {}
-    fits = _largest_without(experiment.misfit, groups, failed)
-    proven = _largest_without(experiment.problem, fits, failed)
+    fitting = _fitting(experiment, groups, failed)
+    proven = _largest_without(experiment.problem, fitting, failed)
     silent = experiment.zero_through(proven)
     return {g.name: g.name in silent for g in proven}, failed, experiment.measured(proven)
+
+
+def _fitting(
+    experiment: _Experiment, groups: Sequence[Group], failed: dict[str, str]
+) -> Sequence[Group]:
+    """The groups with which the forward runs, tried without computing; the others failed.
+
+    The module in which an error arises tells which group it is about, as long as only one of
+    the groups lives there.
+    """
+    while True:
+        found = experiment.misfit(groups)
+        if found is None:
+            return groups
+        reason, suspects = found
+        if len(suspects) != 1:
+            break
+        failed[suspects[0].name] = reason
+        groups = [g for g in groups if g is not suspects[0]]
+
+    def reason_only(candidates: Sequence[Group]) -> str | None:
+        found = experiment.misfit(candidates)
+        return None if found is None else found[0]
+
+    return _largest_without(reason_only, groups, failed)
 
 
 def _largest_without(
@@ -94,6 +122,15 @@ def _look(group: Group) -> list[tuple[str, int, str]]:
     return [(s.role, s.dim, ".".join(s.tensor.split(".")[-2:])) for s in group.slots]
 
 
+def _blamed(error: Exception, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+    """Groups with a place in the innermost module that was running when the error arose."""
+    names = {id(module): name for name, module in model.named_modules()}
+    path = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        path = names.get(id(frame.f_locals.get("self")), path)
+    return [g for g in groups if any(s.tensor.startswith(f"{path}.") for s in g.slots)]
+
+
 class _Experiment:
     """One network, one input, some units of every group to remove."""
 
@@ -113,7 +150,7 @@ class _Experiment:
             order = torch.randperm(group.size, generator=self._generator)
             self._removed[group.name] = order[:count]
         self._known: dict[tuple[str, frozenset[str]], list[Tensor]] = {}
-        self._shapes: nn.Module | None = copy.deepcopy(self._model).to("meta")
+        self._shapes: nn.Module | None = _converted(self._model, lambda t: t.to("meta"))
         try:
             self._run_shapes(self._shapes)
         except Exception:  # networks that look at values run for real only
@@ -123,44 +160,46 @@ class _Experiment:
         self, model: nn.Module, example: Any
     ) -> tuple[nn.Module, tuple[Any, ...], list[Tensor]]:
         """The network, its input and outputs in double precision where the code allows it."""
-        model = copy.deepcopy(model)
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and bool((parameter.abs() < _SILENT).all()):
-                noise = torch.randn(parameter.shape, generator=self._generator)
-                parameter.data = (_VOICE * noise).to(parameter.dtype)
-        double = copy.deepcopy(model).double()
-        inputs = as_inputs(example, torch.float64)
-        try:
-            return double, inputs, _run(double, inputs)
-        except Exception:  # code that makes float32 tensors of its own
-            inputs = as_inputs(example, dtype_of(model))
-            return model, inputs, _run(model, inputs)
+        for dtype in (torch.float64, dtype_of(model)):
+            own = _converted(model, partial(self._awake, dtype))
+            inputs = as_inputs(example, dtype)
+            try:
+                return own, inputs, _run(own, inputs)
+            except Exception as error:  # code that makes float32 tensors of its own
+                failure = error
+        raise cannot_run(inputs, failure) from failure
 
-    def misfit(self, groups: Sequence[Group]) -> str | None:
-        """Whether the forward runs on thinner tensors at all, tried without computing."""
+    def _awake(self, dtype: torch.dtype, tensor: Tensor) -> Tensor:
+        """A copy of a parameter or buffer, with random values if it is silent."""
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        if isinstance(tensor, nn.Parameter) and bool((tensor.abs() < _SILENT).all()):
+            return _VOICE * torch.randn(tensor.shape, generator=self._generator, dtype=dtype)
+        return tensor.to(dtype, copy=True)
+
+    def misfit(self, groups: Sequence[Group]) -> tuple[str, list[Group]] | None:
+        """Why the forward does not run on thinner tensors, and which groups may be the cause."""
         if self._shapes is None:
             return None
+        thin = excise(self._shapes, groups, self._kept(groups), share=True)
         try:
-            self._run_shapes(excise(self._shapes, groups, self._kept(groups), share=True))
+            self._run_shapes(thin)
         except Exception as error:
-            return _width_error(error)
+            return _width_error(error), _blamed(error, thin, groups)
         return None
 
     def problem(self, groups: Sequence[Group]) -> str | None:
         """What goes wrong when units of all these groups go; None if nothing does."""
-        reference = self._reference(groups)
-        scrambled = self._zeroed(groups)
-        others = [g for g in groups if not self._neighbourly(g)]
-        scrambled = self._edited(others, "producer", None, scrambled)
-        if not self._agree(self._run_with(scrambled), reference):
-            return "somebody else reads its units: zeroing them at the consumers is not enough"
         try:
-            outputs = self._thin(groups)
+            thin = self._thin(groups)
         except Exception as error:
             return _width_error(error)
-        if not self._agree(outputs, reference):
+        reference = self._reference(groups)
+        if self._agree(thin, reference):
+            return None
+        if self._agree(self._run_with(self._zeroed(groups)), reference):
             return "excising its units is not the same as zeroing them"
-        return None
+        return "somebody else reads its units: zeroing them at the consumers is not enough"
 
     def zero_through(self, groups: Sequence[Group]) -> set[str]:
         """The groups whose producers can be zeroed instead: 0 stays 0 up to the consumers."""
@@ -201,21 +240,25 @@ class _Experiment:
         return kept
 
     def _reference(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Outputs with the units zeroed at their consumers."""
+        """Outputs with the units zeroed at their consumers while their producers go wild."""
         key = ("reference", frozenset(g.name for g in groups))
         if key not in self._known:
-            self._known[key] = self._run_with(self._zeroed(groups))
+            self._known[key] = self._run_with(self._zeroed(groups, wild=True))
         return self._known[key]
 
-    def _zeroed(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+    def _zeroed(self, groups: Sequence[Group], *, wild: bool = False) -> dict[str, Tensor]:
         """Tensors with the units zeroed: at their consumers, and where neighbours see them.
 
         Local response normalisation lets a unit weaken its neighbours. To zero such a unit is to
-        zero it before the normalisation, and that is what excising it has to equal.
+        zero it before the normalisation, and that is what excising it has to equal. Other units
+        may go `wild`: their producers compute something else, out of units that are kept.
         """
         through = [g for g in groups if self._neighbourly(g)]
-        silenced = self._edited(through, "between", 0.0, self._edited(through, "producer", 0.0))
-        return self._edited(groups, "consumer", 0.0, silenced)
+        changed = self._edited(through, "between", 0.0, self._edited(through, "producer", 0.0))
+        if wild:
+            others = [g for g in groups if not self._neighbourly(g)]
+            changed = self._edited(others, "producer", None, changed)
+        return self._edited(groups, "consumer", 0.0, changed)
 
     def _neighbourly(self, group: Group) -> bool:
         """Whether the units of a group pass a local response normalisation."""
@@ -266,9 +309,10 @@ class _Experiment:
                 own.add(name)
             at = mask.nonzero().flatten()
             if value is None:
-                other = tensor.index_select(dim, at)
-                noise = torch.randn(other.shape, generator=self._generator, dtype=other.dtype)
-                tensor.index_copy_(dim, at, other + noise)
+                rows = tensor.index_select(dim, at)
+                shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+                noise = torch.randn(len(at), generator=self._generator, dtype=rows.dtype)
+                tensor.index_copy_(dim, at, (rows + 1) * noise.view(shape))
             else:
                 tensor.index_fill_(dim, at, value)
             changed[name] = tensor
@@ -287,6 +331,16 @@ class _Experiment:
 
 def _width_error(error: Exception) -> str:
     return f"the forward does not run at another width ({first_line(error)[:120]})"
+
+
+def _converted(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A deep copy whose parameters and buffers are what `convert` makes of them."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        memo[id(tensor)] = convert(tensor)
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=False)
+    return copy.deepcopy(model, memo)
 
 
 def _run(model: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:

@@ -32,19 +32,24 @@ class UnionFind:
         """The set of each label, named by its smallest member; same shape as `labels`."""
         return self._parent[labels]
 
-    def union(self, a: Tensor, b: Tensor) -> None:
+    def union(self, a: Tensor, b: Tensor) -> bool:
         """Merge the sets of `a[i]` and `b[i]` for every i.
 
         Args:
             a: int64, any shape.
             b: int64, the same shape.
+
+        Returns:
+            Whether any sets were merged.
         """
         a, b = a.flatten(), b.flatten()
+        merged = False
         while True:
             a, b = self._parent[a], self._parent[b]
             differs = a != b
             if not differs.any():
-                return
+                return merged
+            merged = True
             a, b = a[differs], b[differs]
             # A root may be asked to join several sets: it takes the smallest, and the pairs that
             # lost come again in the next round.
