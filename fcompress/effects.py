@@ -1,9 +1,8 @@
 """How much the outputs change when one unit is ablated: measured, without labels.
 
 The effect of a unit is the mean Kullback-Leibler divergence of the class probabilities with the
-unit zeroed at all its consumers from those of the whole network. Every unit costs one run of
-what follows its first consumer; everything before is computed once for the whole group, and the
-first consumer itself is not run again but corrected by what the unit contributed to it.
+unit zeroed at all its consumers from those of the whole network. Every unit costs one run of the
+network from its first consumer on; everything before is computed once for the whole group.
 """
 
 from __future__ import annotations

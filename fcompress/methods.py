@@ -21,7 +21,7 @@ from fcompress.excise import excise, kept_indices
 from fcompress.groups import Group, Structure
 from fcompress.selection import Family, pivoted
 from fcompress.sequential import refactor_network
-from fcompress.targets import Target, collect_targets, consumers_of, unit_covariance
+from fcompress.targets import Target, collect_targets, consumers_of, unit_columns, unit_covariance
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Prune:
         return {}
 
     def family(self, context: Context) -> Family:
-        """All units of the network in one order, by their effect."""
+        """Units of a group by their effect, those of all groups by effect for what they save."""
         groups = context.structure.groups
         inputs = torch.cat(list(context.batches))[: self.examples(context)]
         effects = ablation_effects(context.model, groups, inputs)
@@ -114,7 +114,7 @@ class Factor:
             consumers = consumers_of(group, context.targets)
             if consumers is None:
                 reasons[group.name] = "one of its consumers cannot be refactored"
-            elif any(unit_covariance(t, s) is None for s, t in consumers):
+            elif any(unit_columns(t.layer, s) is None for s, t in consumers):
                 reasons[group.name] = "a consumer reads different numbers of columns of its units"
         return reasons
 
