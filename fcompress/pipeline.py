@@ -166,6 +166,12 @@ def shrink(
     chosen = METHODS[method]
     context = Context(wide, structure, batches_of(inputs), seed, before.macs)
     with evaluating(wide):
+        alone = chosen.left_alone(context)
+        if len(alone) == len(structure.groups):
+            raise UnsupportedNetworkError(
+                f"method {method} can use no group of this network: "
+                f"{'; '.join(sorted(set(alone.values())))}; choose another method"
+            )
         say(f"{method}: ranking units on {len(inputs)} calibration examples")
         family = chosen.family(context)
         if size is not None:
@@ -174,14 +180,13 @@ def shrink(
                 before.macs if max_macs is None else max_macs,
             )
             candidate = _of_size(context, chosen, family, wanted, roles, say)
-            results = [verify(wide, candidate.model, roles.certification, confidence=confidence)]
+            agreement = verify(wide, candidate.model, roles.certification, confidence=confidence)
             tried = [candidate]
         else:
             assert tol is not None
-            candidate, results, tried = _within(
+            candidate, agreement, tried = _within(
                 context, chosen, family, tol, confidence, roles, say
             )
-    agreement = results[-1] if size is not None else _last_passing(results, tol)
     say("measuring the thin network")
     return _result(
         model,
@@ -190,7 +195,7 @@ def shrink(
         tried,
         agreement,
         roles,
-        chosen,
+        alone,
         method,
         None if size is not None else tol,
         confidence,
@@ -289,10 +294,10 @@ def _within(
     confidence: float,
     roles: Roles,
     say: Callable[[str], None],
-) -> tuple[Candidate, list[AgreementResult], list[Candidate]]:
-    """The thinnest network within the tolerance, certified."""
+) -> tuple[Candidate, AgreementResult, list[Candidate]]:
+    """The thinnest network within the tolerance, its certificate, and all that were tried."""
     n = len(roles.certification)
-    allowed = most_changes(n, tol, confidence) / n
+    most = most_changes(n, tol, confidence)
     tried: list[Candidate] = []
     make = _maker(context, method, family, roles, say)
 
@@ -301,8 +306,8 @@ def _within(
         tried.append(candidate)
         return candidate
 
-    good = thinnest(family, noted, lambda c: c.changed <= allowed * c.n)
-    sequence = sequence_to_test(good, tol, confidence)
+    good = thinnest(family, noted, lambda c: c.changed * n <= most * c.n)
+    sequence = sequence_to_test(good)
     say(f"certifying on {n} examples")
     passed, results = certify(context.model, sequence, roles.certification, tol, confidence)
     if passed is None:
@@ -314,18 +319,14 @@ def _within(
         )
         if results:
             seen = (
-                f"the mildest candidate changed {results[0].changed} of {n} certification labels, "
+                f"the best candidate changed {results[0].changed} of {n} certification labels, "
                 f"which bounds the change only by {results[0].upper_bound:.2%}"
             )
         raise ToleranceError(
             f"no thinner network keeps the labels within a tolerance of {tol:g} by this method: "
             f"{seen}; choose a larger tolerance, another method, or bring more data"
         )
-    return passed, results, tried
-
-
-def _last_passing(results: list[AgreementResult], tol: float | None) -> AgreementResult:
-    return [r for r in results if tol is not None and r.upper_bound <= tol][-1]
+    return *passed, tried
 
 
 def _of_size(
@@ -362,7 +363,7 @@ def _result(
     tried: list[Candidate],
     agreement: AgreementResult,
     roles: Roles,
-    chosen: Method,
+    alone: Mapping[str, str],
     method: str,
     tol: float | None,
     confidence: float,
@@ -372,7 +373,6 @@ def _result(
     before, after = cost.count(wide, context.batches[0]), cost.count(thin, context.batches[0])
     example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
     times = cost.latency([wide, thin], example)
-    alone = chosen.left_alone(context)
     certified = tol is not None and agreement.upper_bound <= tol
     skipped = [*context.structure.skipped()]
     skipped += [{"name": n, "reason": r} for n, r in alone.items()]
