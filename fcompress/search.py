@@ -77,9 +77,9 @@ def thinnest(
             low = middle
         else:
             high = middle
-    milder = good[-2].removed if len(good) > 1 else 0
-    below = [make(removed) for removed in range(low - 1, milder, -1)[:left]]
-    good += [candidate for candidate in below if passes(candidate)]
+    known = {candidate.removed for candidate in good}
+    milder = [removed for removed in range(low - 1, 0, -1) if removed not in known]
+    good += [c for c in map(make, milder[:left]) if passes(c)]
     return sorted(good, key=lambda c: c.removed)
 
 
