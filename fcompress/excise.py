@@ -38,7 +38,7 @@ class Group:
     """Units that can go one by one, each with everything that belongs to it.
 
     Attributes:
-        name: The first layer that produces the units.
+        name: The first layer that produces the units; "inputs of" a layer where none does.
         size: Number of units.
         slots: Where the units live, in order of execution.
         reason: Why the group is left alone; None for a group that may be excised.

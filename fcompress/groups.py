@@ -107,8 +107,7 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
         if why == (INPUT_REASON,) and all(s.role == "consumer" for s in slots):
             continue  # the columns that read the input: nothing that could go
         reason = "; ".join(why) or _lack(slots, len(roots), bundles.get(roots[0], ()))
-        named = next((s for s in slots if s.role == "producer"), slots[0]).tensor
-        name = named.rpartition(".")[0] or named
+        name = _name(slots)
         taken[name] += 1
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
@@ -164,6 +163,13 @@ def _slots(tracer: Tracer, axes: list[Axis], roots: list[int]) -> tuple[Slot, ..
         units = torch.where(root < len(table), table[root.clamp(max=len(table) - 1)], -1)
         slots.append(Slot(axis.tensor, axis.dim, units, axis.role))
     return tuple(slots)
+
+
+def _name(slots: tuple[Slot, ...]) -> str:
+    """The first layer that writes the units, or who they meet if no layer does."""
+    named = next((s for s in slots if s.role == "producer"), slots[0])
+    layer = named.tensor.rpartition(".")[0] or named.tensor
+    return f"inputs of {layer}" if named.role == "consumer" else layer
 
 
 def _lack(slots: tuple[Slot, ...], size: int, bundles: Sequence[str]) -> str | None:

@@ -270,7 +270,8 @@ class Tracer:
         index = torch.stack(torch.unravel_index(flat, whole.shape))
         moving = [d for d in range(whole.dim()) if bool((index[d] != index[d][0]).any())]
         if not moving:
-            moving = [_dim_of_stride(whole, tensor.stride(dim))]
+            same = tensor.shape == whole.shape and tensor.stride() == whole.stride()
+            moving = [dim if same else _dim_of_stride(whole, tensor.stride(dim))]
         at = moving[0]
         full = torch.zeros(whole.shape[at], dtype=torch.int64)
         full[index[at]] = labels
