@@ -51,7 +51,7 @@ def refactor_network(
     with torch.no_grad():
         for index, layer in enumerate(replay.layer_list):
             target = targets.get(layer.weight)
-            if target is None or _is_depthwise(layer, tensors[layer.weight]):
+            if target is None or _is_depthwise(target.layer, originals[layer.weight]):
                 continue
             rows = input_rows(layer, tensors[layer.weight], replay.inputs(index), target.places)
             joined = None
