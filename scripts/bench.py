@@ -13,7 +13,6 @@ import torch_pruning
 import torchvision
 
 import fcompress
-from fcompress.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {
@@ -184,7 +183,9 @@ def _their_groups(model: torch.nn.Module, example: torch.Tensor) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 if __name__ == "__main__":
