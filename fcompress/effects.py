@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcompress.groups import Group
-from fcompress.record import Recording, Step, Value, record, run
+from fcompress.record import Recording, record, run
 
 
 def ablation_effects(
@@ -49,14 +49,14 @@ def _group(
     first = _first_use(recording, group)
     values = {recording.inputs[0]: inputs.clone()}
     run(recording.steps[:first], values, tensors)
-    changed_in_place = _written_later(recording.steps[first:])
+    written = any(step.func._schema.is_mutable for step in recording.steps[first:])
     effects = torch.zeros(group.size, dtype=torch.float64)
     for unit in range(group.size):
         own = dict(tensors)
         for slot in group.consumers:
             columns = (slot.units == unit).nonzero().flatten().to(own[slot.tensor].device)
             own[slot.tensor] = own[slot.tensor].index_fill(slot.dim, columns, 0.0)
-        start = {s: v.clone() if s in changed_in_place else v for s, v in values.items()}
+        start = _copies(values) if written else dict(values)
         ablated = _to_end(recording, first, start, own).double().log_softmax(1)
         effects[unit] = F.kl_div(ablated, reference, log_target=True, reduction="batchmean")
     return effects.nan_to_num(nan=float("inf"))
@@ -71,13 +71,19 @@ def _first_use(recording: Recording, group: Group) -> int:
     return 0
 
 
-def _written_later(steps: list[Step]) -> set[int]:
-    """Slots that an operator of `steps` changes in place."""
-    return {
-        step.leaves[0].slot
-        for step in steps
-        if step.func._schema.is_mutable and isinstance(step.leaves[0], Value)
-    }
+def _copies(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Copies that share memory with each other exactly where the originals do."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    copies = {}
+    for slot, value in values.items():
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.clone()
+        memory = storages[storage.data_ptr()]
+        copies[slot] = value.new_empty(0).set_(
+            memory, value.storage_offset(), value.shape, value.stride()
+        )
+    return copies
 
 
 def _to_end(
