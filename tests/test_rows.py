@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from fcompress.record import record, run
 from fcompress.rows import Places, input_rows, output_rows, sample_places
-from fcompress.targets import collect_targets
+from fcompress.targets import ROWS_AT_LEAST, collect_targets
 
 SHAPES = [
     pytest.param({"kernel_size": 3}, id="plain"),
@@ -121,13 +121,13 @@ def test_sampled_rows_are_rows_of_all_rows():
 def test_targets_hold_a_bounded_number_of_rows():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2))
-    data = torch.randn(600, 2, 8, 8)
-    few, many = (collect_targets(model, data[:n].split(64)) for n in (300, 600))
-    for weight, least in (("0.weight", 8192), ("3.weight", 300)):
+    data = torch.randn(1200, 2, 8, 8)
+    few, many = (collect_targets(model, data[:n].split(64)) for n in (600, 1200))
+    for weight, least in (("0.weight", ROWS_AT_LEAST), ("3.weight", 600)):
         assert len(few[weight].outputs) == pytest.approx(least, rel=0.01)
-        assert len(many[weight].outputs) == pytest.approx(min(8192, 2 * least), rel=0.01)
+        assert len(many[weight].outputs) == pytest.approx(min(ROWS_AT_LEAST, 2 * least), rel=0.01)
         assert few[weight].places.count == len(few[weight].inputs) == len(few[weight].outputs)
-    again = collect_targets(model, data[:300].split(64))
+    again = collect_targets(model, data[:600].split(64))
     assert torch.equal(again["0.weight"].inputs, few["0.weight"].inputs)
-    other = collect_targets(model, data[:300].split(64), seed=1)
+    other = collect_targets(model, data[:600].split(64), seed=1)
     assert not torch.equal(other["0.weight"].inputs, few["0.weight"].inputs)
