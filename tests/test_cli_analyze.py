@@ -56,6 +56,20 @@ def test_analyze_prints_a_table_and_writes_json_and_picture(folder, tmp_path):
     assert f"{share:.1%}" in ran.stdout
 
 
+def test_a_terminal_of_80_columns_shows_whole_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes of the output a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    digits = {"in_channels": 1, "image_size": 8, "classes": 10}
+    save(build("resnet20", width=2, **digits), tmp_path / "wide.pt", data=load_data("digits").info)
+    ran = _run("analyze", tmp_path / "wide.pt", "--no-layers", "--examples", 5)
+    assert ran.exit_code == 0, ran.output
+    assert "layer3.2.relu2" in ran.stdout and "23,552" in ran.stdout
+    assert "…" not in ran.stdout and "in a wider terminal" in ran.stdout
+    monkeypatch.setenv("COLUMNS", "120")
+    ran = _run("analyze", tmp_path / "wide.pt", "--no-layers", "--examples", 5)
+    assert "…" not in ran.stdout and "in a wider terminal" not in ran.stdout
+
+
 def test_analyze_takes_other_data_and_tolerances(folder, tmp_path):
     torch.save({"x": torch.rand(60, 1, 8, 8)}, tmp_path / "own.pt")
     ran = _run(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,7 +22,7 @@ from rich.table import Table
 from fcompress import ablation, redundancy
 from fcompress.analysis import AnalyzeResult, analyze, gain
 from fcompress.checkpoint import load
-from fcompress.cli.output import existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import FILE_COLUMNS, existing_folder, json_option, stdout, write_json
 from fcompress.data import Splits, load_data
 from fcompress.files import write_atomic
 from fcompress.growth import LAST, QUANTITIES, GainResult
@@ -227,7 +228,12 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
 def _show_analysis(result: AnalyzeResult) -> None:
     console = stdout()
     console.print(_title(result))
-    console.print(_layer_table(result))
+    table = _layer_table(result)
+    unbounded = console.options.update(max_width=10 * FILE_COLUMNS)
+    fits = Measurement.get(console, unbounded, table).maximum <= console.width
+    console.print(table if fits else _layer_table(result, costs=False))
+    if not fits:
+        console.print("Parameters and MACs of each layer: in a wider terminal, or by --json.")
     for line in _findings(result):
         console.print(line, soft_wrap=True)
 
@@ -239,10 +245,10 @@ def _title(result: AnalyzeResult) -> str:
     return f"{result.network}{width}{where}: {result.examples:,} examples{right}"
 
 
-def _layer_table(result: AnalyzeResult) -> Table:
+def _layer_table(result: AnalyzeResult, costs: bool = True) -> Table:
     tolerance = result.ablation.tolerances[0]
     variance = result.redundancy.tolerances[0]
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=not costs)
     table.add_column("layer", no_wrap=True)
     for heading in (
         "units",
@@ -250,12 +256,11 @@ def _layer_table(result: AnalyzeResult) -> Table:
         "neurons/\nmaps",
         f"redundant\nat {variance:g}",
         "dead",
-        "constant",
-        "mean |r|",
-        "params",
-        "MACs",
+        "const.",
+        "mean\n|r|",
+        *(("params", "MACs") if costs else ()),
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     curves = {curve.name: curve for curve in result.ablation.layers}
     redundant = {layer.name: layer for layer in result.redundancy.layers}
     for name in _in_order(list(result.ablation.units), list(redundant)):
@@ -275,7 +280,9 @@ def _layer_table(result: AnalyzeResult) -> Table:
                 "-" if r is None else f"{r.mean:.2f}",
             )
         cost = result.layer_costs[name]
-        table.add_row(name, *cells, f"{cost.params:,}", f"{cost.macs:,}")
+        if costs:
+            cells += [f"{cost.params:,}", f"{cost.macs:,}"]
+        table.add_row(name, *cells)
     table.add_section()
     whole = result.ablation.network
     table.add_row(
@@ -287,8 +294,7 @@ def _layer_table(result: AnalyzeResult) -> Table:
         f"{sum(len(layer.dead) for layer in redundant.values()):,}",
         f"{sum(len(layer.constant) for layer in redundant.values()):,}",
         "",
-        f"{result.cost.params:,}",
-        f"{result.cost.macs:,}",
+        *((f"{result.cost.params:,}", f"{result.cost.macs:,}") if costs else ()),
     )
     return table
 
@@ -344,25 +350,26 @@ def _further(shares: Iterable[tuple[str, float]]) -> str:
 def _show_gain(result: GainResult) -> None:
     console = stdout()
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("share of the widest", no_wrap=True)
-    for heading in (*[f"{width:g}x" for width in result.widths], "g", f"g, last {LAST}"):
-        table.add_column(heading, justify="right")
+    table.add_column("share of\nthe widest", no_wrap=True)
+    for heading in (*[f"{width:g}x" for width in result.widths], "g", f"g,\nlast {LAST}"):
+        table.add_column(heading, justify="right", no_wrap=True)
     several = max(result.networks) > 1
     for curve in result.network:
         values = [
-            f"{mean:.4f}" + (f" ±{std:.4f}" if several else "")
+            f"{mean:.4f}" + (f"\n±{std:.4f}" if several else "")
             for mean, std in zip(curve.mean, curve.std, strict=True)
         ]
         table.add_row(
             curve.quantity.replace("_", "-"), *values, _gain(curve.gain), _gain(curve.gain_last)
         )
-    table.add_section()
+    by_layer = Table(box=box.SIMPLE_HEAD)
+    for heading in ("by layer", "g", f"g, last {LAST}"):
+        by_layer.add_column(heading, no_wrap=True)
     for quantity in QUANTITIES:
         layers = result.range(quantity, layers=True)
         if layers.gain_min is not None:
-            table.add_row(
-                f"layers, {quantity.replace('_', '-')}",
-                *[""] * len(result.widths),
+            by_layer.add_row(
+                quantity.replace("_", "-"),
                 f"{_gain(layers.gain_min)} to {_gain(layers.gain_max)}",
                 f"{_gain(layers.gain_last_min)} to {_gain(layers.gain_last_max)}",
             )
@@ -373,6 +380,8 @@ def _show_gain(result: GainResult) -> None:
         soft_wrap=True,
     )
     console.print(table)
+    if by_layer.row_count:
+        console.print(by_layer)
     for curve in result.network:
         if curve.quantity in ("prunable", "redundant") and curve.gain is not None:
             pace = "faster than" if curve.gain > 2 else "no faster than"

@@ -240,8 +240,8 @@ def models_command(json_file: Path | None) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("family", "what it is", "arguments (defaults)"):
-        table.add_column(heading, no_wrap=heading == "family")
-    table.add_column("parameters at 1x", justify="right")
+        table.add_column(heading, no_wrap=heading == "family", overflow="fold")
+    table.add_column("parameters\nat 1x", justify="right")
     records = []
     for family in families().values():
         with torch.device("meta"):
@@ -307,7 +307,7 @@ def data_command(
         table.show_header = False
     else:
         for heading in ("spec", "what it is", "splits", "options", "from"):
-            table.add_column(heading, no_wrap=heading == "spec")
+            table.add_column(heading, no_wrap=heading == "spec", overflow="fold")
         record = []
         for kind in datasets().values():
             options = "\n".join(f"{name}: {meaning}" for name, meaning in kind.options.items())
