@@ -144,10 +144,11 @@ class _Experiment:
         self._tolerance = _TOLERANCE.get(self._original[0].dtype, _COARSE)
         self._tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
         # Removing the first half upsets code that treats the ends of a dimension differently, a
-        # random half upsets code that counts in steps.
+        # random half upsets code that counts in steps. The first unit goes only once, so that two
+        # units are both tried.
         first = {g.name: torch.arange(max(1, g.size // 2)) for g in groups}
         some = {
-            g.name: torch.randperm(g.size, generator=self._generator)[: max(1, g.size // 2)]
+            g.name: 1 + torch.randperm(g.size - 1, generator=self._generator)[: max(1, g.size // 2)]
             for g in groups
         }
         self._trials = (first, some)

@@ -24,7 +24,8 @@ def test_excising_equals_zeroing_for_any_units(name):
     assert structure.groups
     through = any(isinstance(m, LocalResponseNorm) for m in model.modules())
     for number, group in enumerate(structure.groups):
-        assert_exact(model, group, subsets(group, 5, seed=number), x, through_norm=through)
+        removals = subsets(group, 5, seed=number)
+        assert assert_exact(model, group, removals, x, through_norm=through) > 1e-6
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -139,7 +140,7 @@ def test_modules_learn_how_many_heads_are_left(attribute):
     x = torch.randn(2, 5, 5, dtype=torch.float64)
     groups = find_groups(model, x).groups
     assert {g.name: g.size for g in groups} == {"0.q": 4, "0.out": 6}
-    assert_exact(model, groups[0], subsets(groups[0], 4), x)
+    assert assert_exact(model, groups[0], subsets(groups[0], 4), x) > 1e-6
     thin = excise(model, groups, {"0.q": torch.tensor([2]), "0.out": torch.arange(3)})
     assert (getattr(thin[0], attribute), thin[0].depth, thin.num_heads) == (1, 4, 7)
     assert getattr(model[0], attribute) == 4
