@@ -52,7 +52,7 @@ def check(structure: Structure, groups: int, units: int, left: dict[str, int]) -
             "DenseNet",
             {"growth_rate": 8, "block_config": (3, 3), "num_init_features": 16},
             14,
-            356,
+            276,
             {},
         ),
     ],
