@@ -206,15 +206,18 @@ def _named(data: str | None, root: Path | None, network: Network) -> Splits | No
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Progress bars on stderr, one for each phase."""
+    """Progress bars on stderr, one for each phase; none where it is no terminal."""
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield lambda phase, done, total: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    with Progress(*columns, console=stderr, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(phase: str, done: int, total: int | None) -> None:
