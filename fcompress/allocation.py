@@ -83,8 +83,9 @@ def merge(
     names = list(orders)
     size = np.array([len(orders[n]) for n in names], dtype=np.float64)
     kept = size.copy()
-    reads = np.array([[load.inputs.get(n, 0.0) for n in names] for load in loads])
-    writes = np.array([[load.outputs.get(n, 0.0) for n in names] for load in loads])
+    shape = len(loads), len(names)  # also where there is no layer at all
+    reads = np.reshape([load.inputs.get(n, 0.0) for load in loads for n in names], shape)
+    writes = np.reshape([load.outputs.get(n, 0.0) for load in loads for n in names], shape)
     macs = np.array([float(load.macs) for load in loads])
     marginal = [_marginal(costs[n]) for n in names]
     prices = [np.full(len(orders[n]), np.inf) for n in names]

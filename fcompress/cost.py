@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcompress.capture import evaluating, placed
+from fcompress.prepare import quiet_tracing
 
 COUNTED = ("convolution", "addmm", "mm")
 
@@ -64,7 +65,7 @@ def count(model: nn.Module, example: Tensor) -> Cost:
         Totals and a share for each module with parameters.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), counter:
+    with evaluating(model), quiet_tracing(), counter:
         model(placed(model, example[:1]))
     counts = counter.get_flop_counts()
 

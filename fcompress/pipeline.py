@@ -20,16 +20,17 @@ from fcompress.agreement import (
     examples_needed,
     most_changes,
     reference_labels,
+    upper_bound,
     verify,
 )
-from fcompress.capture import evaluating, placed
+from fcompress.capture import class_scores, evaluating, placed
 from fcompress.checkpoint import file_bytes
 from fcompress.errors import FcompressError, ToleranceError, UnsupportedNetworkError
 from fcompress.excise import excise
 from fcompress.groups import Structure, find_groups
 from fcompress.methods import METHODS, Context, Method
 from fcompress.models import Network
-from fcompress.prepare import prepare
+from fcompress.prepare import cannot_run, prepare
 from fcompress.roles import Roles, batches_of, roles_of
 from fcompress.search import Candidate, certify, measure, sequence_to_test, thinnest
 from fcompress.selection import Family
@@ -150,15 +151,17 @@ def shrink(
         UnsupportedNetworkError: Nothing in the network can be excised.
         ValueError: An argument is out of its range.
     """
-    _check(tol, method, ratio, max_macs, confidence)
+    _check(tol, method, ratio, max_macs, calibration, confidence)
     say = progress or (lambda line: None)
     roles = roles_of(data, seed=seed)
     size = None if ratio is None and max_macs is None else (ratio, max_macs)
     if size is None:
         assert tol is not None
         _check_reachable(tol, len(roles.certification), confidence)
+    _check_classifies(model, placed(model, roles.calibration.first(2)))
     inputs = placed(model, roles.calibration.first(calibration or _affordable(model, roles)))
     wide = _own_copy(model, inputs)
+    reference_labels(wide, batches_of(inputs))
     structure = find_groups(wide, inputs[:4], seed=seed)
     _check_something(structure)
     say(f"{sum(g.size for g in structure.groups)} units in {len(structure.groups)} groups")
@@ -207,6 +210,7 @@ def _check(
     method: str,
     ratio: float | None,
     max_macs: int | None,
+    calibration: int | None,
     confidence: float,
 ) -> None:
     if tol is not None and not 0 <= tol < 1:
@@ -219,6 +223,8 @@ def _check(
         raise ValueError(f"ratio={ratio}: expected a share of the MACs in (0, 1]")
     if max_macs is not None and max_macs < 1:
         raise ValueError(f"max_macs={max_macs}: expected at least 1")
+    if calibration is not None and calibration < 2:
+        raise ValueError(f"calibration={calibration}: expected at least 2 examples")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
 
@@ -227,18 +233,29 @@ def _check_reachable(tol: float, n: int, confidence: float) -> None:
     if tol == 0:
         raise ToleranceError(
             "a tolerance of 0 cannot be proven by any finite number of examples; choose one "
-            f"above 0 ({n} certification examples can prove {_provable(n, confidence):.2%})"
+            f"above 0 ({n} certification examples can prove {_provable(n, confidence)})"
         )
     if most_changes(n, tol, confidence) < 0:
         raise ToleranceError(
             f"{n} certification examples cannot prove a tolerance of {tol:g} at {confidence:.0%} "
             f"confidence even if no label changes: {examples_needed(tol, confidence)} are needed; "
-            f"bring more data or choose a tolerance of at least {_provable(n, confidence):.2%}"
+            f"bring more data or choose a tolerance of at least {_provable(n, confidence)}"
         )
 
 
-def _provable(n: int, confidence: float) -> float:
-    return -math.expm1(math.log1p(-confidence) / n)
+def _provable(n: int, confidence: float) -> str:
+    """The smallest tolerance that n examples can prove, rounded up so that it can be used."""
+    return f"{math.ceil(1e4 * upper_bound(0, n, confidence)) / 1e4:.2%}"
+
+
+def _check_classifies(model: nn.Module, inputs: Tensor) -> None:
+    with evaluating(model):
+        try:
+            class_scores(model, inputs)
+        except FcompressError:
+            raise
+        except Exception as error:
+            raise cannot_run((inputs,), error) from error
 
 
 def _affordable(model: nn.Module, roles: Roles) -> int:
@@ -278,7 +295,8 @@ def _maker(
         macs = cost.count(thin, context.batches[0]).macs
         found = measure(removed, kept, thin, macs, (x for x, _ in roles.search), reference)
         say(
-            f"{removed} of {len(family.prices)} units removed: {macs / context.macs:.1%} of MACs, "
+            f"{removed} of {len(family.prices)} units removed: "
+            f"{macs / max(context.macs, 1):.1%} of MACs, "
             f"{found.changed} of {found.n} labels changed"
         )
         return found
@@ -377,7 +395,7 @@ def _result(
     skipped = [*context.structure.skipped()]
     skipped += [{"name": n, "reason": r} for n, r in alone.items()]
     entry = {
-        "step": "shrink",
+        "action": "shrink",
         "method": method,
         "tolerance": tol,
         "certified": certified,

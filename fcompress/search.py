@@ -18,6 +18,7 @@ from fcompress.agreement import AgreementResult, changed_labels, verify
 from fcompress.selection import Family
 
 STEPS = 9
+RUNGS = (1 / 2, 1 / 4, 1 / 8)  # milder networks to have: how far back to the whole one, logarithmic
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ def thinnest(
     """Bisect the number of removed units.
 
     The share that *remains* is halved on a logarithmic scale, so that very thin networks are
-    found as precisely as wide ones. Where that takes fewer steps than allowed, the rest goes to
-    the next milder ones: the thinnest often fails the certificate by a hair.
+    found as precisely as wide ones. The thinnest is at the edge by construction and often fails
+    the certificate, so milder ones are built as well: a few rungs on the way back to the whole
+    network, unless the bisection came by there, and with steps that are left the next ones.
 
     Args:
         family: Nested choices.
         make: Builds and measures the network with that many units removed.
         passes: Whether a candidate is good enough.
-        steps: Most candidates to build.
+        steps: Most candidates to build, rungs apart.
 
     Returns:
         The candidates that pass, mildest first; empty if none does.
@@ -77,9 +79,19 @@ def thinnest(
             low = middle
         else:
             high = middle
-    known = {candidate.removed for candidate in good}
-    milder = [removed for removed in range(low - 1, 0, -1) if removed not in known]
-    good += [c for c in map(make, milder[:left]) if passes(c)]
+
+    def back(share: float) -> int:
+        return total + 1 - round((total + 1 - low) ** (1 - share) * (total + 1) ** share)
+
+    tried = {candidate.removed for candidate in good}
+    rungs = {
+        back(share)
+        for share in RUNGS
+        if not any(back(share * 1.4) <= removed <= back(share / 1.4) for removed in tried)
+    }
+    rungs -= {0, low}
+    rest = [n for n in range(low - 1, 0, -1) if n not in tried | rungs]
+    good += [c for c in map(make, [*sorted(rungs), *rest[:left]]) if passes(c)]
     return sorted(good, key=lambda c: c.removed)
 
 
@@ -129,9 +141,17 @@ def certify(
 
 
 def sequence_to_test(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The order in which candidates meet the certificate: the likeliest to pass first.
+    """Which candidates meet the certificate, mildest first.
 
     Starting further on would save runs, but a first candidate that fails by bad luck takes all
-    the milder ones with it.
+    the others with it. For the same reason a candidate does not take part if a thinner one
+    changed clearly fewer labels, by more than two standard deviations.
     """
-    return sorted(candidates, key=lambda c: (c.changed, c.removed))
+
+    def beaten(c: Candidate) -> bool:
+        return any(
+            t.removed > c.removed and t.changed + 2 * math.sqrt(t.changed + 1) < c.changed
+            for t in candidates
+        )
+
+    return sorted((c for c in candidates if not beaten(c)), key=lambda c: c.removed)
