@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.excise import Group, Slot
-from fcompress.label_tensors import NONE
+from fcompress.label_tensors import is_unit
 from fcompress.labels import Axis, Contraction, Tracer
 from fcompress.prepare import plain_copy, quiet_tracing
 from fcompress.proof import prove
-from fcompress.tracing import INPUT_REASON, trace
+from fcompress.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,25 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
     axes = _distinct(tracer)
     pattern: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, axis in enumerate(axes):
-        found, counts = tracer.units.roots(axis.labels).unique(return_counts=True)
+        roots = tracer.units.roots(axis.labels)
+        found, counts = roots[is_unit(roots)].unique(return_counts=True)
         for root, count in zip(found.tolist(), counts.tolist(), strict=True):
-            if root != NONE:
-                pattern[root].append((number, count))
+            pattern[root].append((number, count))
     members: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for root, places in pattern.items():
         members[(tuple(places), tuple(reasons.get(root, ())))].append(root)
     groups = []
     taken: dict[str, int] = defaultdict(int)
-    for (places, why), roots in members.items():
-        slots = _slots(tracer, [axes[n] for n, _ in places], roots)
-        if why == (INPUT_REASON,) and all(s.role == "consumer" for s in slots):
-            continue  # the columns that read the input: nothing that could go
-        reason = "; ".join(why) or _lack(slots, len(roots), bundles.get(roots[0], ()))
+    for (places, why), together in members.items():
+        slots = _slots(tracer, [axes[n] for n, _ in places], together)
+        if not why and all(s.role == "between" for s in slots):
+            continue  # constants of the network, such as the mean of its inputs
+        reason = "; ".join(why) or _lack(slots, len(together), bundles.get(together[0], ()))
         name = _name(slots)
         taken[name] += 1
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
-        groups.append(Group(name, len(roots), slots, reason))
+        groups.append(Group(name, len(together), slots, reason))
     in_groups = {slot.tensor for group in groups for slot in group.slots}
     unused = {}
     for name, _ in model.named_parameters():
@@ -141,7 +141,7 @@ def _distinct(tracer: Tracer) -> list[Axis]:
         if key in merged:
             old = merged[key]
             merged[key] = replace(
-                old, labels=torch.where(old.labels != NONE, old.labels, axis.labels)
+                old, labels=torch.where(is_unit(old.labels), old.labels, axis.labels)
             )
         else:
             merged[key] = axis
@@ -175,8 +175,6 @@ def _name(slots: tuple[Slot, ...]) -> str:
 def _lack(slots: tuple[Slot, ...], size: int, bundles: Sequence[str]) -> str | None:
     """What keeps units that nothing forbids from going; None for a group to be proven."""
     roles = {s.role for s in slots}
-    if roles == {"between"}:
-        return "no layer writes or reads it"
     if "consumer" not in roles:
         return "no layer reads it that could do without"
     if "producer" not in roles:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fcompress.label_tensors import NONE, compact, nobody, representative
+from fcompress.label_tensors import (
+    NONE,
+    compact,
+    compact_pair,
+    is_unit,
+    labels_in,
+    nobody,
+    representative,
+)
 from fcompress.labels import Tracer
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
@@ -267,7 +275,7 @@ def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
 def either(a: Tensor, b: Tensor) -> Tensor:
     """Labels of `a`, and those of `b` where `a` has none (broadcast against each other)."""
     a, b = torch.broadcast_tensors(a, b)
-    return torch.where(a != NONE, a, b) if bool((compact(a) == NONE).any()) else a
+    return a if bool(is_unit(compact(a)).all()) else torch.where(is_unit(a), a, torch.maximum(a, b))
 
 
 def meet(tracer: Tracer, labels: Tensor, operand: Tensor, operator: str) -> Tensor:
@@ -276,8 +284,31 @@ def meet(tracer: Tracer, labels: Tensor, operand: Tensor, operator: str) -> Tens
         tracer.meets(labels, operand, operator)
         return labels
     own = tracer.known(operand)
+    for few, many in ((own, labels), (labels, own)):
+        if _meets_all(tracer, few, many):
+            tracer.refuse(few, f"one value for all units of another layer ({operator})")
+            return either(many, few)
     tracer.tie(labels, own)
     return either(labels, own)
+
+
+def _meets_all(tracer: Tracer, few: Tensor, many: Tensor) -> bool:
+    """Whether broadcasting brings one unit together with several, all there are: a spatial gate."""
+    missing = many.dim() - few.dim()
+    spread = [
+        d
+        for d in range(many.dim())
+        if many.shape[d] > 1 and (few.shape[d - missing] if d >= missing else 1) == 1
+    ]
+    if not spread or tracer.same_along(many, spread) or not len(labels_in(few)):
+        return False
+    a, b = (tracer.units.roots(x) for x in compact_pair(few, many))
+    a, b = torch.broadcast_tensors(a, b)
+    both = is_unit(a) & is_unit(b)
+    count = tracer.units.count
+    met = (a[both] * count + b[both]).unique() // count
+    often = torch.unique_consecutive(met, return_counts=True)[1]
+    return bool((often == len(b[both].unique())).any())
 
 
 # Writing in place --------------------------------------------------------------------------

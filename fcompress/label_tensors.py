@@ -3,7 +3,8 @@
 Most activations have the same unit at every example and position, so label tensors are kept
 expanded: a dimension along which nothing changes has stride 0.
 
-Label 0 (`NONE`) marks constants and padding, which belong to nobody and match everything.
+Two labels are no units: `NONE` marks constants and padding, `INPUT` the network's input and what
+is computed from it alone. Excision never changes either, so they match everything.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,17 @@ import torch
 from torch import Tensor
 
 NONE = 0
+INPUT = 1
 
 
 def nobody(shape: Sequence[int]) -> Tensor:
     """Labels of a constant."""
     return torch.zeros((), dtype=torch.int64).expand(shape)
+
+
+def is_unit(labels: Tensor) -> Tensor:
+    """Where the labels are those of units."""
+    return labels > INPUT
 
 
 def compact(labels: Tensor) -> Tensor:
@@ -47,13 +54,13 @@ def compact_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def representative(labels: Tensor, dims: Sequence[int]) -> Tensor:
-    """One label along `dims` (kept with size 1): any that is not `NONE`, if there is one."""
+    """One label along `dims` (kept with size 1): that of a unit, if there is one."""
     labels = compact(labels)
     dims = [d for d in dims if labels.shape[d] > 1]
     return labels.amax(dims, keepdim=True) if dims and labels.numel() else labels
 
 
 def labels_in(labels: Tensor) -> Tensor:
-    """The distinct labels of a tensor, without `NONE`."""
+    """The distinct units in a tensor."""
     found = compact(labels).unique()
-    return found[found != NONE]
+    return found[is_unit(found)]

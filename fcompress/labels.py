@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fcompress.label_tensors import (
-    NONE,
+    INPUT,
     compact,
     compact_pair,
+    is_unit,
     labels_in,
     narrowed,
     nobody,
@@ -37,7 +38,7 @@ class Axis:
     Attributes:
         tensor: Qualified name of the parameter or buffer.
         dim: The dimension that is cut when units go.
-        labels: int64 [size of the dimension]; `NONE` where the index belongs to no unit.
+        labels: int64 [size of the dimension]; no label of a unit where the index belongs to none.
         role: "producer" (rows that write units), "consumer" (columns that read them) or
             "between" (one value or slice for each unit: biases, norms, scales, buffers).
     """
@@ -85,7 +86,7 @@ class Tracer:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.units = UnionFind()
+        self.units = UnionFind(INPUT + 1)
         self.axes: list[Axis] = []
         self.contractions: list[Contraction] = []
         self.reasons: list[tuple[Tensor, str]] = []
@@ -179,7 +180,7 @@ class Tracer:
             Whether that was news.
         """
         a, b = compact_pair(a, b)
-        different = (a != b) & (a != NONE) & (b != NONE)
+        different = (a != b) & is_unit(a) & is_unit(b)
         return bool(different.any()) and self.units.union(a[different], b[different])
 
     def tie_along(self, labels: Tensor, dims: Sequence[int], operator: str) -> Tensor:
@@ -207,7 +208,7 @@ class Tracer:
         """Whether every element along `dims` belongs to the same unit (or to none)."""
         roots = self.units.roots(compact(labels))
         first = representative(roots, dims)
-        return bool(((roots == first) | (roots == NONE)).all())
+        return bool(((roots == first) | ~is_unit(roots)).all())
 
     # Parameters --------------------------------------------------------------------------
 
@@ -296,7 +297,7 @@ class Tracer:
             self.refuse(labels, f"{operator} with a value computed from parameters")
             return
         a, b = torch.broadcast_tensors(*compact_pair(labels, source[1]))
-        pairs = (b * self.units.count + a)[a != NONE].unique()
+        pairs = (b * self.units.count + a)[is_unit(a)].unique()
         element, unit = pairs // self.units.count, pairs % self.units.count
         self._meetings.append((source[0], element, unit))
 
@@ -332,7 +333,7 @@ class Tracer:
         for (name, _, between), uses in self._uses.items():
             for i, one in enumerate(uses):
                 for other in uses[: 0 if between else i]:
-                    if ((one != NONE) & (other != NONE)).any():
+                    if (is_unit(one) & is_unit(other)).any():
                         self.refuse(one, f"shared weight: {name} is used more than once")
                         self.refuse(other, f"shared weight: {name} is used more than once")
         self._balance_splits()

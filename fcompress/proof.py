@@ -184,8 +184,9 @@ class _Experiment:
         """Why the forward does not run on thinner tensors, and which groups may be the cause."""
         if self._shapes is None:
             return None
-        thin = excise(self._shapes, groups, self._kept(groups, 0), share=True)
+        thin = self._shapes
         try:
+            thin = excise(thin, groups, self._kept(groups, 0), share=True)
             self._run_shapes(thin)
         except Exception as error:
             return _width_error(error), _blamed(error, thin, groups)

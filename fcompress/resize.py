@@ -32,8 +32,9 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     parameter that several modules share stays shared. Refreshed are convolutions, linear and
     bilinear layers, batch, instance, group, layer and RMS normalisation, embeddings and PReLU;
     any other module only gets its tensors. A depthwise convolution (as many groups as input
-    channels) keeps its number of outputs for each input channel; other grouped convolutions keep
-    their number of groups. Nothing is changed if a name is wrong.
+    channels) keeps its number of outputs for each input channel, group normalisation of single
+    channels stays that; other grouped layers keep their number of groups. Nothing is changed if a
+    name is wrong.
 
     Args:
         module: The network, changed in place.
@@ -52,19 +53,24 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             parts = each.path.split(".")
             for path in ("", *(".".join(parts[: depth + 1]) for depth in range(len(parts)))):
                 touched[path] = module.get_submodule(path)
-    outputs_each = {
-        path: layer.out_channels // layer.groups
-        for path, layer in touched.items()
-        if isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1
-    }
+    outputs_each = {path: _outputs_each(layer) for path, layer in touched.items()}
     for name, tensor in tensors.items():
         _put(places[name], tensor, sharing)
     for path, layer in touched.items():
         try:
-            _refresh(layer, outputs_each.get(path))
+            _refresh(layer, outputs_each[path])
         except ValueError as error:
             kind = type(layer).__name__
             raise FcompressError(f"{kind} {path or '(the network itself)'}: {error}") from None
+
+
+def _outputs_each(layer: nn.Module) -> int | None:
+    """Outputs for each input channel of a layer that treats every channel on its own."""
+    if isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1:
+        return layer.out_channels // layer.groups
+    if isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels > 1:
+        return 1
+    return None
 
 
 def _place(module: nn.Module, name: str) -> _Place:
@@ -117,7 +123,8 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
 
     Args:
         module: Any module; one without sizes of its own stays as it is.
-        outputs_each: For a depthwise convolution, its outputs for each input channel.
+        outputs_each: For a layer that treats every channel on its own (a depthwise convolution,
+            group normalisation of groups of one), its outputs for each input channel.
 
     Raises:
         ValueError: Its tensors do not fit each other.
@@ -133,7 +140,7 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
     elif isinstance(module, _NormBase):
         _refresh_features(module)
     elif isinstance(module, nn.GroupNorm):
-        _refresh_group_norm(module)
+        _refresh_group_norm(module, outputs_each)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if module.weight is not None:
             module.normalized_shape = tuple(module.weight.shape)
@@ -174,10 +181,12 @@ def _refresh_features(module: _NormBase) -> None:
         _check(key, getattr(module, key), (module.num_features,))
 
 
-def _refresh_group_norm(module: nn.GroupNorm) -> None:
+def _refresh_group_norm(module: nn.GroupNorm, outputs_each: int | None) -> None:
     if module.weight is None:
         return
     module.num_channels = len(module.weight)
+    if outputs_each is not None:
+        module.num_groups = module.num_channels
     if module.num_channels % module.num_groups:
         raise ValueError(
             f"{module.num_channels} channels do not divide among {module.num_groups} groups; "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,11 +40,11 @@ from fcompress.label_moves import (
     tensors_in,
     unknown,
 )
+from fcompress.label_tensors import INPUT
 from fcompress.labels import Tracer
 from fcompress.models.lrn import LocalResponseNorm
 from fcompress.prepare import as_inputs, cannot_run, dtype_of
 
-INPUT_REASON = "network input"
 FIXED_WIDTH = "nn.MultiheadAttention is made for one width"
 
 _RULES: dict[str, Rule] = {
@@ -82,16 +83,15 @@ def trace(model: nn.Module, example: Any) -> Tracer:
         example: A real input batch, a tensor [N, ...] or a tuple of positional inputs.
 
     Returns:
-        Everything that was learned; all of the input is one unit, left alone as `INPUT_REASON`.
+        Everything that was learned.
 
     Raises:
         UnsupportedNetworkError: The network does not run on the example.
     """
     inputs = as_inputs(example, dtype_of(model))
     tracer = Tracer(model)
-    source = tracer.fresh(1, INPUT_REASON)
     for tensor in tensors_in(inputs):
-        tracer.set(tensor, source.expand(tensor.shape))
+        tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
     mode = _OnLabels(tracer)
     run = _with_exact_normalisation(model, mode)
     try:

@@ -9,13 +9,16 @@ class UnionFind:
 
     Parents are kept flat: every label points straight at the smallest label of its set.
 
+    Args:
+        count: Labels to begin with, each its own set.
+
     Attributes:
         count: Number of labels so far.
     """
 
-    def __init__(self) -> None:
-        self._parent = torch.zeros(1024, dtype=torch.int64)
-        self.count = 1
+    def __init__(self, count: int = 1) -> None:
+        self._parent = torch.arange(max(count, 1024))
+        self.count = count
 
     def fresh(self, count: int) -> Tensor:
         """`count` new labels, each its own set: int64 [count]."""

@@ -388,6 +388,54 @@ class Mixer(nn.Module):
 
 
 @network(3, 6, 6)
+class InstanceNorms(nn.Module):
+    """Normalisations of each channel on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = conv(3, 8), nn.GroupNorm(8, 8)
+        self.conv2, self.norm2 = conv(8, 7), nn.InstanceNorm2d(7, affine=True)
+        self.head = head(7)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv1(x)))
+        return self.head(F.relu(self.norm2(self.conv2(x))))
+
+
+@network(3, 6, 6)
+class SpatialGate(nn.Module):
+    """One unit multiplied with all units of another layer, and a sum with the input's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.gate = conv(3, 8), conv(3, 1)
+        self.conv2, self.head = conv(8, 6), head(6)
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        x = F.relu(self.conv1(x)) * torch.sigmoid(self.gate(x))
+        return self.head(torch.tanh(self.conv2(x) + mean))
+
+
+@network(7, 5)
+class Masked(nn.Module):
+    """Inputs standardised by buffers, positions masked, attention pooling over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.randn(5))
+        self.register_buffer("std", torch.rand(5) + 0.5)
+        self.fc1, self.fc2, self.score = nn.Linear(5, 9), nn.Linear(9, 8), nn.Linear(9, 1)
+        self.classify = nn.Linear(8, 4)
+
+    def forward(self, x):
+        mask = (x.sum(-1, keepdim=True) > 0).to(x.dtype)
+        x = F.relu(self.fc1((x - self.mean) / self.std)) * mask
+        weights = self.score(x).masked_fill(mask == 0, -9.0).softmax(1)
+        return self.classify((self.fc2(x) * weights).sum(1))
+
+
+@network(3, 6, 6)
 class Gated(nn.Module):
     """`glu` and pixel shuffle: units of several channels each."""
 

@@ -40,12 +40,17 @@ GROUPS = {
     "Transposed": {"conv1": (6, 3), "up": (4, 3), "grouped": (3, 3), "conv2": (7, 3)},
     "SliceWrites": {"left": (4, 3), "right": (5, 3), "conv2": (7, 3)},
     "Mixer": {"patches": (8, 6), "fc1": (11, 3)},
+    "InstanceNorms": {"conv1": (8, 5), "conv2": (7, 5)},
+    "SpatialGate": {"conv1": (8, 3), "conv2": (6, 3)},
+    "Masked": {"fc1": (9, 4), "fc2": (8, 3)},
     "Gated": {"conv1": (5, 3), "conv2": (3, 4), "conv3": (7, 3)},
 }
 LEFT_ALONE = {
     # The zeros go on both sides of the shortcut, half and half of however many are needed.
     "PaddedShortcut": {"b2": "excising its units is not the same as zeroing them"},
     "Functional": {"w2": "the forward does not run at another width"},
+    "SpatialGate": {"gate": "one value for all units of another layer (aten.mul)"},
+    "Masked": {"score": "one value for all units of another layer (aten.mul)"},
 }
 
 
