@@ -20,6 +20,7 @@ place, the sizes that modules keep read off the tensors. Nothing is pruned again
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -180,7 +181,22 @@ def _content(
         _rebuild(_checked(content))
     except FcompressError as error:
         raise CheckpointError(f"this {model.spec.family} cannot be saved: {error}") from error
-    return content
+    return _with_one_of_each(content)
+
+
+def _with_one_of_each(value: Any) -> Any:
+    """Plain values in which equal texts are one object and no container occurs twice.
+
+    A pickle refers back to objects that it has seen, so that without this the bytes of a file
+    would depend on how its content came about.
+    """
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, dict):
+        return {_with_one_of_each(k): _with_one_of_each(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_one_of_each(item) for item in value)
+    return value
 
 
 def _own_version() -> str:

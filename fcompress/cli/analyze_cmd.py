@@ -22,7 +22,14 @@ from rich.table import Table
 from fcompress import ablation, redundancy
 from fcompress.analysis import AnalyzeResult, analyze, gain
 from fcompress.checkpoint import load
-from fcompress.cli.output import FILE_COLUMNS, existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import (
+    FILE_COLUMNS,
+    FloatRange,
+    existing_folder,
+    json_option,
+    stdout,
+    write_json,
+)
 from fcompress.data import Splits, load_data
 from fcompress.files import write_atomic
 from fcompress.growth import LAST, QUANTITIES, GainResult
@@ -30,7 +37,7 @@ from fcompress.models import Network
 from fcompress.plots import analysis_png, gain_png
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_TOLERANCE = click.FloatRange(0, 1, max_open=True)
+_TOLERANCE = FloatRange(0, 1, max_open=True)
 _UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
 
 

@@ -1,6 +1,7 @@
 """What commands have in common: tables on stdout and JSON files."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,19 @@ from fcompress.files import write_atomic
 
 FILE_COLUMNS = 120  # where the output is not a terminal
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class FloatRange(click.FloatRange):
+    """A range of numbers, which "nan" is not."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a number in the range."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 def existing_folder(

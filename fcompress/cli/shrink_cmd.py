@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fcompress.agreement import CONFIDENCE, AgreementResult, verify
 from fcompress.checkpoint import load, save
-from fcompress.cli.output import existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
 from fcompress.data import Split, Splits, load_data, reload_data
 from fcompress.errors import DataError
 from fcompress.files import write_atomic
@@ -38,7 +38,7 @@ _DEVICE = click.option(
 )
 _CONFIDENCE = click.option(
     "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FloatRange(0, 1, min_open=True, max_open=True),
     default=CONFIDENCE,
     show_default=True,
     help="Of the bound on changed labels.",
@@ -49,7 +49,7 @@ _CONFIDENCE = click.option(
 @click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--tol",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FloatRange(0, 1, max_open=True),
     default=0.2,
     show_default=True,
     help="Largest share of labels that may change.",
@@ -78,7 +78,7 @@ _CONFIDENCE = click.option(
 )
 @click.option(
     "--ratio",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     metavar="R",
     help="Ask for a size instead: at most this share of the MACs.",
 )
@@ -127,6 +127,8 @@ def shrink_command(
     network = load(model)
     splits = _splits(network, model, data, data_root, "compress")
     out = out or model.with_name(f"{model.stem}.thin{model.suffix}")
+    if out.resolve() == model.resolve():
+        raise click.BadParameter("this is MODEL itself; name another file", param_hint="--out")
     _place(network, device)
     with _lines() as say:
         result = shrink(
