@@ -206,8 +206,8 @@ def overwrite(model, group, unit: int, source: int | None, factor: float = 1.0) 
     """Make one unit a copy of another, or dead (source None), by its rows."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for slot in group.slots:
-        if slot.role == "consumer":
-            continue
+        if slot.role == "consumer" or not tensors[slot.tensor].is_floating_point():
+            continue  # whole numbers are places, which stay what they are
         to = (slot.units == unit).nonzero().flatten()
         tensor = tensors[slot.tensor]
         rows = torch.zeros_like(tensor.index_select(slot.dim, to))

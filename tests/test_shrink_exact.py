@@ -21,6 +21,7 @@ from torch import nn
 from fcompress.effects import ablation_effects
 from fcompress.excise import excise
 from fcompress.methods import Factor, Prune
+from fcompress.models import build
 
 EXACT = 1e-7
 DIFFERENT = 1e-2
@@ -97,6 +98,38 @@ def test_dead_units_cost_nothing_by_either_method(name):
         order, unexplained = Factor().choose(context, group)
         assert float(unexplained[order.tolist().index(1)]) < 1e-12
         assert float(ablation_effects(model, (group,), x)[group.name][1]) == 0
+
+
+def _family(name):
+    """A network of the registry in float64 for the images of this file."""
+    sizes = {"in_features": 128} if name == "mlp" else {"in_channels": 2, "image_size": 8}
+    model = build(name, width=0.25, classes=4, **sizes).double().eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settle(model)
+    return model
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet20", "resnet56"])
+def test_duplicates_in_networks_of_the_registry(name):
+    model, x = _family(name), images(64, 0)
+    kept = duplicate(model, x, 0)
+    context = context_of(model, x)
+    assert misfit(Factor().make(context, kept), model, x) < EXACT
+    assert misfit(Prune().make(context, kept), model, x) > DIFFERENT
+
+
+def test_dead_units_before_a_local_response_normalisation():
+    # Removing a channel must not bring its neighbours closer together.
+    model, x = _family("alexnet"), images(32, 0)
+    kept = {}
+    for group in context_of(model, x).structure.groups:
+        overwrite(model, group, 2, None)
+        kept[group.name] = torch.tensor([unit for unit in range(group.size) if unit != 2])
+    context = context_of(model, x)
+    assert len(kept) == 4
+    for method in (Factor(), Prune()):
+        assert misfit(method.make(context, kept), model, images(32, 1)) < EXACT
 
 
 def test_batch_norms_follow_whatever_data_they_were_trained_on():
