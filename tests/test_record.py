@@ -268,3 +268,40 @@ def test_the_model_is_left_as_it_was():
     assert not model.norm.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+class Sums(nn.Module):
+    """Sums after a layer: with a skip, in place, with a factor, with what comes later."""
+
+    def __init__(self):
+        super().__init__()
+        for name in "stem first skipped written scaled doubled later".split():
+            setattr(self, name, nn.Conv2d(3, 3, 1))
+        self.norm, self.shift = nn.BatchNorm2d(3), nn.Parameter(torch.randn(3, 1, 1))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.norm(self.skipped(self.first(x).relu()))
+        y = self.written(x)
+        y += x
+        x = torch.add(y, self.scaled(y), alpha=2)
+        y = self.doubled(x)
+        x = (x + y) * y  # the layer's own output is read twice
+        y = self.later(x)
+        return self.head((y + (x.relu() + self.shift)).mean((2, 3)))
+
+
+def test_a_layer_knows_what_is_added_to_its_output():
+    model, x = Sums().eval(), torch.randn(2, 3, 4, 4)
+    recording = record(model, x)
+    layers = {layer.weight.removesuffix(".weight"): layer for layer in recording.layers}
+    joined = {name for name, layer in layers.items() if layer.joins is not None}
+    assert joined == {"skipped", "written"}
+    replay = Replay({2: recording}, _tensors(model), [x])
+    for index, layer in enumerate(replay.layer_list):
+        if layer.weight == "skipped.weight":
+            replay.inputs(index)
+            with torch.no_grad():
+                stem = model.stem(x).relu()
+            assert torch.equal(replay.joined(index)[0], stem)
