@@ -158,9 +158,8 @@ def shrink(
     if size is None:
         assert tol is not None
         _check_reachable(tol, len(roles.certification), confidence)
-    _check_classifies(model, placed(model, roles.calibration.first(2)))
-    inputs = placed(model, roles.calibration.first(calibration or _affordable(model, roles)))
-    wide = _own_copy(model, inputs)
+    wide = _own_copy(model, placed(model, roles.calibration.first(2)))
+    inputs = placed(wide, roles.calibration.first(calibration or _affordable(wide, roles)))
     reference_labels(wide, batches_of(inputs))
     structure = find_groups(wide, inputs[:4], seed=seed)
     _check_something(structure)
@@ -248,16 +247,6 @@ def _provable(n: int, confidence: float) -> str:
     return f"{math.ceil(1e4 * upper_bound(0, n, confidence)) / 1e4:.2%}"
 
 
-def _check_classifies(model: nn.Module, inputs: Tensor) -> None:
-    with evaluating(model):
-        try:
-            class_scores(model, inputs)
-        except FcompressError:
-            raise
-        except Exception as error:
-            raise cannot_run((inputs,), error) from error
-
-
 def _affordable(model: nn.Module, roles: Roles) -> int:
     """How many calibration examples to use where the caller does not say."""
     macs = cost.count(model, roles.calibration.first(1)).macs
@@ -265,13 +254,25 @@ def _affordable(model: nn.Module, roles: Roles) -> int:
 
 
 def _own_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """A copy in eval mode that can be excised exactly, without what only training needs."""
-    wide = prepare(model, inputs[:2]).eval()
+    """A copy in eval mode that can be excised exactly, without what only training needs.
+
+    Raises:
+        FcompressError: It does not run on the inputs, gives no class scores or holds a weight
+            that is not finite.
+    """
+    wide = prepare(model, inputs).eval()
     if isinstance(wide, Network):
         wide.drop_training_parts()
     for parameter in wide.parameters():
         if not bool(parameter.isfinite().all()):
             raise FcompressError("a weight of the network is not finite; repair or retrain it")
+    with evaluating(wide):
+        try:
+            class_scores(wide, inputs)
+        except FcompressError:
+            raise
+        except Exception as error:
+            raise cannot_run((inputs,), error) from error
     return wide
 
 

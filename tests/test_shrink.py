@@ -205,6 +205,22 @@ def test_attention_counts_and_shrinks():
     assert result.macs["after"] < result.macs["before"]
 
 
+def test_networks_that_write_into_themselves_are_only_run_as_copies():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = trained()
+            self.register_buffer("runs", torch.zeros(1))
+
+        def forward(self, x):
+            self.runs += 1
+            return self.body(x)
+
+    counting = Counting()
+    shrink(counting, [examples()[0]], tol=0.2)
+    assert int(counting.runs) == 0
+
+
 def test_progress_is_told(model):
     lines = []
     shrink(model, [examples()[0]], tol=0.1, progress=lines.append)
