@@ -54,7 +54,7 @@ def fit(inputs: Tensor, targets: Tensor, prior: Tensor, *, centred: bool = True)
     fit_part = (_product(x[:cut], x[:cut]), _product(z[:cut], x[:cut]))
     held = (_product(x[cut:], x[cut:]), _product(z[cut:], x[cut:]))
     scale = float(fit_part[0].diagonal().mean())
-    if scale <= 0:
+    if not 0 < scale < float("inf"):
         return Fit(w0, mean_z - w0 @ mean_x, float("inf"))
     floor = torch.finfo(x.dtype).eps * x.shape[1]
     best, ridge = _error(w0, *held), float("inf")

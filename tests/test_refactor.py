@@ -154,6 +154,15 @@ def test_next_to_no_rows(rows):
     torch.testing.assert_close((x @ found.weight.T + found.bias).mean(0), z.mean(0))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_that_are_no_numbers_leave_the_prior(value):
+    x, z, prior = _normal(50, 4), _normal(50, 2, seed=1), _normal(2, 4, seed=2)
+    for broken in (slice(0, 5), slice(45, 50), slice(0, 50)):
+        rows = x.clone()
+        rows[broken, 1] = value
+        assert torch.equal(fit(rows, z, prior).weight, prior)
+
+
 def test_nothing_handed_over_is_changed():
     x, z, prior = _normal(50, 4), _normal(50, 2, seed=1), _normal(2, 4, seed=2)
     before = [t.clone() for t in (x, z, prior)]
