@@ -20,6 +20,7 @@ from fcompress.groups import find_groups
 from fcompress.growth import GainResult, doublings, gain_of
 from fcompress.layers import Skipped
 from fcompress.models import Spec
+from fcompress.prepare import prepare
 from fcompress.redundancy import RedundancyResult, measure_redundancy
 
 # Examples on which groups are found and proven.
@@ -317,7 +318,8 @@ def _layer_costs(
 def _groups(model: nn.Module, inputs: Tensor) -> tuple[dict[str, int], tuple[Skipped, ...]]:
     """Units of each group that can be excised, and what cannot with the reason."""
     try:
-        structure = find_groups(model, inputs)
+        # As `shrink` sees it: with local response normalisation that can be excised exactly.
+        structure = find_groups(prepare(model, inputs), inputs)
     except UnsupportedNetworkError as error:
         return {}, (Skipped("network", str(error)),)
     skipped = tuple(Skipped(**left) for left in structure.skipped())
