@@ -18,6 +18,7 @@ from planted import (
 )
 from torch import nn
 
+from fcompress import sequential
 from fcompress.effects import ablation_effects
 from fcompress.excise import excise
 from fcompress.methods import Factor, Prune
@@ -71,6 +72,23 @@ def test_a_single_unit_can_stand_for_its_whole_group(name):
     assert all(len(units) == 1 for units in kept.values())
     thin = Factor().make(context, kept)
     assert misfit(thin, context.model, torch.cat(list(context.batches))) < EXACT
+
+
+@pytest.mark.parametrize("name", ["flattened", "flattened, norm", "pre-activation"])
+def test_layers_too_wide_to_solve_are_folded_channel_by_channel(name, monkeypatch):
+    monkeypatch.setattr(sequential, "WIDEST_SOLVE", 10)
+    context, kept = _planted(name, 0)
+    thin = Factor().make(context, kept)
+    assert misfit(thin, context.model, images(100, 7)) < EXACT
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_single_precision_is_as_exact_as_it_can_be(name):
+    model, x = network(name, 0).float(), images(192, 1).float()
+    kept = duplicate(model, x, 0)
+    thin = Factor().make(context_of(model, x), kept)
+    assert misfit(thin, model, x) < 1e-3
+    assert all(p.dtype == torch.float32 for p in thin.parameters())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
