@@ -76,7 +76,8 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
     """Bring what a user hands over into roles.
 
     Named splits are taken as they are. Anything else (`data.as_batches` lists the kinds) is read
-    once, up to 2 GiB of inputs, and cut by one seeded permutation: half for calibration, a fifth
+    once, up to 2 GiB of inputs (`info["complete"]` says whether that was all), and cut by one
+    seeded permutation: half for calibration, a fifth
     for the search, the rest for the certificate.
 
     Args:
@@ -93,7 +94,7 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
         }
         test = None if data.test is None else Examples(None, None, data.test)
         return Roles(**held, test=test, info=dict(data.info))
-    inputs, labels = _gather(as_batches(data))
+    inputs, labels, complete = _gather(as_batches(data))
     sizes = own_sizes(len(inputs), "compress")
     if min(sizes.values()) < 2:
         raise DataError(
@@ -103,6 +104,7 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
     pieces = cut(len(inputs), sizes, seed)
     info = {
         "spec": None,
+        "complete": complete,
         "sha256": sha256_of([inputs, labels]),
         "seed": seed,
         "sizes": sizes,
@@ -115,24 +117,26 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
     return Roles(**held, test=None, info=info)
 
 
-def _gather(batches: Any) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of all batches, in memory, up to `MOST_BYTES`."""
+def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:
+    """Inputs and labels in memory, up to `MOST_BYTES`, and whether that is all of the data."""
     inputs: list[Tensor] = []
     labels: list[Tensor] = []
     size = 0
+    complete = True
     for x, y in batches:
+        if size >= MOST_BYTES:
+            complete = False
+            break
         inputs.append(x.detach().cpu())
         if y is not None:
             labels.append(y.detach().cpu())
         size += x.numel() * x.element_size()
-        if size >= MOST_BYTES:
-            break
     if len({x.shape[1:] for x in inputs}) > 1:
         shapes = sorted({str(list(x.shape[1:])) for x in inputs})
         raise DataError(f"examples of different shapes: {', '.join(shapes)}; expected one shape")
     whole = torch.cat(inputs)
     known = torch.cat(labels) if sum(len(y) for y in labels) == len(whole) else None
-    return whole, known
+    return whole, known, complete
 
 
 def batches_of(inputs: Tensor, size: int = BATCH) -> Sequence[Tensor]:

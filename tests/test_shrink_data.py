@@ -159,3 +159,12 @@ def test_roles_of_own_data_are_disjoint():
     cut = roles_of(list(zip(x.split(10), y.split(10), strict=True)), seed=3)
     assert cut.info == roles.info
     assert roles_of([x], seed=3).info["sha256"] != roles.info["sha256"]
+
+
+def test_data_beyond_the_limit_is_said_to_be_left_out(monkeypatch):
+    data = [torch.randn(20, 4) for _ in range(5)]
+    assert roles_of(data).info["complete"]
+    monkeypatch.setattr("fcompress.roles.MOST_BYTES", 3 * 20 * 4 * 4)
+    cut = roles_of(data).info
+    assert not cut["complete"]
+    assert sum(cut["sizes"].values()) == 60
