@@ -1,0 +1,96 @@
+"""What every method of the comparison (`bench quality`) gets, and what it gives back.
+
+All of them see the same trained network, the same unlabelled calibration inputs and the same
+seed. None sees a label or the images that the result is measured on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+import fcompress
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every method gets.
+
+    Attributes:
+        model: The wide network, in eval mode; never to be changed.
+        structure: Its proven groups, for methods that want them.
+        batches: Calibration inputs [N, ...], several batches of one size; no labels.
+        seed: Of all choices.
+    """
+
+    model: nn.Module
+    structure: fcompress.Structure
+    batches: Sequence[Tensor]
+    seed: int
+
+
+class Rival(Protocol):
+    """One method of the comparison.
+
+    Attributes:
+        name: In tables and file names: lower case, words joined by hyphens.
+        summary: What it does, in one line.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    def make(self, setting: Setting, amount: float) -> nn.Module:
+        """The thin network.
+
+        Args:
+            setting: The same for every amount; the model in it stays as it is.
+            amount: In (0, 1); larger is thinner.
+
+        Returns:
+            A new network in eval mode, batch norm recalibrated where the method says so.
+
+        Raises:
+            Exception: Of any kind, where the method cannot do this network; the table then says
+                "fails" with the message.
+        """
+        ...
+
+
+def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Measure the statistics of every batch-norm layer again, in place.
+
+    The new statistics are the plain mean over the batches of each batch's mean and (unbiased)
+    variance (torch's cumulative average, momentum None); no label, no gradient. Every other layer
+    stays in eval mode, and all are in eval mode afterwards.
+
+    Args:
+        model: A thin network.
+        batches: Calibration inputs.
+    """
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    model.eval()
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()
