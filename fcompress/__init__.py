@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fcompress.growth import GainResult
     from fcompress.models import build
     from fcompress.pipeline import ShrinkResult, shrink
+    from fcompress.reach import CoverageResult, coverage
     from fcompress.redundancy import RedundancyResult
     from fcompress.train_config import TrainConfig, default_config
     from fcompress.training import TrainResult, train
@@ -33,6 +34,7 @@ _HOME = {
     "AgreementResult": "agreement",
     "AnalyzeResult": "analysis",
     "Cost": "cost",
+    "CoverageResult": "reach",
     "FcompressError": "errors",
     "GainResult": "growth",
     "RedundancyResult": "redundancy",
@@ -44,6 +46,7 @@ _HOME = {
     "analyze": "analysis",
     "build": "models",
     "count": "cost",
+    "coverage": "reach",
     "default_config": "train_config",
     "find_groups": "groups",
     "gain": "analysis",
@@ -60,6 +63,7 @@ __all__ = [
     "AgreementResult",
     "AnalyzeResult",
     "Cost",
+    "CoverageResult",
     "FcompressError",
     "GainResult",
     "RedundancyResult",
@@ -71,6 +75,7 @@ __all__ = [
     "analyze",
     "build",
     "count",
+    "coverage",
     "default_config",
     "find_groups",
     "gain",

@@ -20,7 +20,7 @@ ORDER = """
     train_config resume training
     capture moments layers
     unionfind label_tensors labels label_moves label_mixes
-    prepare tracing excise proof groups
+    prepare tracing excise proof groups reach
     record rows targets
     ablation redundancy growth
     selection allocation effects
