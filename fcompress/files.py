@@ -12,7 +12,11 @@ from typing import Any, BinaryIO
 from fcompress.errors import FcompressError
 
 
-def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(
+    path: str | os.PathLike[str],
+    write: Callable[[BinaryIO], object],
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write a file so that every other process sees the old content or the whole new one.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and then
@@ -24,9 +28,11 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     Args:
         path: Where the file shall be; its folder must exist.
         write: Called once with a binary file, open for writing.
+        check: Called with the temporary file, complete and closed; if it raises, nothing is kept.
 
     Raises:
-        FcompressError: The folder is missing, or the system refuses to write there.
+        FcompressError: The folder is missing, the system refuses to write there, or a device is
+            to be checked, which cannot be read back.
     """
     target = Path(path).resolve()
     try:
@@ -34,13 +40,18 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         if mode is not None and not stat.S_ISREG(mode):
             if stat.S_ISDIR(mode):
                 raise FcompressError(f"cannot write {path}: it is a folder; name a file in it")
+            if check is not None:
+                raise FcompressError(
+                    f"cannot write {path}: what is written is read back and checked, which only a "
+                    "file allows; name one"
+                )
             _fill(os.open(target, os.O_WRONLY), write)
             return
         if not target.parent.is_dir():
             raise FcompressError(
                 f"cannot write {path}: there is no folder {target.parent}; create it first"
             )
-        _replace(target, None if mode is None else stat.S_IMODE(mode), write)
+        _replace(target, None if mode is None else stat.S_IMODE(mode), write, check)
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise FcompressError(f"cannot write {path}: {reason}") from error
@@ -53,12 +64,19 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def _replace(target: Path, permissions: int | None, write: Callable[[BinaryIO], object]) -> None:
+def _replace(
+    target: Path,
+    permissions: int | None,
+    write: Callable[[BinaryIO], object],
+    check: Callable[[Path], object] | None,
+) -> None:
     temporary = target.parent / f".fcompress-{secrets.token_hex(8)}.tmp"
     # Not tempfile: its files are readable by their owner only, and that would stay so.
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         _fill(descriptor, write)
+        if check is not None:
+            check(temporary)
         if permissions is not None:
             temporary.chmod(permissions)
         temporary.replace(target)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fcompress"
 # from those before it.
 ORDER = """
     errors
-    files archive
+    files archive safetensors_file
     models data
     resize checkpoint
     train_config resume training

@@ -1,0 +1,215 @@
+"""Files in the safetensors format, read without trusting them and written the same each time.
+
+The layout (https://huggingface.co/docs/safetensors): the length of a header as 8 bytes, little
+endian; the header, a JSON object from each tensor's name to its dtype, shape and place, with texts
+under `__metadata__`; then the values of all tensors, one after the other.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcompress.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+METADATA = "__metadata__"
+# Headers of networks with thousands of tensors take a few hundred kilobytes.
+LONGEST_HEADER = 2**24
+_ALIGNMENT = 8
+_MOST_DIMENSIONS = 64
+
+
+class _Entry(NamedTuple):
+    """One tensor of a file; `start` counts from the end of the header."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as this format does; False where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    # An archive of torch begins with PK and a pickle with a byte of its own, so neither leaves a
+    # length with zeros in its upper half.
+    return len(start) == 9 and start[4:8] == bytes(4) and start[8:] == b"{"
+
+
+def write_safetensors(
+    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and texts.
+
+    Args:
+        file: Open for writing.
+        tensors: Each tensor by name, dense; tensors that share memory are written twice.
+        metadata: Texts, by name.
+
+    Raises:
+        CheckpointError: A tensor is of a dtype that the format lacks, or the header grows too long.
+    """
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    start = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES or tensor.layout is not torch.strided or name == METADATA:
+            raise CheckpointError(
+                f"the tensor {name!r} ({tensor.dtype}) cannot be written as safetensors; "
+                "save the network as .pt"
+            )
+        end = start + tensor.nbytes
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > LONGEST_HEADER:
+        raise CheckpointError(
+            f"names and metadata take {len(text):,} bytes, more than {LONGEST_HEADER:,}; "
+            "save the network as .pt"
+        )
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor in tensors.values():
+        file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and texts.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Each tensor by name, on the CPU, each in memory of its own; and the texts by name.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of another format. Tensors take no more
+            memory than the file is long.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            entries, metadata, values = _header(file)
+            tensors = {}
+            for entry in entries:
+                file.seek(values + entry.start)
+                tensors[entry.name] = _read(file, entry)
+            return tensors, metadata
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except _Damaged as error:
+        raise CheckpointError(
+            f"{path}: is not a safetensors file, or damaged ({error}); copy or save it again"
+        ) from error
+
+
+class _Damaged(Exception):
+    """What is wrong with a file, in a few words."""
+
+
+def _header(file: BinaryIO) -> tuple[list[_Entry], dict[str, str], int]:
+    """The tensors in the order of their values, the texts, and where values begin."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+        raise _Damaged("its header does not fit in it")
+    try:
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_without_doubles)
+    # A nest too deep and a number too long are a RecursionError and a ValueError.
+    except (ValueError, RecursionError) as error:
+        raise _Damaged("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _Damaged("its header is not an object")
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _Damaged("its metadata are not texts")
+    entries = sorted((_entry(*item) for item in header.items()), key=lambda e: (e.start, e.end))
+    end = 0
+    for entry in entries:
+        if entry.start != end:
+            raise _Damaged(f"there is a gap or an overlap before {entry.name!r}")
+        end = entry.end
+    if 8 + length + end != size:
+        raise _Damaged(f"{size - 8 - length:,} bytes of values, expected {end:,}")
+    return entries, metadata, 8 + length
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _entry(name: str, said: Any) -> _Entry:
+    wrong = _Damaged(f"the entry of {name!r} is not a dtype, a shape and a place")
+    if not isinstance(said, dict) or said.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong
+    shape, place, kind = said["shape"], said["data_offsets"], said["dtype"]
+    if not _are_sizes(shape) or not _are_sizes(place) or len(place) != 2:
+        raise wrong
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None or len(shape) > _MOST_DIMENSIONS:
+        raise wrong
+    start, end = place
+    if end - start != math.prod(shape) * dtype.itemsize:
+        raise _Damaged(f"{name!r} has {end - start} bytes, not those of its shape")
+    return _Entry(name, dtype, tuple(shape), start, end)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+
+
+def _read(file: BinaryIO, entry: _Entry) -> Tensor:
+    try:
+        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+    # An empty tensor may have any other sizes, whose product overflows.
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise _Damaged(f"{entry.name!r} has a shape that no tensor can have") from error
+    values = _bytes_of(tensor)
+    if file.readinto(values) != len(values):  # type: ignore[attr-defined]
+        raise _Damaged("it ends early")
+    if entry.dtype is torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+        raise _Damaged(f"{entry.name!r} holds something other than true and false")
+    return tensor
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return memoryview(tensor.flatten().view(torch.uint8).numpy())
