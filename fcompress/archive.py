@@ -37,11 +37,21 @@ def archive_bytes(content: Any) -> int:
     return sink.total
 
 
-def read_archive(path: str | os.PathLike[str]) -> Any:
+EXPECTED = "a network saved with fcompress.save"
+
+
+def read_archive(
+    path: str | os.PathLike[str],
+    *,
+    expected: str = EXPECTED,
+    remedy: str = "Load only networks saved with fcompress.save",
+) -> Any:
     """Read a file; tensors come to the CPU.
 
     Args:
         path: A file written by `write_archive` or `torch.save`.
+        expected: What it should be, for errors.
+        remedy: What to do about a file that would run code, a sentence without its end.
 
     Raises:
         CheckpointError: The file is missing, damaged, something else, or holds more than tensors
@@ -50,9 +60,9 @@ def read_archive(path: str | os.PathLike[str]) -> Any:
     """
     try:
         with Path(path).open("rb") as file:
-            _check(path, file)
+            _check(path, file, expected)
             file.seek(0)
-            return _unpickle(path, file)
+            return _unpickle(path, file, expected, remedy)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -84,7 +94,7 @@ def _serialise(content: dict[str, Any], file: BinaryIO) -> None:
         torch.serialization.set_crc32_options(before)
 
 
-def _check(path: str | os.PathLike[str], file: BinaryIO) -> None:
+def _check(path: str | os.PathLike[str], file: BinaryIO, expected: str) -> None:
     """See that the file is a whole, unpacked zip archive before anything is read into tensors.
 
     Entries must be stored as they are and fit in the file, so that nothing can unfold to more
@@ -94,7 +104,7 @@ def _check(path: str | os.PathLike[str], file: BinaryIO) -> None:
     size = os.fstat(file.fileno()).st_size
     if start != b"PK\x03\x04":
         what = "is empty" if not start else "is not a file written by fcompress"
-        raise CheckpointError(f"{path}: {what}; expected a network saved with fcompress.save")
+        raise CheckpointError(f"{path}: {what}; expected {expected}")
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -107,7 +117,7 @@ def _check(path: str | os.PathLike[str], file: BinaryIO) -> None:
             ):
                 raise CheckpointError(
                     f"{path}: is a zip archive, but not one written by fcompress; "
-                    "expected a network saved with fcompress.save"
+                    f"expected {expected}"
                 )
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -120,17 +130,17 @@ def _check(path: str | os.PathLike[str], file: BinaryIO) -> None:
         )
 
 
-def _unpickle(path: str | os.PathLike[str], file: BinaryIO) -> Any:
+def _unpickle(path: str | os.PathLike[str], file: BinaryIO, expected: str, remedy: str) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, which could run code when opened; "
-            "it was not opened. Load only networks saved with fcompress.save"
+            f"it was not opened. {remedy}"
         ) from error
     # What a hostile archive makes torch raise has no common type.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path}: is not a network written by fcompress, or damaged ({reason})"
+            f"{path}: cannot be read, perhaps damaged ({reason}); expected {expected}"
         ) from error

@@ -17,6 +17,10 @@ class CheckpointError(FcompressError):
     """A file is not a network that fcompress can load."""
 
 
+class ArchitectureError(FcompressError):
+    """A network cannot be built from the name and the arguments that the user gave."""
+
+
 class TrainingError(FcompressError):
     """Training cannot go on, for example because the loss is no longer finite."""
 
@@ -27,3 +31,7 @@ class UnsupportedNetworkError(FcompressError):
 
 class ToleranceError(FcompressError):
     """No network at the tolerance can be certified with the data at hand."""
+
+
+class ResultWarning(UserWarning):
+    """A result that holds, but says less than the user may think."""

@@ -16,6 +16,7 @@ ORDER = """
     errors
     files archive safetensors_file
     models data
+    architecture weights
     resize checkpoint
     train_config resume training
     capture moments layers
@@ -27,7 +28,7 @@ ORDER = """
     refactor sequential
     methods
     agreement cost
-    roles search
+    roles screening search
     analysis pipeline
     plots report
     cli
