@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ class AgreementResult:
         n: Examples compared.
         same: Examples with the same label.
         rate: same / n.
-        lower_bound: With `confidence`, at least this share of all examples agrees.
+        lower_bound: With `confidence`, at least this share of all examples agrees. From `verify`
+            the bound of one network that these examples had no part in choosing; from `shrink` one
+            that holds however many networks were tested on them.
         confidence: Of the bound, in (0, 1).
         largest_difference: Largest absolute difference of a logit; infinite where an output is
             not finite.
@@ -133,6 +135,14 @@ def verify(
     )
 
 
+def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:
+    """The same counts with another bound on the share of changed labels, never rounded up."""
+    lower = 1.0 - bound
+    while 1.0 - lower > bound:
+        lower = math.nextafter(lower, 1.0)
+    return replace(result, lower_bound=lower)
+
+
 def predicted(outputs: Tensor) -> Tensor:
     """The label of each example, int64 [N]; -1 where the outputs are not finite."""
     return torch.where(outputs.isfinite().all(1), outputs.argmax(1), -1)
@@ -166,6 +176,31 @@ def reference_labels(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
             f"{len(labels)} examples; repair the network or the data first"
         )
     return labels
+
+
+def check_labels(model: nn.Module, *parts: Iterable[Tensor]) -> None:
+    """Refuse a network whose labels say nothing.
+
+    Args:
+        model: The original network.
+        parts: Inputs in batches; a part is only run if all before it got one label.
+
+    Raises:
+        FcompressError: All examples get the same label, or an output is not finite.
+    """
+    n = 0
+    seen: set[int] = set()
+    for part in parts:
+        labels = reference_labels(model, part)
+        n += len(labels)
+        seen.update(labels.unique().tolist())
+        if len(seen) > 1:
+            return
+    raise FcompressError(
+        f"the network gives the same label, {min(seen)}, to all {n:,} calibration and search "
+        "examples, so there is nothing to keep; check its training, and that the data holds more "
+        "than one class and is prepared as the network expects"
+    )
 
 
 def _labels(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:

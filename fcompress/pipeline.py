@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,21 +17,26 @@ from fcompress import cost
 from fcompress.agreement import (
     CONFIDENCE,
     AgreementResult,
-    examples_needed,
+    check_labels,
     most_changes,
     reference_labels,
-    upper_bound,
     verify,
 )
 from fcompress.capture import class_scores, evaluating, placed
 from fcompress.checkpoint import file_bytes
-from fcompress.errors import FcompressError, ToleranceError, UnsupportedNetworkError
+from fcompress.errors import (
+    FcompressError,
+    ResultWarning,
+    ToleranceError,
+    UnsupportedNetworkError,
+)
 from fcompress.excise import excise
 from fcompress.groups import Structure, find_groups
 from fcompress.methods import METHODS, Context, Method
 from fcompress.models import Network
 from fcompress.prepare import cannot_run, prepare
 from fcompress.roles import Roles, batches_of, roles_of
+from fcompress.screening import Copies, check_reachable, screened, weaknesses
 from fcompress.search import Candidate, certify, measure, sequence_to_test, thinnest
 from fcompress.selection import Family
 
@@ -67,7 +72,10 @@ class ShrinkResult:
         method: How units were chosen.
         tolerance: Largest share of labels that may change; None where a size was asked for.
         certified: Whether the bound on the certification split is within the tolerance.
-        agreement: On the certification split.
+        agreement: On the certification split, with a bound that holds however many were tested.
+        tested: How many networks met the certification split.
+        copies: Exact copies of examples that were found, and left out of the certification split.
+        warnings: What weakens the result, in words.
         test: On the test split, which nothing else reads; None if there is none.
         params: {"before": , "after": }.
         macs: Multiply-adds for one example.
@@ -88,6 +96,9 @@ class ShrinkResult:
     tolerance: float | None
     certified: bool
     agreement: AgreementResult
+    tested: int
+    copies: Copies
+    warnings: tuple[str, ...]
     test: AgreementResult | None
     params: dict[str, int]
     macs: dict[str, int]
@@ -108,6 +119,8 @@ class ShrinkResult:
         found["agreement"] = self.agreement.to_dict()
         found["test"] = None if self.test is None else self.test.to_dict()
         found["layers"] = [vars(layer) for layer in self.layers]
+        found["copies"] = self.copies.to_dict()
+        found["warnings"] = list(self.warnings)
         found["skipped"] = list(self.skipped)
         found["candidates"] = list(self.candidates)
         return found
@@ -149,18 +162,27 @@ def shrink(
     Raises:
         ToleranceError: No thinner network can be certified with this data.
         UnsupportedNetworkError: Nothing in the network can be excised.
+        DataError: Not enough data, values that are not finite, or many certification examples
+            that also stand in the calibration or search data.
         ValueError: An argument is out of its range.
+
+    Warns:
+        ResultWarning: What weakens the result; it stands in `warnings` of the result as well.
     """
     _check(tol, method, ratio, max_macs, calibration, confidence)
     say = progress or (lambda line: None)
-    roles = roles_of(data, seed=seed)
+    roles, copies = screened(roles_of(data, seed=seed))
     size = None if ratio is None and max_macs is None else (ratio, max_macs)
     if size is None:
         assert tol is not None
-        _check_reachable(tol, len(roles.certification), confidence)
+        check_reachable(tol, len(roles.certification), confidence)
+    weak = tuple(weaknesses(roles, copies, tol if size is None else None, confidence))
+    for line in weak:
+        say(f"warning: {line}")
+        warnings.warn(line, ResultWarning, stacklevel=2)
     wide = _own_copy(model, placed(model, roles.calibration.first(2)))
     inputs = placed(wide, roles.calibration.first(calibration or _affordable(wide, roles)))
-    reference_labels(wide, batches_of(inputs))
+    check_labels(wide, batches_of(inputs), (x for x, _ in roles.search))
     structure = find_groups(wide, inputs[:4], seed=seed)
     _check_something(structure)
     say(f"{sum(g.size for g in structure.groups)} units in {len(structure.groups)} groups")
@@ -183,10 +205,10 @@ def shrink(
             )
             candidate = _of_size(context, chosen, family, wanted, roles, say)
             agreement = verify(wide, candidate.model, roles.certification, confidence=confidence)
-            tried = [candidate]
+            tried, tested = [candidate], 1
         else:
             assert tol is not None
-            candidate, agreement, tried = _within(
+            candidate, agreement, tried, tested = _within(
                 context, chosen, family, tol, confidence, roles, say
             )
     say("measuring the thin network")
@@ -196,6 +218,9 @@ def shrink(
         candidate,
         tried,
         agreement,
+        tested,
+        copies,
+        weak,
         roles,
         alone,
         method,
@@ -226,25 +251,6 @@ def _check(
         raise ValueError(f"calibration={calibration}: expected at least 2 examples")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-
-
-def _check_reachable(tol: float, n: int, confidence: float) -> None:
-    if tol == 0:
-        raise ToleranceError(
-            "a tolerance of 0 cannot be proven by any finite number of examples; choose one "
-            f"above 0 ({n} certification examples can prove {_provable(n, confidence)})"
-        )
-    if most_changes(n, tol, confidence) < 0:
-        raise ToleranceError(
-            f"{n} certification examples cannot prove a tolerance of {tol:g} at {confidence:.0%} "
-            f"confidence even if no label changes: {examples_needed(tol, confidence)} are needed; "
-            f"bring more data or choose a tolerance of at least {_provable(n, confidence)}"
-        )
-
-
-def _provable(n: int, confidence: float) -> str:
-    """The smallest tolerance that n examples can prove, rounded up so that it can be used."""
-    return f"{math.ceil(1e4 * upper_bound(0, n, confidence)) / 1e4:.2%}"
 
 
 def _affordable(model: nn.Module, roles: Roles) -> int:
@@ -313,8 +319,8 @@ def _within(
     confidence: float,
     roles: Roles,
     say: Callable[[str], None],
-) -> tuple[Candidate, AgreementResult, list[Candidate]]:
-    """The thinnest network within the tolerance, its certificate, and all that were tried."""
+) -> tuple[Candidate, AgreementResult, list[Candidate], int]:
+    """The thinnest network within the tolerance, its certificate, all tried, how many certified."""
     n = len(roles.certification)
     most = most_changes(n, tol, confidence)
     tried: list[Candidate] = []
@@ -345,7 +351,7 @@ def _within(
             f"no thinner network keeps the labels within a tolerance of {tol:g} by this method: "
             f"{seen}; choose a larger tolerance, another method, or bring more data"
         )
-    return *passed, tried
+    return *passed, tried, len(results)
 
 
 def _of_size(
@@ -381,6 +387,9 @@ def _result(
     candidate: Candidate,
     tried: list[Candidate],
     agreement: AgreementResult,
+    tested: int,
+    copies: Copies,
+    weak: tuple[str, ...],
     roles: Roles,
     alone: Mapping[str, str],
     method: str,
@@ -418,6 +427,9 @@ def _result(
         tolerance=tol,
         certified=certified,
         agreement=agreement,
+        tested=tested,
+        copies=copies,
+        warnings=weak,
         test=test,
         params={"before": before.params, "after": after.params},
         macs={"before": before.macs, "after": after.macs},

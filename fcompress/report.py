@@ -1,5 +1,6 @@
 """Results in words and rows."""
 
+import math
 from collections.abc import Iterator
 
 from fcompress.agreement import AgreementResult
@@ -16,8 +17,16 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
     return (
         f"On {result.n:,} {where} {result.changed:,} changed their label "
         f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
-        f"{result.upper_bound:.1%} change."
+        f"{_rounded_up(result.upper_bound)} change."
     )
+
+
+def _rounded_up(share: float) -> str:
+    """A bound in percent that claims no more than is proven; two digits where it is small."""
+    digits = 1 if share >= 0.01 else 2
+    scale = 10 ** (digits + 2)
+    # The last 1e-9 are rounding of the bound itself: a tolerance of 5% is no 5.1%.
+    return f"{math.ceil(scale * share - 1e-9) / scale:.{digits}%}"
 
 
 def verdict(result: ShrinkResult) -> Iterator[str]:
@@ -27,6 +36,19 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
     else:
         yield "A size was asked for, so nothing was promised about the labels."
     yield agreement_sentence(result.agreement, "certification examples")
+    if result.tested > 1:
+        yield (
+            f"{result.tested} networks were tested on them one after the other; the bound holds "
+            "for all that passed."
+        )
+    if result.copies.left_out:
+        yield (
+            f"{result.copies.left_out:,} more certification examples do not count: "
+            f"{result.copies.shared:,} also stand in the calibration or search data, "
+            f"{result.copies.repeated:,} are copies of others."
+        )
+    for warning in result.warnings:
+        yield f"Warning: {warning}."
     if result.test is not None:
         yield agreement_sentence(result.test, "test examples, which nothing else touched,")
     if result.accuracy is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,23 @@ MOST_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one role, read again whenever they are iterated over."""
+    """Examples of one role, read again whenever they are iterated over.
+
+    Attributes:
+        inputs: [N, ...] in memory, or None.
+        labels: [N], or None.
+        split: What to read batches from instead, or None.
+        keep: bool [N], which of the examples count; None for all.
+    """
 
     inputs: Tensor | None
     labels: Tensor | None
     split: Split | None = None
+    keep: Tensor | None = None
 
     def __len__(self) -> int:
+        if self.keep is not None:
+            return int(self.keep.sum())
         return len(self.split) if self.split is not None else len(self._held)
 
     @property
@@ -35,7 +45,21 @@ class Examples:
         assert self.inputs is not None
         return self.inputs
 
+    def only(self, keep: Tensor) -> Examples:
+        """Some of these examples, still read batch by batch; `keep` is bool [N], N before."""
+        assert self.keep is None
+        return replace(self, keep=keep)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        start = 0
+        for inputs, labels in self._batches():
+            if self.keep is not None:
+                chosen = self.keep[start : start + len(inputs)]
+                start += len(inputs)
+                inputs, labels = inputs[chosen], None if labels is None else labels[chosen]
+            yield inputs, labels
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         if self.split is not None:
             yield from self.split.batches(WIDE_BATCH)
             return

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fcompress.agreement import AgreementResult, changed_labels, verify
+from fcompress.agreement import AgreementResult, changed_labels, verify, with_upper_bound
 from fcompress.selection import Family
 
 STEPS = 9
@@ -125,11 +125,12 @@ def certify(
         confidence: Of the bound.
 
     Returns:
-        The thinnest of those that passed, with its agreement (None if the first one fails
-        already), and the agreement of every one that was tested.
+        The thinnest of those that passed, with its agreement, whose bound holds although several
+        were tested (None if the first one fails already), and the agreement of every one that was
+        tested, with the bound that it would have had alone.
     """
     passed: tuple[Candidate, AgreementResult] | None = None
-    results = []
+    results: list[AgreementResult] = []
     for candidate in candidates:
         result = verify(wide, candidate.model, data, confidence=confidence)
         results.append(result)
@@ -137,7 +138,27 @@ def certify(
             break
         if passed is None or candidate.removed > passed[0].removed:
             passed = candidate, result
+    if passed is not None:
+        passed = passed[0], with_upper_bound(passed[1], proven(results, tolerance))
     return passed, results
+
+
+def proven(results: Sequence[AgreementResult], tolerance: float) -> float:
+    """What holds for all candidates that passed, with the confidence of a single bound.
+
+    The bound of the one that is taken is not proven by itself: it was taken because it passed,
+    so luck had a say. Where the test ended by a failure, the tolerance is what is proven;
+    where all passed, the largest of their bounds is (Hsu and Berger 1999, "Stepwise Confidence
+    Intervals without Multiplicity Adjustment": only one fixed candidate can make either wrong, the
+    first beyond the tolerance or else the one that changes most labels).
+
+    Args:
+        results: Of the candidates that were tested, at least one, in order.
+        tolerance: What each was tested for.
+    """
+    if results[-1].upper_bound > tolerance:
+        return tolerance
+    return max(result.upper_bound for result in results)
 
 
 def sequence_to_test(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -80,7 +80,13 @@ def test_shrink_then_verify_then_load_in_another_process(folder, tmp_path, metho
     assert {k: found[k] for k in record["test"]} == record["test"]
     assert found["accuracy"] == record["accuracy"]
     other = json.loads(_run("verify", wide, thin, "--split", "certification", "--json", "-").stdout)
-    assert {k: other[k] for k in agreement} == agreement
+    own = other.pop("lower_bound")
+    assert {k: other[k] for k in agreement if k != "lower_bound"} == {
+        k: v for k, v in agreement.items() if k != "lower_bound"
+    }
+    # One network alone has a better bound than the last of several that were tested.
+    assert own == agreement["lower_bound"] if record["tested"] == 1 else own >= 0.85
+    assert agreement["lower_bound"] >= 0.85
     assert other["rate"] == agreement["rate"]
 
     # A fresh process without this test's state gives the same numbers, bit for bit.

@@ -127,17 +127,19 @@ def test_no_split_is_read_before_its_turn(digits):
     lines = []
 
     def say(line):
-        lines.append((line, sorted(set(log))))
+        lines.append((line, log[4:]))
 
     shrink(wide, watched, tol=0.15, progress=say)
     ranking, certifying, measuring = lines[1], lines[-2], lines[-1]
     assert ranking[0].startswith("factor: ranking")
-    assert ranking[1] == ["calibration"]
+    # All are looked through once for copies, which no network takes part in.
+    assert log[:4] == list(names)
+    assert set(ranking[1]) == {"calibration"}
     assert certifying[0].startswith("certifying")
-    assert certifying[1] == ["calibration", "search"]
-    assert measuring[1] == ["calibration", "certification", "search"]
+    assert set(certifying[1]) == {"calibration", "search"}
+    assert set(measuring[1]) == {"calibration", "certification", "search"}
     assert log[-1] == "test"
-    assert log.count("test") == 1
+    assert log.count("test") == 2
 
 
 def test_roles_of_own_data_are_disjoint():

@@ -1,5 +1,6 @@
 """`fcompress shrink` and `fcompress verify`."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from fcompress.agreement import CONFIDENCE, AgreementResult, verify
 from fcompress.checkpoint import load, save
 from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
 from fcompress.data import Split, Splits, load_data, reload_data
-from fcompress.errors import DataError
+from fcompress.errors import DataError, ResultWarning
 from fcompress.files import write_atomic
 from fcompress.methods import METHODS
 from fcompress.models import Network
@@ -130,7 +131,9 @@ def shrink_command(
     if out.resolve() == model.resolve():
         raise click.BadParameter("this is MODEL itself; name another file", param_hint="--out")
     _place(network, device)
-    with _lines() as say:
+    with _lines() as say, warnings.catch_warnings():
+        # Shown as progress, and with the result.
+        warnings.simplefilter("ignore", ResultWarning)
         result = shrink(
             network,
             splits,
