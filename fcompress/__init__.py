@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fcompress.cost import Cost, count
     from fcompress.data import Splits, load_data
     from fcompress.errors import FcompressError
+    from fcompress.exporting import ExportResult, export
     from fcompress.groups import Structure, find_groups
     from fcompress.growth import GainResult
     from fcompress.models import build
@@ -35,6 +36,7 @@ _HOME = {
     "AnalyzeResult": "analysis",
     "Cost": "cost",
     "CoverageResult": "reach",
+    "ExportResult": "exporting",
     "FcompressError": "errors",
     "GainResult": "growth",
     "RedundancyResult": "redundancy",
@@ -48,6 +50,7 @@ _HOME = {
     "count": "cost",
     "coverage": "reach",
     "default_config": "train_config",
+    "export": "exporting",
     "find_groups": "groups",
     "gain": "analysis",
     "load": "checkpoint",
@@ -64,6 +67,7 @@ __all__ = [
     "AnalyzeResult",
     "Cost",
     "CoverageResult",
+    "ExportResult",
     "FcompressError",
     "GainResult",
     "RedundancyResult",
@@ -77,6 +81,7 @@ __all__ = [
     "count",
     "coverage",
     "default_config",
+    "export",
     "find_groups",
     "gain",
     "load",

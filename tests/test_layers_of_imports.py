@@ -30,6 +30,7 @@ ORDER = """
     agreement cost
     roles screening search
     analysis pipeline
+    portable exporting
     plots report
     cli
 """.split()
