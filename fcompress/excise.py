@@ -13,6 +13,8 @@ from fcompress.resize import resize
 
 # What modules call their number of heads, where whole heads are units.
 HEADS = frozenset("num_heads n_heads heads n_head nhead num_attention_heads".split())
+# Part of what they call the width of all heads together (attn_dim, inner_dim, all_head_size).
+_WIDTHS = ("attn", "inner", "head")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def excise(
     """A copy of `model` that holds only the kept units.
 
     Modules learn their new sizes (`resize`), and modules that own whole heads, as units, their
-    new number of heads.
+    new number of heads and the width of all heads together.
 
     Args:
         model: The network; left as it is.
@@ -98,8 +100,8 @@ def excise(
     resize(thin, cut)
     for group in groups:
         if group.name in kept and len(kept[group.name]) < group.size:
-            for owner, attribute in _head_counts(thin, group):
-                setattr(owner, attribute, len(kept[group.name]))
+            for owner, attribute, each in _head_counts(thin, group):
+                setattr(owner, attribute, each * len(kept[group.name]))
     return thin
 
 
@@ -132,9 +134,10 @@ def kept_indices(
     return {key: mask.nonzero().flatten() for key, mask in masks.items()}
 
 
-def _head_counts(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, str]]:
-    """Modules that count the units of a group as their heads, and the attribute."""
+def _head_counts(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, str, int]]:
+    """Modules that count the units of a group as their heads, the attribute, what each adds."""
     seen: set[int] = set()
+    sizes = {int((s.units >= 0).sum()) for s in group.slots if s.role != "between"}
     for slot in group.producers:
         parts = slot.tensor.split(".")[:-1]
         if int((slot.units >= 0).sum()) <= group.size:
@@ -144,7 +147,10 @@ def _head_counts(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, st
             if id(owner) in seen:
                 continue
             seen.add(id(owner))
-            for attribute in HEADS & vars(owner).keys():
-                count = getattr(owner, attribute)
-                if isinstance(count, int) and count == group.size:
-                    yield owner, attribute
+            for attribute, count in list(vars(owner).items()):
+                if isinstance(count, bool) or not isinstance(count, int):
+                    continue
+                if attribute in HEADS and count == group.size:
+                    yield owner, attribute, 1
+                elif count in sizes and any(part in attribute for part in _WIDTHS):
+                    yield owner, attribute, count // group.size

@@ -66,8 +66,9 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], ou
 
 def _bias(tracer: Tracer, bias: Any, made: Tensor) -> None:
     if isinstance(bias, Tensor):
-        if tracer.owner(bias) is not None and bias.dim() == 1:
-            tracer.record(bias, 0, made, "between")
+        whole = tracer.whole_copy(bias)
+        if whole is not None and bias.dim() == 1:
+            tracer.record(whole, 0, made, "between")
         else:
             tracer.refuse(made, "its bias is not a parameter")
 

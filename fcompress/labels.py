@@ -225,6 +225,17 @@ class Tracer:
             return None
         return name, _within(torch.arange(self._tensors[name].numel()), tensor)
 
+    def whole_copy(self, tensor: Tensor) -> Tensor | None:
+        """A view of a parameter as it is, or the parameter of which `tensor` is a copy."""
+        if tensor not in self._copies:
+            return tensor if self.owner(tensor) is not None else None
+        name, index = self._copies[tensor]
+        whole = self._tensors[name]
+        same = index.shape == whole.shape and torch.equal(
+            index.flatten(), torch.arange(whole.numel())
+        )
+        return whole if same else None
+
     def is_parameter(self, tensor: Any) -> bool:
         """Whether `tensor` is (a rearrangement or a function of) the network's own tensors."""
         return isinstance(tensor, Tensor) and (

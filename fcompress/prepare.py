@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.adapting import adapt
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.models.lrn import LocalResponseNorm
 
@@ -69,11 +70,11 @@ def first_line(error: Exception) -> str:
 
 
 def prepare(model: nn.Module, example: Any) -> nn.Module:
-    """A copy in which local response normalisations stay exact when channels are excised.
+    """A copy that computes the same and can be excised where the original could not.
 
-    Every `nn.LocalResponseNorm` becomes a `models.lrn.LocalResponseNorm` with the same settings,
-    which gives the same outputs. `F.local_response_norm` is out of reach: groups that go through
-    it are left alone by name.
+    - Every `nn.LocalResponseNorm` becomes a `models.lrn.LocalResponseNorm` with the same settings.
+      `F.local_response_norm` is out of reach: groups that go through it are left alone by name.
+    - Modules that hold on to one width let go of it (`adapting.adapt`).
 
     Args:
         model: Any network; left as it is.
@@ -87,9 +88,16 @@ def prepare(model: nn.Module, example: Any) -> nn.Module:
         UnsupportedNetworkError: The network has local response normalisations but does not run
             on the example.
     """
+    copied = copy.deepcopy(model, _exact_norms(model, example))
+    adapt(copied)
+    return copied
+
+
+def _exact_norms(model: nn.Module, example: Any) -> dict[int, Any]:
+    """What takes the place of each local response normalisation, by identity."""
     norms = [m for m in model.modules() if type(m) is nn.LocalResponseNorm]
     if not norms:
-        return copy.deepcopy(model)
+        return {}
     watched = {id(norm): _Watched(norm) for norm in norms}
     seen = copy.deepcopy(model, dict(watched)).cpu().eval()
     inputs = as_inputs(example, dtype_of(seen))
@@ -107,7 +115,7 @@ def prepare(model: nn.Module, example: Any) -> nn.Module:
             settings = (norm.size, norm.alpha, norm.beta, norm.k)
             made = LocalResponseNorm(*settings, channels=channels.pop())
             exact[id(norm)] = made.to(device).train(norm.training)
-    return copy.deepcopy(model, exact)
+    return exact
 
 
 class _Watched(nn.Module):

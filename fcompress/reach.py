@@ -124,7 +124,8 @@ def shares(model: nn.Module, structure: Structure) -> tuple[int, dict[str, int]]
     """Parameters in proven groups, and the others by the reason that keeps them.
 
     An element of a weight counts as reached if its row or its column belongs to a proven group.
-    One that several reasons keep counts for the group that comes first in order of execution.
+    One that several reasons keep counts for the group that comes first in order of execution,
+    those that a normalisation mixes last.
 
     Args:
         model: The network of `structure`.
@@ -138,7 +139,7 @@ def shares(model: nn.Module, structure: Structure) -> tuple[int, dict[str, int]]
     total = sum(int(mask.sum()) for mask in reached.values())
     left: dict[str, int] = {}
     taken = {n: reached.get(n, torch.tensor(False)).expand(p.shape) for n, p in parameters.items()}
-    for group in structure.left_alone:
+    for group in sorted(structure.left_alone, key=lambda g: "mixes" in (g.reason or "")):
         reason = group.reason or ""
         for name, mask in _places(parameters, [group]).items():
             new = int((mask & ~taken[name]).sum())

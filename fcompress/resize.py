@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fcompress.errors import FcompressError
+from fcompress.models.attention import MultiheadAttention, WindowAttention
 
 
 class _Place(NamedTuple):
@@ -149,6 +150,8 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, (MultiheadAttention, WindowAttention)):
+        module.refresh()
 
 
 def _refresh_convolution(module: _ConvNd, outputs_each: int | None) -> None:

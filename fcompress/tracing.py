@@ -42,6 +42,7 @@ from fcompress.label_moves import (
 )
 from fcompress.label_tensors import INPUT
 from fcompress.labels import Tracer
+from fcompress.models.attention import MultiheadAttention
 from fcompress.models.lrn import LocalResponseNorm
 from fcompress.prepare import as_inputs, cannot_run, dtype_of
 
@@ -100,7 +101,7 @@ def trace(model: nn.Module, example: Any) -> Tracer:
     except Exception as error:
         raise cannot_run(inputs, error) from error
     for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttention):
             for parameter in module.parameters():
                 tracer.not_understood(parameter, FIXED_WIDTH)
     tracer.finish(outputs)

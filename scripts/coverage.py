@@ -25,7 +25,7 @@ SIZES = {
     "torchvision:inception_v3": 96,
     "torchvision:maxvit_t": 224,
     "torchvision:vit_h_14": 56,
-    "timm:coatnet_0_rw_224": 128,
+    "timm:coatnet_0_rw_224": 224,
     "timm:edgenext_small": 128,
     "timm:hrnet_w18_small": 64,
     "timm:inception_v4": 96,
@@ -178,10 +178,14 @@ def _calibrate(model: torch.nn.Module, x: torch.Tensor) -> None:
     """Statistics of batch norms as they are on random images, so that activations vary.
 
     Scales and shifts of random networks are all one and zero; they are made different, so that a
-    wrong channel shows.
+    wrong channel shows. Weights that start as zeros, such as those of some heads, become small
+    random numbers.
     """
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            parameter.data.normal_(0, 0.02, generator=generator)
     for norm in norms:
         norm.train()
         norm.reset_running_stats()

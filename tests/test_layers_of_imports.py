@@ -16,6 +16,7 @@ ORDER = """
     errors
     files archive safetensors_file
     models data
+    reshapes adapting
     architecture weights
     resize checkpoint
     train_config resume training
