@@ -3,7 +3,7 @@
 import torch
 
 from fcompress.errors import FcompressError
-from fcompress.models import alexnet, inception, mlp, resnet
+from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
 from fcompress.models.arguments import suggest
 from fcompress.models.base import Family, Network, Spec
 from fcompress.models.init import initialize
@@ -16,6 +16,9 @@ _FAMILIES = {
         resnet.RESNET20,
         resnet.RESNET56,
         resnet.RESNET18,
+        vgg.FAMILY,
+        densenet.FAMILY,
+        mobilenet.FAMILY,
         inception.INCEPTION_V3,
         inception.INCEPTION_V3_LAYER,
     )
