@@ -119,7 +119,7 @@ def parse_args(text: str | None) -> dict[str, Any]:
     return found
 
 
-def build(architecture: Architecture) -> nn.Module:
+def build_network(architecture: Architecture) -> nn.Module:
     """Build a network with weights that mean nothing yet, in evaluation mode.
 
     The global random state and the default dtype stay as they were. Code that the name names is
@@ -242,9 +242,10 @@ def import_timm() -> ModuleType:
     """
     try:
         return importlib.import_module("timm")
-    except ImportError as error:
+    except Exception as error:  # what timm stands on may be broken in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
-            f"timm cannot be imported ({error}); install it: pip install 'fcompress[timm]'"
+            f"timm cannot be imported ({reason}); install it: pip install 'fcompress[timm]'"
         ) from error
 
 

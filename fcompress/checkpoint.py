@@ -5,39 +5,51 @@ A file is what `torch.save` makes of one dictionary of tensors and plain values,
 
     format    "fcompress"
     version   int, version of this layout
-    family    name in the registry, and
+    family    name in the registry, or of an architecture of others (`architecture.py`), and
     args      its arguments: how the wide network was built
     widths    {layer: [units out, units in]} of every layer with weights, as they are now
     state     {name: tensor}, the state dict; its shapes are the true widths
     data      what identifies the training data, or None
     history   list of what was done to the network
     versions  versions of the programs that wrote the file
+    numbers   {module: {attribute: number}} that no tensor says, such as heads; only in files of
+              networks that are not of the registry, which are of version 2
 
 A thin network is rebuilt at its true widths: the family without weights, each tensor put in
-place, the sizes that modules keep read off the tensors. Nothing is pruned again.
+place, the sizes that modules keep read off the tensors. Nothing is pruned again. Code of a user's
+own is not in the file and never imported because of it; the user names it again.
 """
 
 import json
-import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fcompress import foreign
+from fcompress.architecture import (
+    REGISTERED,
+    Architecture,
+    Described,
+    build_network,
+    describe,
+    described,
+)
 from fcompress.archive import archive_bytes, read_archive, write_archive
 from fcompress.errors import CheckpointError, FcompressError
-from fcompress.models import Network, build
-from fcompress.resize import resize
+from fcompress.models import Network
+from fcompress.rebuild import Checkpoint, rebuild, try_out, widths
 from fcompress.safetensors_file import is_safetensors, read_safetensors
 
 FORMAT = "fcompress"
 VERSION = 1
+# Of files that a program which knows the registry only cannot load.
+FOREIGN_VERSION = 2
 # Under this name files of other formats carry all but the tensors, as JSON.
 RECORD = "fcompress"
 
@@ -45,31 +57,6 @@ _PLAIN = (type(None), bool, int, float, str)
 # Far above any real history; keeps a hostile nest of lists from costing hours.
 _MOST_VALUES = 1_000_000
 _DEEPEST = 100
-# Values of an example; the arguments of a damaged file may speak of images of any size.
-_LARGEST_TRIAL = 1_000_000
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The content of a file.
-
-    Attributes:
-        family: Name in the registry.
-        args: Arguments of the family; with `family` the network as it was before any excision.
-        widths: [units out, units in] of every layer with weights, by its name.
-        state: Every parameter and buffer by name, on the CPU, in true shape and dtype.
-        data: What identifies the training data, or None.
-        history: What was done to the network, oldest first.
-        versions: Versions of the programs that wrote the file.
-    """
-
-    family: str
-    args: dict[str, Any]
-    widths: dict[str, list[int]]
-    state: dict[str, Tensor]
-    data: dict[str, Any] | None = None
-    history: list[Any] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def save(
@@ -82,15 +69,16 @@ def save(
     """Write a network to a file, whole or not at all.
 
     Args:
-        model: A network of the registry, wide or excised; it is not changed.
+        model: A network, wide or excised; it is not changed. One that is neither of the registry
+            nor of a registered architecture is loaded with the help of its code.
         path: The file; one that is there is replaced once the new one is complete.
         data: What identifies the training data, as plain values. None: what a loaded network
             remembers (`model.origin`).
         history: What was done to the network, as plain values. None: as for `data`.
 
     Raises:
-        CheckpointError: The network is not of the registry or could not be loaded again, or
-            `data` or `history` hold something other than plain values.
+        CheckpointError: The network could not be loaded again, or `data` or `history` hold
+            something other than plain values.
         FcompressError: The file cannot be written.
     """
     write_archive(path, _content(model, data, history))
@@ -103,25 +91,35 @@ def file_bytes(
     return archive_bytes(_content(model, data, history))
 
 
-def load(path: str | os.PathLike[str]) -> Network:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    arch: str | Callable[[], nn.Module] | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Read a network from a file.
 
     Args:
         path: A file written by `save`, or a `.safetensors` file written by `export`.
+        arch: For a network of your own code, which no file holds: the code's name as
+            `architecture` has it ("path/to/file.py:make_net"), or a function without arguments
+            that builds the wide network. It is run. None for any other network.
+        arch_args: Arguments for `arch`; None for those in the file.
 
     Returns:
-        The network on the CPU in evaluation mode, with `spec` (how the wide network was built)
-        and `origin`: {"data": ..., "history": [...]} as given to `save`. Its outputs are those
-        of the saved network, bit for bit.
+        The network on the CPU in evaluation mode. One of the registry has `spec` (how the wide
+        network was built) and `origin`: {"data": ..., "history": [...]} as given to `save`. Its
+        outputs are those of the saved network, bit for bit.
 
     Raises:
-        CheckpointError: The file is missing, damaged, written by a newer version, or not a
-            network of the registry. No code in it is ever run.
+        CheckpointError: The file is missing, damaged, written by a newer version, or needs code
+            that `arch` does not name. No code in it is ever run.
+        ArchitectureError: What `arch` names cannot be built.
     """
     checkpoint = read(path)
     try:
-        network = _rebuild(checkpoint)
-        _try(network)
+        network = rebuild(checkpoint, _maker(checkpoint, arch, arch_args))
+        try_out(network, checkpoint)
     except FcompressError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return network
@@ -150,50 +148,78 @@ def record_of(model: nn.Module) -> dict[str, Any]:
         The keys of a file but `state`; without `format` where the network could not be loaded
         again from them, because it is not one of fcompress.
     """
-    if isinstance(model, Network):
+    if isinstance(model, Network) or described(model) is not None:
         return {key: value for key, value in _content(model, None, None).items() if key != "state"}
     return {"widths": widths(model), "data": None, "history": [], "versions": _versions()}
 
 
-def widths(model: nn.Module) -> dict[str, list[int]]:
-    """[units out, units in] of every layer with weights; normalisations keep what comes in."""
-    found = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            found[name] = [layer.out_features, layer.in_features]
-        elif isinstance(layer, nn.Conv2d):
-            found[name] = [layer.out_channels, layer.in_channels]
-        elif isinstance(layer, nn.BatchNorm2d):
-            found[name] = [layer.num_features, layer.num_features]
-    return found
+def origin_of(model: nn.Module) -> dict[str, Any]:
+    """{"data": ..., "history": [...]} that a network carries; data None where it does not."""
+    record = described(model)
+    if record is not None:
+        return {"data": record.data, "history": list(record.history)}
+    found = model.origin if isinstance(model, Network) else {}
+    return {"data": found.get("data"), "history": list(found.get("history", []))}
+
+
+def set_origin(model: nn.Module, data: dict[str, Any] | None, history: list[Any]) -> None:
+    """Let a network carry what identifies its data and what was done to it."""
+    if isinstance(model, Network):
+        model.origin = {"data": data, "history": history}
+        return
+    record = described(model)
+    architecture = foreign.architecture_of(model) if record is None else record.architecture
+    describe(model, Described(architecture, data, tuple(history)))
 
 
 def _content(
     model: nn.Module, data: dict[str, Any] | None, history: list[Any] | None
 ) -> dict[str, Any]:
     """What a file of `model` holds, checked by rebuilding the network from it."""
-    if not isinstance(model, Network):
-        raise CheckpointError(
-            f"a {type(model).__name__} is not a network of fcompress and has no file format here; "
-            "save its state_dict with torch.save, or build it with fcompress.models.build"
-        )
-    origin = model.origin
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"a {type(model).__name__} cannot be saved; expected a network")
+    origin = origin_of(model)
     content = {
         "format": FORMAT,
-        "version": VERSION,
-        "family": model.spec.family,
-        "args": model.spec.args,
+        **_built(model),
         "widths": widths(model),
-        "state": {name: _compact(tensor) for name, tensor in model.state_dict().items()},
-        "data": origin.get("data") if data is None else data,
-        "history": origin.get("history", []) if history is None else history,
+        "data": origin["data"] if data is None else data,
+        "history": origin["history"] if history is None else history,
         "versions": _versions(),
     }
     try:
-        _rebuild(_checked(content))
+        checkpoint = _checked(content)
+        architecture = checkpoint.architecture
+        if architecture is None:
+            rebuild(checkpoint)
+        elif architecture.kind in REGISTERED:
+            # All numbers were taken; what a fresh network has anyway need not be kept.
+            fresh = foreign.rebuild(architecture, checkpoint.state, {})
+            content["numbers"] = foreign.changed_numbers(model, fresh)
+            rebuild(_checked(content))
     except FcompressError as error:
-        raise CheckpointError(f"this {model.spec.family} cannot be saved: {error}") from error
+        raise CheckpointError(f"this {content['family']} cannot be saved: {error}") from error
     return _with_one_of_each(content)
+
+
+def _built(model: nn.Module) -> dict[str, Any]:
+    """How the wide network was built, and the tensors as they are now."""
+    if isinstance(model, Network):
+        return {
+            "version": VERSION,
+            "family": model.spec.family,
+            "args": model.spec.args,
+            "state": {name: _compact(tensor) for name, tensor in model.state_dict().items()},
+        }
+    record = described(model)
+    architecture = foreign.architecture_of(model) if record is None else record.architecture
+    return {
+        "version": FOREIGN_VERSION,
+        "family": architecture.name,
+        "args": architecture.args,
+        "state": {name: _compact(tensor) for name, tensor in foreign.tensors_of(model).items()},
+        "numbers": foreign.numbers_of(model),
+    }
 
 
 def _with_one_of_each(value: Any) -> Any:
@@ -258,10 +284,11 @@ def _checked(content: Any) -> Checkpoint:
     version = content.get("version")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"format version {version!r} does not exist; the file is damaged")
-    if version > VERSION:
+    if version > FOREIGN_VERSION:
         raise CheckpointError(
-            f"written in format version {version}, newer than {VERSION}; upgrade fcompress"
+            f"written in format version {version}, newer than {FOREIGN_VERSION}; upgrade fcompress"
         )
+    content = {"numbers": {}, **content}
     for key, kinds in (
         ("family", (str,)),
         ("args", (dict,)),
@@ -270,6 +297,7 @@ def _checked(content: Any) -> Checkpoint:
         ("data", (dict, type(None))),
         ("history", (list,)),
         ("versions", (dict,)),
+        ("numbers", (dict,)),
     ):
         if not isinstance(content.get(key, ...), kinds):
             wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -279,6 +307,9 @@ def _checked(content: Any) -> Checkpoint:
     for name, pair in content["widths"].items():
         if type(pair) is not list or [type(units) for units in pair] != [int, int]:
             raise CheckpointError(f"widths: {name!r} must be [units out, units in], not {pair!r}")
+    for path, own in content["numbers"].items():
+        if type(own) is not dict:
+            raise CheckpointError(f"numbers: {path!r} is a {type(own).__name__}; expected a dict")
     for name, tensor in content["state"].items():
         if type(name) is not str or type(tensor) is not Tensor or not _is_whole(tensor):
             raise CheckpointError(f"state: {name!r} is not a dense tensor; the file is damaged")
@@ -323,78 +354,20 @@ def _check_plain(where: str, value: Any) -> None:
             )
 
 
-def _rebuild(checkpoint: Checkpoint) -> Network:
-    """The network of `checkpoint` in evaluation mode, sharing memory with its tensors.
-
-    Raises:
-        FcompressError: Family or arguments are unknown, tensors are missing, left over or of a
-            shape that the network cannot have, or the widths are not those of the tensors.
-    """
-    if "seed" in checkpoint.args or "family" in checkpoint.args:
-        raise CheckpointError("args: seed and family are not arguments of a family")
-    with torch.device("meta"):
-        network = build(checkpoint.family, **checkpoint.args)
-    _check_state(network, checkpoint.state)
-    resize(network, checkpoint.state)
-    true = widths(network)
-    for name in {**true, **checkpoint.widths}:
-        if checkpoint.widths.get(name) != true.get(name):
-            raise CheckpointError(
-                f"widths: {name!r} is said to be {checkpoint.widths.get(name)}, "
-                f"but its tensors are {true.get(name)}; the file is damaged"
-            )
-    network.origin = {"data": checkpoint.data, "history": checkpoint.history}
-    return network.eval()
-
-
-def _check_state(network: Network, state: Mapping[str, Tensor]) -> None:
-    """See that `state` has the tensors of `network`, of its kinds and kernels, of any widths."""
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise CheckpointError(f"state: {name!r} is missing; the file is damaged")
-        given = state[name]
-        if (
-            given.ndim != tensor.ndim
-            or given.shape[2:] != tensor.shape[2:]
-            or given.is_floating_point() != tensor.is_floating_point()
-            or (not given.is_floating_point() and given.dtype != tensor.dtype)
-        ):
-            raise CheckpointError(
-                f"state: {name!r} is {_describe(given)}; expected one like {_describe(tensor)}"
-            )
-    for name in state:
-        if name not in expected and not _is_absent_bias(network, name):
-            raise CheckpointError(f"state: {name!r} is not part of {network.spec.family}")
-
-
-def _is_absent_bias(network: nn.Module, name: str) -> bool:
-    """Whether `name` is a bias that the network may have but was built without."""
-    path, _, key = name.rpartition(".")
-    owner = dict(network.named_modules()).get(path)
-    return owner is not None and owner._parameters.get(key, ...) is None
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _try(network: Network) -> None:
-    """Run one example of zeros: layers that do not fit each other show here, not later."""
-    shape = network.spec.input_shape
-    if network.smallest_image is not None:
-        shape = (shape[0], network.smallest_image, network.smallest_image)
-    if math.prod(shape) > _LARGEST_TRIAL:
-        return
-    dtype = next(network.parameters()).dtype
-    try:
-        with torch.inference_mode():
-            output = network(torch.zeros(1, *shape, dtype=dtype, device="cpu"))
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"its layers do not fit each other ({reason})") from error
-    if output.shape != (1, network.spec.args["classes"]):
+def _maker(
+    checkpoint: Checkpoint,
+    arch: str | Callable[[], nn.Module] | None,
+    args: Mapping[str, Any] | None,
+) -> Callable[[], nn.Module] | None:
+    """What builds the wide network by code that the user named; None if the user named none."""
+    if arch is None:
+        return None
+    if checkpoint.architecture is None:
         raise CheckpointError(
-            f"gives logits of shape {list(output.shape)[1:]}, "
-            f"expected {network.spec.args['classes']}"
+            f"is a network of the family {checkpoint.family}, which needs no architecture; "
+            "leave it out"
         )
+    if not isinstance(arch, str):
+        return arch
+    given = checkpoint.args if args is None else dict(args)
+    return lambda: build_network(Architecture(arch, given))

@@ -259,8 +259,8 @@ def test_foreign_files(tmp_path):
 
 
 def test_newer_version(saved, tmp_path):
-    message = error_of(changed(saved, tmp_path, lambda content: content.update(version=2)))
-    assert "format version 2, newer than 1; upgrade fcompress" in message
+    message = error_of(changed(saved, tmp_path, lambda content: content.update(version=3)))
+    assert "format version 3, newer than 2; upgrade fcompress" in message
     assert "damaged" in error_of(changed(saved, tmp_path, lambda c: c.update(version="1")))
 
 
@@ -397,8 +397,8 @@ def test_only_plain_values_are_saved(given, message, tmp_path):
 
 
 def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path):
-    with pytest.raises(CheckpointError, match="a Linear is not a network of fcompress"):
-        checkpoint.save(nn.Linear(2, 2), tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match="a dict cannot be saved; expected a network"):
+        checkpoint.save(dict(nn.Linear(2, 2).state_dict()), tmp_path / "net.pt")
     network = build("mlp", in_features=2)
     network.extra = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match=r"'extra\.weight' is not part of mlp"):

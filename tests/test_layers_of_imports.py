@@ -18,17 +18,18 @@ ORDER = """
     models data
     reshapes adapting
     architecture weights
-    resize checkpoint
+    resize foreign rebuild checkpoint
     train_config resume training
     capture moments layers
     unionfind label_tensors labels label_moves label_mixes
     prepare tracing excise proof groups reach
     record rows targets
     ablation redundancy growth
-    selection allocation effects
+    fisher selection allocation effects curves
     refactor sequential
     methods
     agreement cost
+    polishing
     roles screening search
     analysis pipeline
     portable exporting
@@ -160,6 +161,8 @@ def test_the_public_names_are_there():
 def test_recipes_and_scripts_use_the_public_names():
     inner = []
     scripts = [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    # The comparison of methods builds rivals out of the parts of ours.
+    scripts = [path for path in scripts if not path.name.startswith("rivals_")]
     for path in [*files(ROOT / "recipes"), *scripts]:
         text = path.read_text()
         if path.suffix == ".py" or "python" in text.partition("\n")[0]:
