@@ -34,7 +34,7 @@ def ablation_effects(
     recording = record(model, inputs)
     with torch.no_grad():
         values = {recording.inputs[0]: inputs.clone()}
-        outputs = _to_end(recording, 0, values, tensors)
+        outputs = to_end(recording, 0, values, tensors)
         reference = outputs.double().log_softmax(1)
         return {g.name: _group(recording, g, inputs, tensors, reference) for g in groups}
 
@@ -46,7 +46,7 @@ def _group(
     tensors: Mapping[str, Tensor],
     reference: Tensor,
 ) -> Tensor:
-    first = _first_use(recording, group)
+    first = first_use(recording, group)
     values = {recording.inputs[0]: inputs.clone()}
     run(recording.steps[:first], values, tensors)
     written = any(step.func._schema.is_mutable for step in recording.steps[first:])
@@ -56,13 +56,13 @@ def _group(
         for slot in group.consumers:
             columns = (slot.units == unit).nonzero().flatten().to(own[slot.tensor].device)
             own[slot.tensor] = own[slot.tensor].index_fill(slot.dim, columns, 0.0)
-        start = _copies(values) if written else dict(values)
-        ablated = _to_end(recording, first, start, own).double().log_softmax(1)
+        start = copies(values) if written else dict(values)
+        ablated = to_end(recording, first, start, own).double().log_softmax(1)
         effects[unit] = F.kl_div(ablated, reference, log_target=True, reduction="batchmean")
     return effects.nan_to_num(nan=float("inf"))
 
 
-def _first_use(recording: Recording, group: Group) -> int:
+def first_use(recording: Recording, group: Group) -> int:
     """The first step that a consumer's weight takes part in."""
     names = {slot.tensor for slot in group.consumers}
     for index, step in enumerate(recording.steps):
@@ -71,7 +71,7 @@ def _first_use(recording: Recording, group: Group) -> int:
     return 0
 
 
-def _copies(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def copies(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Copies that share memory with each other exactly where the originals do."""
     storages: dict[int, torch.UntypedStorage] = {}
     copies = {}
@@ -86,8 +86,9 @@ def _copies(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
     return copies
 
 
-def _to_end(
+def to_end(
     recording: Recording, start: int, values: dict[int, Tensor], tensors: Mapping[str, Tensor]
 ) -> Tensor:
+    """Run a recording from a step to its end: the outputs."""
     run(recording.steps[start:], values, tensors)
     return values[recording.outputs[0]]

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.allocation import Load, layer_loads, merge
+from fcompress.curves import KEPT, Reading, dense, measured_costs
 from fcompress.effects import ablation_effects
 from fcompress.excise import excise, kept_indices
+from fcompress.fisher import output_fisher
 from fcompress.groups import Group, Structure
-from fcompress.selection import Family, pivoted
+from fcompress.selection import Family, pivoted, weighted
 from fcompress.sequential import refactor_network
-from fcompress.targets import Target, collect_targets, consumers_of, unit_columns, unit_covariance
+from fcompress.targets import Target, collect_targets, consumers_of, unit_columns, unit_moments
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Context:
     def loads(self) -> list[Load]:
         """Multiply-adds of every layer of the wide network."""
         return layer_loads(self.model, self.structure.groups, self.batches[0])
+
+    @cached_property
+    def fisher(self) -> dict[str, Tensor]:
+        """How much the labels listen to every layer's outputs (one sweep with gradients)."""
+        return output_fisher(self.model, self.batches, seed=self.seed)
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -140,8 +147,9 @@ class Factor:
         """
         total = torch.zeros(group.size, group.size, dtype=torch.float64)
         for slot, target in consumers_of(group, context.targets) or ():
-            covariance = unit_covariance(target, slot)
-            assert covariance is not None
+            columns = unit_columns(target.layer, slot)
+            assert columns is not None
+            covariance, _ = unit_moments(target, columns)
             trace = float(covariance.trace())
             if trace > 0:
                 total += (covariance / trace).cpu()
@@ -156,4 +164,68 @@ class Factor:
         return refactor_network(context.model, thin, groups, keep, context.targets, context.batches)
 
 
-METHODS: dict[str, Method] = {"prune": Prune(), "factor": Factor()}
+class Hybrid(Factor):
+    """Prunable and redundant at once: what the labels would notice of what others cannot explain.
+
+    The paper's discussion asks for "hybrid compression methods which target both". A unit's cost
+    is the part of its activity that the kept units do not explain linearly, through the weights
+    of whatever reads it, as far as the labels listen (DESIGN section 1). Costs are nats, brought
+    to their measured scale group by group, so that groups compare.
+    """
+
+    summary = "excise units by what labels notice of them beyond what others explain, and refactor"
+    # Errors of several groups add up to less than their sum once they are large.
+    power = 0.75
+    budget = 4.0  # sweeps over the calibration data to spend on measuring
+    least, most = 64, 512  # examples to measure on
+
+    def family(self, context: Context) -> Family:
+        """Weighted greedy choices, joined by measured divergence."""
+        skipped = self.left_alone(context)
+        groups = [g for g in context.structure.groups if g.name not in skipped]
+        readings = {g.name: readings_of(context, g) for g in groups}
+        chosen = {g.name: self.rank(context, readings[g.name]) for g in groups}
+        orders = {name: order for name, (order, _) in chosen.items()}
+        predicted = {name: cost for name, (_, cost) in chosen.items()}
+        inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
+        costs = measured_costs(context.model, groups, readings, orders, predicted, inputs)
+        return merge(orders, {n: c**self.power for n, c in costs.items()}, context.loads)
+
+    def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+        """Order and predicted cost, in nats, of one group."""
+        importances = [importance(context, reading) for reading in readings]
+        return weighted([r.covariance for r in readings], importances)
+
+    def examples(self, context: Context, groups: int) -> int:
+        """How many examples the budget allows to measure every group on."""
+        total = sum(len(b) for b in context.batches)
+        runs = max(1, groups * len(KEPT) / 2)  # a group's run starts in the middle on average
+        return max(self.least, min(int(self.budget * total / runs), self.most))
+
+
+def readings_of(context: Context, group: Group) -> list[Reading]:
+    """How each consumer reads the units of a group that `Factor` does not leave alone."""
+    found = []
+    for slot, target in consumers_of(group, context.targets) or ():
+        columns = unit_columns(target.layer, slot)
+        assert columns is not None
+        covariance, mean = unit_moments(target, columns)
+        found.append(Reading(target, columns, covariance, mean))
+    return found
+
+
+def importance(context: Context, reading: Reading) -> Tensor:
+    """What an error of the units costs through one consumer: float64 [units, units], nats.
+
+    W^T G W / 2 summed over the taps and columns in which the consumer meets a unit; errors there
+    are taken to be independent.
+    """
+    layer = reading.target.layer
+    stored = dict(context.model.named_parameters())[layer.weight].detach().cpu()
+    weight = dense(layer.convolution, layer.inputs_first, stored)[:, reading.columns]
+    fisher = context.fisher.get(layer.weight)
+    heard = weight if fisher is None else torch.einsum("op,pcku->ocku", fisher, weight)
+    return torch.einsum("ocku,odku->cd", weight, heard) / 2
+
+
+METHODS: dict[str, Method] = {"prune": Prune(), "factor": Factor(), "hybrid": Hybrid()}

@@ -123,17 +123,22 @@ def unit_columns(layer: Layer, slot: Slot) -> Tensor | None:
     return inside[order].view(count, -1)
 
 
-def unit_covariance(target: Target, slot: Slot) -> Tensor | None:
-    """Covariance of a group's units as one consumer reads them: float64 [units, units].
+def unit_moments(target: Target, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariance and mean of a group's units as one consumer reads them.
 
     Positions that a unit occupies in a row (a flattened feature map) are further examples.
+
+    Args:
+        target: The consumer.
+        columns: int64 [units, columns of each] (`unit_columns`).
+
+    Returns:
+        float64 [units, units] and float64 [units], on the CPU.
     """
-    columns = unit_columns(target.layer, slot)
-    if columns is None:
-        return None
     x = target.inputs[:, columns].transpose(1, 2).reshape(-1, len(columns))
-    x = x - x.mean(0, dtype=torch.float64).to(x.dtype)
-    return (x.T @ x).double() / len(x)
+    mean = x.mean(0, dtype=torch.float64)
+    x = x - mean.to(x.dtype)
+    return (x.T @ x).double().cpu() / len(x), mean.cpu()
 
 
 def consumers_of(group: Group, targets: Mapping[str, Target]) -> list[tuple[Slot, Target]] | None:
