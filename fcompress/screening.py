@@ -21,10 +21,11 @@ from fcompress.errors import DataError, ToleranceError
 from fcompress.roles import Examples, Roles
 
 DIGEST_BYTES = 16
-# Data sets have a few copies by nature (Fashion-MNIST and digits, measured: none). Left out, they
-# cost next to nothing; more of them mean that one set was given twice, or that two sets overlap.
-MANY_SHARE = 0.01
-MANY_LEAST = 3  # never called many, however small the split
+# Some data sets hold copies by nature (Fashion-MNIST and digits, measured: none). Left out, they
+# cost next to nothing. Many are worth a warning; more than careless collecting explains mean that
+# one set was given twice or that two sets overlap, and are refused.
+MANY_SHARE, REFUSED_SHARE = 0.01, 0.05
+LEAST = 3  # never called many, however small the split
 FEW_CHANGES = 5  # fewer allowed, and the certificate hangs on single examples
 
 
@@ -86,7 +87,7 @@ def screened(roles: Roles) -> tuple[Roles, Copies]:
             repeated += 1
         keep.append(digest not in seen and digest not in distinct)
         distinct.add(digest)
-    if is_many(shared, len(keep)):
+    if _more_than(REFUSED_SHARE, shared, len(keep)):
         raise DataError(
             f"{shared:,} of {len(keep):,} certification examples also stand in the calibration or "
             "search data, so they prove nothing; give each role examples of its own and remove "
@@ -141,15 +142,22 @@ def weaknesses(
         confidence: Of the certificate.
     """
     n = len(roles.certification)
-    if is_many(copies.search, len(roles.search)):
+    everything = n + copies.left_out
+    if _more_than(MANY_SHARE, copies.shared, everything):
+        yield (
+            f"{copies.shared:,} of {everything:,} certification examples also stand in the "
+            "calibration or search data and were left out; the certificate speaks of examples that "
+            "do not"
+        )
+    if _more_than(MANY_SHARE, copies.search, len(roles.search)):
         yield (
             f"{copies.search:,} of {len(roles.search):,} search examples also stand in the "
             "calibration data, so the search sees labels kept that new examples would lose; the "
             "certificate is not affected"
         )
-    if is_many(copies.repeated, n + copies.left_out):
+    if _more_than(MANY_SHARE, copies.repeated, everything):
         yield (
-            f"{copies.repeated:,} of {n + copies.left_out:,} certification examples are copies of "
+            f"{copies.repeated:,} of {everything:,} certification examples are copies of "
             "others and were left out; the certificate speaks of the distinct ones"
         )
     most = -1 if tolerance is None else most_changes(n, tolerance, confidence)
@@ -161,9 +169,8 @@ def weaknesses(
         )
 
 
-def is_many(count: int, of: int) -> bool:
-    """Whether so many copies are no accident."""
-    return count > max(MANY_LEAST, MANY_SHARE * of)
+def _more_than(share: float, count: int, of: int) -> bool:
+    return count > max(LEAST, share * of)
 
 
 def digests(examples: Examples, role: str) -> Iterator[bytes]:
