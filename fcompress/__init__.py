@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fcompress.agreement import AgreementResult, verify
     from fcompress.analysis import AnalyzeResult, analyze, gain
     from fcompress.checkpoint import load, save
+    from fcompress.contents import Contents, describe_file
     from fcompress.cost import Cost, count
     from fcompress.data import Splits, load_data
     from fcompress.errors import FcompressError
@@ -34,6 +35,7 @@ _HOME = {
     "AblationResult": "ablation",
     "AgreementResult": "agreement",
     "AnalyzeResult": "analysis",
+    "Contents": "contents",
     "Cost": "cost",
     "CoverageResult": "reach",
     "ExportResult": "exporting",
@@ -50,6 +52,7 @@ _HOME = {
     "count": "cost",
     "coverage": "reach",
     "default_config": "train_config",
+    "describe_file": "contents",
     "export": "exporting",
     "find_groups": "groups",
     "gain": "analysis",
@@ -65,6 +68,7 @@ __all__ = [
     "AblationResult",
     "AgreementResult",
     "AnalyzeResult",
+    "Contents",
     "Cost",
     "CoverageResult",
     "ExportResult",
@@ -81,6 +85,7 @@ __all__ = [
     "count",
     "coverage",
     "default_config",
+    "describe_file",
     "export",
     "find_groups",
     "gain",

@@ -110,7 +110,7 @@ def export(
     thin = plain_copy(model)
     batches = Batches(lambda: _first(as_batches(data, BATCH), examples))
     inputs = next(iter(batches))[0]
-    record = record_of(model)
+    record = {**record_of(model), "params": sum(p.numel() for p in model.parameters())}
     write, open_again = _writer(kind, thin, placed(thin, inputs.cpu()), record)
     promised = _promised(record) if tol is None else tol
     found: list[tuple[int, int, float, float, AgreementResult | None]] = []

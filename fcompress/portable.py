@@ -29,6 +29,8 @@ from fcompress.prepare import first_line, plain_copy
 
 # The extra file of a .pt2 file that holds the record.
 RECORD_FILE = f"{RECORD}.json"
+# What a .pt2 file holds by which it is known, in archives of torch 2.8 and later and before.
+PROGRAM_ENTRIES = ("models/model.json", "serialized_exported_program.json")
 INPUT, OUTPUT = "input", "logits"
 # ONNX 1.18, which onnxruntime runs from 1.23 on.
 ONNX_OPSET = 23

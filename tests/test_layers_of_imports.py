@@ -32,7 +32,7 @@ ORDER = """
     polishing
     roles screening search
     analysis pipeline
-    portable exporting
+    portable exporting contents
     plots report
     cli
 """.split()

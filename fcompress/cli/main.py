@@ -35,6 +35,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "verify_command",
         "Compare the labels of two networks.",
     ),
+    "export": (
+        "fcompress.cli.export_cmd",
+        "export_command",
+        "Write a network as files that run without fcompress.",
+    ),
+    "show": ("fcompress.cli.export_cmd", "show_command", "Say what a file is."),
     "models": ("fcompress.cli.train_cmd", "models_command", "List the network families."),
     "data": ("fcompress.cli.train_cmd", "data_command", "List the datasets, or describe one."),
 }

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from fcompress.agreement import CONFIDENCE, AgreementResult, verify
 from fcompress.checkpoint import load, save
+from fcompress.cli.export_cmd import export_lines, export_targets
 from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
 from fcompress.data import Split, Splits, load_data, reload_data
 from fcompress.errors import DataError, ResultWarning
+from fcompress.exporting import ExportResult, export
 from fcompress.files import write_atomic
 from fcompress.methods import METHODS
 from fcompress.models import Network
@@ -69,6 +71,15 @@ _CONFIDENCE = click.option(
     metavar="THIN.pt",
     help="Write the thin network.  [default: MODEL with .thin before its ending]",
 )
+@click.option(
+    "--export",
+    "exports",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    callback=export_targets,
+    metavar="FILE",
+    help="Write the thin network also as .pt2, .onnx or .safetensors. Repeatable.",
+)
 @json_option
 @click.option(
     "--plot",
@@ -105,6 +116,7 @@ def shrink_command(
     tol: float,
     method: str,
     out: Path | None,
+    exports: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
     ratio: float | None,
@@ -147,11 +159,13 @@ def shrink_command(
             progress=say,
         )
     save(result.model.cpu(), out)
+    certified = splits.need("certification")
+    written = [export(result.model, path, certified, wide=network) for path in exports]
     if plot is not None:
         picture = shrink_png(result)
         write_atomic(plot, lambda file: file.write(picture))
     if write_json(json_file, result.to_dict()):
-        _show(result, out)
+        _show(result, out, written)
 
 
 @click.command("verify")
@@ -235,7 +249,7 @@ def _lines() -> Iterator[Callable[[str], None]]:
         yield say
 
 
-def _show(result: ShrinkResult, out: Path) -> None:
+def _show(result: ShrinkResult, out: Path, exports: list[ExportResult]) -> None:
     console = stdout()
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -257,6 +271,8 @@ def _show(result: ShrinkResult, out: Path) -> None:
     for line in verdict(result):
         console.print(line, soft_wrap=True)
     console.print(f"Written: {out}", soft_wrap=True)
+    for line in export_lines(exports):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _show_agreement(result: AgreementResult, split: str) -> None:

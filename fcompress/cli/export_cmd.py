@@ -1,0 +1,257 @@
+"""`fcompress export` and `fcompress show`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fcompress.checkpoint import load, record_of
+from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
+from fcompress.contents import KINDS, Contents, describe_file
+from fcompress.data import Split, load_data, reload_data
+from fcompress.errors import DataError
+from fcompress.exporting import EXAMPLES, ExportResult, export, format_of
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def export_targets(
+    context: click.Context, parameter: click.Parameter, values: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Refuse files of no known format, or in no folder, before minutes of work."""
+    for value in values:
+        existing_folder(context, parameter, value)
+        format_of(value)
+    return values
+
+
+@click.command("export")
+@click.argument("thin", type=_FILE)
+@click.option(
+    "--to",
+    "targets",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    callback=export_targets,
+    metavar="FILE",
+    help="Write this file; its ending says what: .pt2, .onnx or .safetensors. Repeatable.",
+)
+@click.option(
+    "--wide",
+    type=_FILE,
+    metavar="WIDE.pt",
+    help="Compare labels with this network, the one that THIN was made from.",
+)
+@click.option(
+    "--tol",
+    type=FloatRange(0, 1, max_open=True),
+    help="Largest share of labels that may differ from WIDE.  [default: as certified]",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    default=EXAMPLES,
+    show_default=True,
+    help="Most examples to run the file on.",
+)
+@click.option("--data", metavar="SPEC", help="Other data than THIN remembers.")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder in which datasets are looked for first.",
+)
+@json_option
+def export_command(
+    thin: Path,
+    targets: tuple[Path, ...],
+    wide: Path | None,
+    tol: float | None,
+    examples: int,
+    data: str | None,
+    data_root: Path | None,
+    json_file: Path | None,
+) -> None:
+    r"""Write a network as files that run without fcompress.
+
+    THIN is a file of fcompress. A .pt2 file runs with torch alone, an .onnx file with onnxruntime
+    and others; both take batches of any size. Each file is run on real data before it gets its
+    name, and is only kept if it gives the outputs of THIN.
+
+    \b
+    Example:
+      fcompress export thin.pt --to thin.pt2 --to thin.onnx --wide wide.pt
+    """
+    network = load(thin)
+    split = examples_for(network, thin, data, data_root)
+    reference = None if wide is None else load(wide)
+    results = []
+    for target in targets:
+        click.echo(f"writing {target} and running it", err=True)
+        results.append(export(network, target, split, wide=reference, tol=tol, examples=examples))
+    if write_json(json_file, [result.to_dict() for result in results]):
+        for line in export_lines(results):
+            stdout().print(line, soft_wrap=True, markup=False)
+
+
+@click.command("show")
+@click.argument("file", type=_FILE)
+@json_option
+def show_command(file: Path, json_file: Path | None) -> None:
+    r"""Say what a file is, from which network, and how it was certified.
+
+    FILE is a network of fcompress, one of its exports, or weights or a program of others. Nothing
+    in it is run.
+
+    \b
+    Example:
+      fcompress show thin.pt --json -
+    """
+    found = describe_file(file)
+    if write_json(json_file, _plain(found.to_dict())):
+        console = stdout()
+        for line in _lines(found):
+            console.print(_printable(line), soft_wrap=True, markup=False)
+        _print_layers(console, found)
+        for line in _history(found):
+            console.print(_printable(line), soft_wrap=True, markup=False)
+
+
+def examples_for(
+    network: torch.nn.Module, path: Path, data: str | None, root: Path | None
+) -> Split:
+    """The examples that a certificate is about, of the data that was named or is remembered."""
+    remembered = record_of(network)["data"]
+    if data is not None:
+        splits = load_data(data, root=root, roles="compress", like=remembered)
+    elif remembered is not None:
+        splits = reload_data(remembered, root=root)
+    else:
+        raise DataError(f"{path} does not remember its data; name some by --data")
+    present = splits.present()
+    return present.get("certification") or present.get("test") or next(iter(present.values()))
+
+
+def export_lines(results: Sequence[ExportResult]) -> Iterator[str]:
+    """What was written and how it was checked, in words."""
+    for result in results:
+        yield (
+            f"Written: {result.path} ({result.bytes:,} bytes). Run on {result.n:,} examples: "
+            f"{result.same:,} labels as in memory, scores differ by {result.largest_difference:.2g}"
+            f" at most ({result.allowed_difference:.2g} allowed)."
+        )
+        agreement = result.agreement
+        if agreement is not None:
+            promised = "" if result.tolerance is None else f" ({result.tolerance:.1%} allowed)"
+            yield (
+                f"  {agreement.changed:,} of {agreement.n:,} labels differ from the wide network's"
+                f" ({agreement.changed / agreement.n:.1%}){promised}."
+            )
+
+
+def _lines(found: Contents) -> Iterator[str]:
+    """What the file is, and of which network."""
+    yield f"{found.path}: {KINDS[found.kind]}, {found.bytes:,} bytes"
+    parts = []
+    if found.family is not None:
+        args = ", ".join(f"{name}={value}" for name, value in found.args.items())
+        parts.append(f"{found.family} ({args})" if args else found.family)
+    if found.params is not None:
+        parts.append(f"{found.params:,} parameters")
+    if found.dtypes:
+        parts.append(", ".join(found.dtypes))
+    if parts:
+        yield "; ".join(parts)
+    yield from found.notes
+    if found.data is not None:
+        yield f"Data: {found.data.get('spec', 'not named')}, inputs {found.data.get('shape', '?')}"
+
+
+def _print_layers(console: Console, found: Contents) -> None:
+    """Each layer's units as built and now."""
+    if not found.widths:
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
+    for heading in ("units as built", "now", "inputs as built", "now"):
+        table.add_column(heading, justify="right")
+    for name, (units, inputs) in found.widths.items():
+        before = (found.wide or {}).get(name)
+        was = ("?", "?") if before is None else (f"{before[0]:,}", f"{before[1]:,}")
+        table.add_row(_printable(name), was[0], f"{units:,}", was[1], f"{inputs:,}")
+    console.print(table)
+
+
+def _history(found: Contents) -> Iterator[str]:
+    """What was done to the network, and by what."""
+    for number, entry in enumerate(found.history, 1):
+        yield f"{number}. {_done(entry)}"
+    if found.versions:
+        written = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+        yield f"Written with {written}."
+
+
+def _done(entry: Any) -> str:
+    """One step of a history; files of others may hold anything there."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("action"), str):
+        return f"an entry that is not understood: {str(entry)[:80]}"
+    action = entry["action"]
+    try:
+        if action == "train":
+            last = entry["epochs"][-1]
+            parts = [
+                f"{what} {last[key]:.2%}"
+                for what, key in (
+                    ("training accuracy", "train_accuracy"),
+                    ("test accuracy", "test_accuracy"),
+                )
+                if last[key] is not None
+            ]
+            return f"trained for {len(entry['epochs'])} epochs: {', '.join(parts)}"
+        if action == "shrink":
+            return _shrunk(entry)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        pass
+    return action
+
+
+def _shrunk(entry: dict[str, Any]) -> str:
+    """One shrinking: by how much, and what is proven of it."""
+    agreement = entry["agreement"]
+    changed, n = agreement["n"] - agreement["same"], agreement["n"]
+    sizes = ", ".join(
+        f"{what} {entry[key]['before']:,} -> {entry[key]['after']:,}"
+        for what, key in (("parameters", "params"), ("MACs", "macs"))
+    )
+    aim = (
+        f"certified for a tolerance of {entry['tolerance']:.1%}"
+        if entry["certified"] is True
+        else "to a size that was asked for, not certified"
+    )
+    return (
+        f"shrunk by {entry['method']}, {aim}: {sizes}; on {n:,} certification examples "
+        f"{changed:,} changed their label, so with {agreement['confidence']:.0%} confidence at "
+        f"most {1 - agreement['lower_bound']:.1%} change"
+    )
+
+
+def _printable(text: str) -> str:
+    """Without what could move the cursor of a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no numbers that are not finite; such a one becomes a text."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
