@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import examples, trained, weights_of
 
 from fcompress import polishing
 from fcompress.agreement import verify
 from fcompress.errors import DataError, FcompressError
 from fcompress.polishing import Closeness, polish
-from trained import examples, trained, weights_of
 
 LONG = 1e5  # seconds: the plan is the number of epochs, whatever the clock says
 
