@@ -14,6 +14,8 @@ from fcompress.reshapes import inferring, subclass
 
 _SWIN = "torchvision.models.swin_transformer"
 _WINDOWS = {(_SWIN, "ShiftedWindowAttention"), (_SWIN, "ShiftedWindowAttentionV2")}
+# Attributes that say, in files too, what was done: to a network, to a convolution.
+ADAPTED, FOLDED = "_fcompress_adapted", "_fcompress_folded"
 _windowed_kinds: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -33,6 +35,7 @@ def adapt(model: nn.Module, given: Collection[str] = ()) -> None:
         given: Names of parameters that the network is about to get: a convolution all of whose
             parameters are among them is left as it is.
     """
+    model.__dict__[ADAPTED] = 1
     for path, module in model.named_modules():
         kind = type(module)
         if isinstance(module, nn.MultiheadAttention):
@@ -107,3 +110,4 @@ def _fold(module: nn.Conv2d) -> None:
     module._buffers.clear()
     module.weight = nn.Parameter(weight.detach().clone(), module.weight.requires_grad)
     module.__class__ = nn.Conv2d
+    module.__dict__[FOLDED] = 1

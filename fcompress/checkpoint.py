@@ -194,8 +194,7 @@ def _content(
             rebuild(checkpoint)
         elif architecture.kind in REGISTERED:
             # All numbers were taken; what a fresh network has anyway need not be kept.
-            fresh = foreign.rebuild(architecture, checkpoint.state, {})
-            content["numbers"] = foreign.changed_numbers(model, fresh)
+            content["numbers"] = foreign.needed_numbers(model, checkpoint.state)
             rebuild(_checked(content))
     except FcompressError as error:
         raise CheckpointError(f"this {content['family']} cannot be saved: {error}") from error

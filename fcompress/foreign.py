@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.adapting import adapt
-from fcompress.architecture import REGISTERED, Architecture, bounded, build_network
+from fcompress.adapting import ADAPTED, FOLDED, adapt
+from fcompress.architecture import REGISTERED, Architecture, bounded, build_network, described
 from fcompress.errors import ArchitectureError, CheckpointError
 from fcompress.models.lrn import LocalResponseNorm
 from fcompress.resize import resize
@@ -62,14 +62,38 @@ def numbers_of(model: nn.Module) -> Numbers:
     return found
 
 
-def changed_numbers(model: nn.Module, fresh: nn.Module) -> Numbers:
-    """The numbers of `model` that differ from those of `fresh`, the same network rebuilt."""
-    built = numbers_of(fresh)
-    changed = {
-        path: {n: v for n, v in own.items() if built.get(path, {}).get(n) != v}
-        for path, own in numbers_of(model).items()
+def needed_numbers(model: nn.Module, state: Mapping[str, Tensor]) -> Numbers:
+    """The numbers that a network of a registered architecture needs when it is rebuilt.
+
+    Args:
+        model: The network.
+        state: What `tensors_of` gave.
+
+    Returns:
+        Those that differ when it is rebuilt without them, and what was done to its modules.
+
+    Raises:
+        FcompressError: It cannot be rebuilt.
+    """
+    record = described(model)
+    assert record is not None
+    numbers = numbers_of(model)
+    marks = _selected(numbers, lambda path, name, value: name in (ADAPTED, FOLDED))
+    built = numbers_of(rebuild(record.architecture, state, marks))
+    return _selected(
+        numbers,
+        lambda path, name, value: (
+            name in (ADAPTED, FOLDED) or built.get(path, {}).get(name) != value
+        ),
+    )
+
+
+def _selected(numbers: Numbers, wanted: Callable[[str, str, Any], bool]) -> Numbers:
+    found = {
+        path: {name: value for name, value in own.items() if wanted(path, name, value)}
+        for path, own in numbers.items()
     }
-    return {path: own for path, own in changed.items() if own}
+    return {path: own for path, own in found.items() if own}
 
 
 def rebuild(
@@ -91,7 +115,9 @@ def rebuild(
         CheckpointError: Tensors or numbers do not fit it.
     """
     network = _registered(architecture, state) if make is None else make().eval()
-    adapt(network, state)
+    if numbers.get("", {}).get(ADAPTED):
+        folded = {path for path, own in numbers.items() if FOLDED in own}
+        adapt(network, [name for name in state if name.rpartition(".")[0] not in folded])
     _exact_norms(network, state)
     _check(network, state)
     resize(network, state)
