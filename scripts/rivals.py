@@ -14,21 +14,24 @@ from torch import Tensor, nn
 import fcompress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """What every method gets.
+    """What every method gets. Two settings are equal only if they are the same object.
 
     Attributes:
         model: The wide network, in eval mode; never to be changed.
         structure: Its proven groups, for methods that want them.
         batches: Calibration inputs [N, ...], several batches of one size; no labels.
         seed: Of all choices.
+        pool: Further calibration inputs in batches, `batches` among them, for methods that can
+            use more than they need for statistics (polishing).
     """
 
     model: nn.Module
     structure: fcompress.Structure
     batches: Sequence[Tensor]
     seed: int
+    pool: Sequence[Tensor] = ()
 
 
 class Rival(Protocol):

@@ -1,0 +1,84 @@
+"""The methods of fcompress, as `bench quality` calls them: an amount in, a thin network out.
+
+`shrink` searches for a certified tolerance; here every method, own or not, is searched in the
+same way, so that what is compared is the networks and not the searches.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rivals import Setting
+from torch import nn
+
+import fcompress
+from fcompress.capture import evaluating
+from fcompress.methods import METHODS, Context
+from fcompress.polishing import polish
+from fcompress.selection import Family
+
+POLISH_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Own:
+    """A method of fcompress by its name there."""
+
+    name: str
+
+    @property
+    def summary(self) -> str:
+        return f"fcompress: {METHODS[self.name].summary}"
+
+    def make(self, setting: Setting, amount: float) -> nn.Module:
+        """Keep what the method's family keeps: `amount` is the share of all units removed."""
+        context, family = _prepared(setting, self.name)
+        units = len(family.prices)
+        removed = min(max(round(amount * units), 1), units)
+        with evaluating(setting.model):
+            return METHODS[self.name].make(context, family.kept(removed))
+
+
+@dataclass(frozen=True)
+class OwnPolished:
+    """A method of fcompress, then a short label-free distillation.
+
+    Attributes:
+        method: Its name.
+        seconds: Limit of each polish.
+    """
+
+    method: str
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}+polish"
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.method}, then at most {self.seconds:g} seconds of distillation towards the "
+            "wide network's scores on the calibration split"
+        )
+
+    def make(self, setting: Setting, amount: float) -> nn.Module:
+        """The method's network of the same amount, polished."""
+        thin = Own(self.method).make(setting, amount)
+        batches = setting.pool or setting.batches
+        return polish(setting.model, thin, batches, seconds=self.seconds, seed=setting.seed).model
+
+
+@lru_cache(maxsize=1)
+def _prepared(setting: Setting, method: str) -> tuple[Context, Family]:
+    """What does not depend on the amount: the statistics and the order of the units."""
+    macs = fcompress.count(setting.model, setting.batches[0]).macs
+    context = Context(setting.model, setting.structure, setting.batches, setting.seed, macs)
+    with evaluating(setting.model):
+        alone = METHODS[method].left_alone(context)
+        if len(alone) == len(setting.structure.groups):
+            raise fcompress.FcompressError(f"{method} can use no group of this network")
+        return context, METHODS[method].family(context)
+
+
+RIVALS = tuple(Own(name) for name in METHODS)
+POLISHED = tuple(OwnPolished(name, POLISH_SECONDS) for name in METHODS if name == "hybrid")
