@@ -15,9 +15,10 @@ PACKAGE = ROOT / "fcompress"
 ORDER = """
     errors
     files archive safetensors_file
-    models data
+    models
     reshapes adapting
     architecture weights
+    preprocess data
     resize foreign rebuild checkpoint
     train_config resume training
     capture moments layers

@@ -56,10 +56,10 @@ def as_batches(data: object, size: int = 256) -> Batches:
     if isinstance(data, Split):
         return Batches(lambda: data.batches(size))
     if isinstance(data, np.ndarray | Tensor):
-        inputs = torch.as_tensor(data)
+        inputs = _dense(data)
         return Batches(lambda: inputs.split(size))
     if _is_whole_pair(data):
-        inputs, labels = (torch.as_tensor(part) for part in data)  # type: ignore[attr-defined]
+        inputs, labels = (_dense(part) for part in data)  # type: ignore[attr-defined]
         return Batches(lambda: zip(inputs.split(size), labels.split(size), strict=True))
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return as_batches(DataLoader(data, batch_size=size))
@@ -92,12 +92,10 @@ def _pair(batch: Any) -> Batch:
     parts = [batch]
     if isinstance(batch, tuple | list) and 1 <= len(batch) <= 2:
         parts = list(batch)
-    inputs = torch.as_tensor(parts[0]) if isinstance(parts[0], np.ndarray) else parts[0]
-    labels = parts[1] if len(parts) == 2 else None
-    if isinstance(labels, np.ndarray):
-        labels = torch.as_tensor(labels)
+    dense = [_dense(p) if isinstance(p, np.ndarray | Tensor) else p for p in parts]
+    inputs, labels = dense[0], dense[1] if len(parts) == 2 else None
     fits = labels is None or isinstance(labels, Tensor)
-    if not isinstance(inputs, Tensor) or not fits or not inputs.dim():
+    if not isinstance(inputs, Tensor) or not fits:
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise DataError(
             f"a batch of type {type(batch).__name__} ({kinds}): expected a tensor of inputs or a "
@@ -109,6 +107,26 @@ def _pair(batch: Any) -> Batch:
             "one class index an input"
         )
     return inputs, labels
+
+
+def _dense(found: np.ndarray | Tensor) -> Tensor:
+    """An array or tensor as a tensor that holds its numbers.
+
+    Raises:
+        DataError: Not dense, not real, or without an axis for the examples.
+    """
+    try:
+        tensor = torch.as_tensor(found)
+    except TypeError as error:
+        raise DataError(f"an array of type {found.dtype}: expected numbers") from error
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        raise DataError("a sparse, nested or meta tensor: expected a dense one; convert it first")
+    if tensor.is_complex() or tensor.is_quantized or not tensor.dim():
+        raise DataError(
+            f"a tensor of type {tensor.dtype} and shape {list(tensor.shape)}: expected real "
+            "numbers, the first axis for the examples"
+        )
+    return tensor
 
 
 def _loader_batches(loader: DataLoader) -> Batches:

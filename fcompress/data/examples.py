@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fcompress.errors import DataError
+from fcompress.preprocess import Preprocess
 
 DECODING_THREADS = 8
 
@@ -94,6 +95,47 @@ class Stored:
         return chosen[..., top : top + self.crop[0], left : left + self.crop[1]]
 
 
+@dataclass(frozen=True, eq=False)
+class Rescaled:
+    """Stored 8-bit images at another size or in other colours, made when they are taken.
+
+    Attributes:
+        inner: The images as they are stored, [C, H, W] each with 1 or 3 channels.
+        size: Height and width of what `take` returns.
+        channels: 1 (grey) or 3 (RGB).
+        preprocess: How images are scaled.
+    """
+
+    inner: Examples
+    size: tuple[int, int]
+    channels: int
+    preprocess: Preprocess
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C, H, W] of one image as it is returned."""
+        return (self.channels, *self.size)
+
+    @property
+    def augmentation(self) -> str:
+        """What `take` does when it is given a generator, in words."""
+        return self.inner.augmentation
+
+    def take(self, rows: Tensor, augment: torch.Generator | None = None) -> Tensor:
+        """Take images and scale them, uint8; see `Examples.take`."""
+        made = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
+        for number, values in enumerate(self.inner.take(rows, augment)):
+            pixels = values[0] if len(values) == 1 else values.permute(1, 2, 0)
+            image = Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+            image = image.convert("L" if self.channels == 1 else "RGB")
+            scaled = np.array(_scaled(image, self.size, 1.0, self.preprocess))
+            made[number] = torch.from_numpy(scaled).view(*self.size, -1).permute(2, 0, 1)
+        return made
+
+
 def random_crops(
     images: Tensor, size: tuple[int, int], padding: int, generator: torch.Generator
 ) -> Tensor:
@@ -136,6 +178,7 @@ class OnDisk:
         size: Height and width of what `take` returns.
         channels: 1 (grey) or 3 (RGB).
         margin: 1 keeps as much of an image as fits; ImageNet is customarily seen with 256/224.
+        preprocess: How images are scaled instead, where it says so.
     """
 
     folder: Path
@@ -143,6 +186,7 @@ class OnDisk:
     size: tuple[int, int]
     channels: int
     margin: float = 1.0
+    preprocess: Preprocess | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -174,7 +218,7 @@ class OnDisk:
     def _one(self, row: int, draw: list[float] | None) -> np.ndarray:
         image = decode(self.folder / self.names[row], self.channels)
         if draw is None:
-            image = _covering(image, self.size, self.margin)
+            image = _scaled(image, self.size, self.margin, self.preprocess)
         else:
             image = image.resize(
                 (self.size[1], self.size[0]),
@@ -206,6 +250,27 @@ def decode(path: Path, channels: int) -> Image.Image:
         raise DataError(
             f"{path} cannot be read as an image ({error}); replace or remove the file"
         ) from error
+
+
+def _scaled(
+    image: Image.Image, size: tuple[int, int], margin: float, preprocess: Preprocess | None
+) -> Image.Image:
+    """Bring an image to its size: by a preset, as torchvision's transforms do it, or covering."""
+    if preprocess is None or not preprocess.resize:
+        return _covering(image, size, margin)
+    if len(preprocess.resize) == 2:
+        height, width = preprocess.resize
+    else:
+        shorter, longer = sorted(image.size)
+        (side,) = preprocess.resize
+        other = int(side * longer / shorter)
+        height, width = (side, other) if image.height <= image.width else (other, side)
+    how = Image.Resampling[preprocess.interpolation.upper()]
+    if (width, height) != image.size:
+        image = image.resize((width, height), how)
+    # Where the crop is larger than the image, Pillow pads with zeros as torchvision does.
+    left, top = round((width - size[1]) / 2), round((height - size[0]) / 2)
+    return image.crop((left, top, left + size[1], top + size[0]))
 
 
 def _covering(image: Image.Image, size: tuple[int, int], margin: float) -> Image.Image:
@@ -268,6 +333,7 @@ class Request:
         roles: "all" cuts every split out of a user's own data, "compress" only the three that
             compression needs.
         shape: Shape of one example that the network expects, if one is given.
+        preprocess: How the network sees images, if that is given.
     """
 
     argument: str = ""
@@ -276,6 +342,7 @@ class Request:
     download: bool = False
     roles: str = "all"
     shape: tuple[int, ...] | None = None
+    preprocess: Preprocess | None = None
 
     def number(self, option: str, default: int, least: int = 0) -> int:
         """Read an option as a whole number of at least `least`."""

@@ -46,7 +46,7 @@ def read_folder(request: Request) -> Raw:
     names = tuple(name for name, _ in files)
     labels, class_names = _labels(folder, names, request.flag("labels", True))
     size, channels = _shape(folder, names, request)
-    images = OnDisk(folder, names, size, channels)
+    images = OnDisk(folder, names, size, channels, preprocess=request.preprocess)
     digest, identified_by = _identity(folder, files)
     fits = len(names) * channels * size[0] * size[1] <= IN_MEMORY
     return Raw(
@@ -166,10 +166,16 @@ def _shape(folder: Path, names: tuple[str, ...], request: Request) -> tuple[tupl
         size, channels = (request.shape[1], request.shape[2]), request.shape[0]
     else:
         size, channels = min(sizes), 3 if any(colours) else 1
+    wanted = request.preprocess
+    if wanted is not None and wanted.channels is not None:
+        channels = wanted.channels
+    if wanted is not None and wanted.size is not None:
+        size = wanted.size
     side = request.number("size", 0, least=1)
+    known = request.shape is not None or (wanted is not None and wanted.size is not None)
     if side:
         size = (side, side)
-    elif len(sizes) > 1 and request.shape is None:
+    elif len(sizes) > 1 and not known:
         raise DataError(
             f"folder:{folder}: the images differ in size; say which to bring them to, as in "
             f"folder:{folder},size=64"

@@ -3,20 +3,21 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fcompress.data.examples import OnDisk, Raw, Request
+from fcompress.data.examples import OnDisk, Raw, Request, Rescaled
 from fcompress.data.folders import read_folder, read_imagenet
 from fcompress.data.sources import read_cifar10, read_digits, read_fashion
 from fcompress.data.splits import ROLES, SHARES, Split, Splits, cut
 from fcompress.data.synthetic import read_gaussian
 from fcompress.data.tensors import read_file
 from fcompress.errors import DataError
+from fcompress.preprocess import Preprocess, from_dict
 
 # Statistics of images that stay on disk are measured on this many of them.
 MEASURED_ON_DISK = 2048
@@ -136,6 +137,7 @@ def load_data(
     roles: str = "all",
     like: Mapping[str, Any] | None = None,
     download: bool = False,
+    preprocess: Preprocess | None = None,
 ) -> Splits:
     """Load a dataset and cut it into disjoint splits.
 
@@ -154,6 +156,8 @@ def load_data(
         like: `info` of the data that the network at hand was trained on. Its statistics and its
             shape are used; and if this is the same data, it is cut in the same way, so that what
             the network was trained on never comes up for its certificate.
+        preprocess: How the network sees images, for one that does not remember any data: their
+            size, mean and deviation. None: as `like` says, or measured on the data.
         download: Fetch a missing public dataset.
 
     Returns:
@@ -168,8 +172,10 @@ def load_data(
     if kind.name in ("folder", "file") and argument:
         argument = str(Path(argument).expanduser().resolve())
     shape = None if like is None else tuple(like["shape"])
-    request = Request(argument, options, root, download, roles, shape)
-    raw = kind.read(request)
+    if preprocess is None and like is not None:
+        preprocess = from_dict(like.get("preprocess"))
+    request = Request(argument, options, root, download, roles, shape, preprocess)
+    raw = _rescaled(kind.read(request), preprocess)
     if like is not None:
         if raw.sha256 == like["sha256"] and not _same_cut(like, options, seed, roles):
             return reload_data(like, root=root)
@@ -193,10 +199,16 @@ def reload_data(info: Mapping[str, Any], *, root: Path | None = None) -> Splits:
     """
     kind, argument, options = parse(info["spec"])
     known_root = Path(info["root"]) if info["root"] else None
+    preprocess = from_dict(info.get("preprocess"))
     request = Request(
-        argument, options, root or known_root, roles=info["roles"], shape=tuple(info["shape"])
+        argument,
+        options,
+        root or known_root,
+        roles=info["roles"],
+        shape=tuple(info["shape"]),
+        preprocess=preprocess,
     )
-    raw = kind.read(request)
+    raw = _rescaled(kind.read(request), preprocess)
     if raw.sha256 != info["sha256"]:
         raise DataError(
             f"{info['spec']} is not the data that the network remembers (sha256 "
@@ -259,7 +271,7 @@ def _cut(
     if raw.official_test:
         rows["test"] = torch.arange(pool, len(raw.examples))
     labels = raw.labels if random_labels is None else _redrawn(raw, spec, random_labels)
-    mean, std, source = _statistics(raw, rows, like)
+    mean, std, source = _statistics(raw, rows, like, request.preprocess)
     splits = {
         name: Split(
             name=name,
@@ -288,6 +300,8 @@ def _cut(
         "standardised_by": source,
         "augmentation": raw.examples.augmentation,
     }
+    if request.preprocess is not None:
+        info["preprocess"] = request.preprocess.to_dict()
     return Splits(**{role: splits.get(role) for role in ROLES}, info=info)
 
 
@@ -298,10 +312,49 @@ def _redrawn(raw: Raw, spec: str, seed: int) -> Tensor:
     return torch.randint(raw.classes, raw.labels.shape, generator=generator)
 
 
+def _rescaled(raw: Raw, preprocess: Preprocess | None) -> Raw:
+    """The dataset with images as a network wants to see them."""
+    if preprocess is None:
+        return raw
+    shape = raw.examples.shape
+    if isinstance(raw.examples, OnDisk):
+        examples = replace(
+            raw.examples,
+            preprocess=preprocess,
+            size=preprocess.size or raw.examples.size,
+            channels=preprocess.channels or raw.examples.channels,
+        )
+        return replace(raw, examples=examples)
+    channels, size = preprocess.channels, preprocess.size
+    wanted = (channels or shape[0], *(size or shape[1:])) if len(shape) == 3 else shape
+    if wanted == shape:
+        return raw
+    if raw.examples.take(torch.arange(1)).dtype != torch.uint8 or shape[0] not in (1, 3):
+        raise DataError(
+            f"examples of shape {list(shape)} are no 8-bit images, which alone can be brought to "
+            f"{list(wanted)}; bring data of that shape, or leave out --size and --transform"
+        )
+    made = Rescaled(raw.examples, (wanted[1], wanted[2]), wanted[0], preprocess)
+    return replace(raw, examples=made, statistics=None)
+
+
 def _statistics(
-    raw: Raw, rows: Mapping[str, Tensor], like: Mapping[str, Any] | None
+    raw: Raw,
+    rows: Mapping[str, Tensor],
+    like: Mapping[str, Any] | None,
+    preprocess: Preprocess | None,
 ) -> tuple[list[float], list[float], str]:
     """Mean and standard deviation per channel or feature, and in words where they are from."""
+    given = None if preprocess is None or preprocess.std is None else preprocess
+    if given is not None and given.mean is not None and given.std is not None:
+        shape = raw.examples.shape
+        if len(given.mean) not in (1, shape[0]):
+            raise DataError(
+                f"{len(given.mean)} means for examples of shape {list(shape)}: expected one for "
+                f"each of {shape[0]} channels"
+            )
+        scale = 255 if raw.examples.take(torch.arange(1)).dtype == torch.uint8 else 1
+        return [scale * m for m in given.mean], [scale * s for s in given.std], given.source
     if like is not None:
         same = like["sha256"] == raw.sha256
         source = like["standardised_by"] if same else "the network's training data"
