@@ -141,16 +141,21 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def record_of(model: nn.Module) -> dict[str, Any]:
-    """What a file of `model` says beside its tensors.
+def content_of(model: nn.Module) -> dict[str, Any]:
+    """What a file of `model` holds, for files of other formats.
 
     Returns:
-        The keys of a file but `state`; without `format` where the network could not be loaded
-        again from them, because it is not one of fcompress.
+        The keys of a file; without `format` for a network of whose code nothing is known, so that
+        nobody could load it again.
+
+    Raises:
+        CheckpointError: As for `save`.
     """
     if isinstance(model, Network) or described(model) is not None:
-        return {key: value for key, value in _content(model, None, None).items() if key != "state"}
-    return {"widths": widths(model), "data": None, "history": [], "versions": _versions()}
+        return _content(model, None, None)
+    state = {name: _compact(tensor) for name, tensor in model.state_dict().items()}
+    known = {"widths": widths(model), "data": None, "history": []}
+    return {"state": state, **known, "versions": _versions()}
 
 
 def origin_of(model: nn.Module) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from torch.func import functional_call
 
 from fcompress import portable
 from fcompress.agreement import AgreementResult, predicted, verify
+from fcompress.architecture import REGISTERED, Architecture
 from fcompress.capture import class_scores, evaluating, placed
-from fcompress.checkpoint import RECORD, load, record_of
+from fcompress.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, as_batches
 from fcompress.errors import DataError, FcompressError, ToleranceError
 from fcompress.files import write_atomic
@@ -110,8 +111,10 @@ def export(
     thin = plain_copy(model)
     batches = Batches(lambda: _first(as_batches(data, BATCH), examples))
     inputs = next(iter(batches))[0]
-    record = {**record_of(model), "params": sum(p.numel() for p in model.parameters())}
-    write, open_again = _writer(kind, thin, placed(thin, inputs.cpu()), record)
+    record = content_of(model)
+    state = record.pop("state")
+    record["params"] = sum(p.numel() for p in model.parameters())
+    write, open_again = _writer(kind, thin, placed(thin, inputs.cpu()), record, state)
     promised = _promised(record) if tol is None else tol
     found: list[tuple[int, int, float, float, AgreementResult | None]] = []
 
@@ -179,7 +182,11 @@ def _first(batches: Batches, most: int) -> Iterator[tuple[Tensor, Tensor | None]
 
 
 def _writer(
-    kind: str, thin: nn.Module, example: Tensor, record: dict[str, Any]
+    kind: str,
+    thin: nn.Module,
+    example: Tensor,
+    record: dict[str, Any],
+    state: dict[str, Tensor],
 ) -> tuple[Callable[[Any], None], Callable[[Path], Runner]]:
     """What writes a file of a kind, and what opens it again."""
     text = json.dumps(record)
@@ -187,13 +194,21 @@ def _writer(
         # "format": how other programs know that names and layouts are those of torch.
         metadata = {"format": "pt", RECORD: text}
         return (
-            lambda file: write_safetensors(file, thin.state_dict(), metadata),
-            lambda path: _run_weights(path, thin, "format" in record),
+            lambda file: write_safetensors(file, state, metadata),
+            lambda path: _run_weights(path, thin, _is_whole(record)),
         )
     program = portable.trace(thin, example)
     if kind == ".onnx":
         return lambda file: portable.write_onnx(program, text, file), portable.run_onnx
     return lambda file: portable.write_program(program, text, file), portable.run_program
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether `load` needs no code of the user's to make the network."""
+    if "format" not in record:
+        return False
+    family = record["family"]
+    return ":" not in family or Architecture(family).kind in REGISTERED
 
 
 def _run_weights(path: Path, thin: nn.Module, is_whole: bool) -> Runner:

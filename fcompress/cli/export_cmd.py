@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcompress.checkpoint import load, record_of
+from fcompress.checkpoint import load, origin_of
 from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
 from fcompress.contents import KINDS, Contents, describe_file
 from fcompress.data import Split, load_data, reload_data
@@ -127,7 +127,7 @@ def examples_for(
     network: torch.nn.Module, path: Path, data: str | None, root: Path | None
 ) -> Split:
     """The examples that a certificate is about, of the data that was named or is remembered."""
-    remembered = record_of(network)["data"]
+    remembered = origin_of(network)["data"]
     if data is not None:
         splits = load_data(data, root=root, roles="compress", like=remembered)
     elif remembered is not None:
