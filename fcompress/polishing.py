@@ -75,7 +75,7 @@ class Polished:
         seconds: Wall-clock time of everything.
         stopped_by: "done" (the plan was carried out), "held-out" (nothing got better any more, or
             the loss was no longer finite) or "time" (the limit cut the plan short).
-        seed: Of the held-out part and the order of the examples.
+        seed: Of the order of the examples.
     """
 
     model: nn.Module
@@ -108,6 +108,7 @@ def polish(
     thin: nn.Module,
     batches: Sequence[Tensor],
     *,
+    held_out: Sequence[Tensor] | None = None,
     seconds: float = 60.0,
     epochs: int = EPOCHS,
     seed: int = 0,
@@ -126,16 +127,19 @@ def polish(
         wide: The original network. It is left as it is.
         thin: Its thinner version, on the same device. It is left as it is.
         batches: Inputs [n, ...] as the networks take them, in any number of batches.
+        held_out: Other inputs, which decide; None for the last eighth of `batches`, at most 1,024.
+            A thin network looks better than it is on the very examples that it was fitted to, and
+            polish would seem to do harm: these should be others.
         seconds: Wall-clock limit of everything together, above 0.
         epochs: Most passes over the examples, at least 1.
-        seed: Of the held-out part and the order of the examples.
+        seed: Of the order of the examples.
         progress: Called with a line whenever the held-out part was looked at.
 
     Returns:
         A new network, polished unless that made it no better on held-out examples.
 
     Raises:
-        DataError: There are fewer than 16 examples.
+        DataError: There are fewer than 16 examples to train on, or none held out.
         FcompressError: The networks do not give the same number of scores, or the thin network
             has nothing to train.
         ValueError: `seconds` or `epochs` is out of its range.
@@ -148,7 +152,7 @@ def polish(
     generator = torch.Generator().manual_seed(seed)
     pupil = _Pupil(copy.deepcopy(thin))
     with evaluating(wide), evaluating(pupil.model), _repeatable():
-        lesson = _lesson(wide, batches, generator)
+        lesson = _lesson(wide, batches, held_out)
         start = time.perf_counter()
         before = lesson.closeness(pupil.model)
         # A last look at the held-out part must fit in, too.
@@ -243,27 +247,32 @@ class _Lesson:
         )
 
 
-def _lesson(wide: nn.Module, batches: Sequence[Tensor], generator: torch.Generator) -> _Lesson:
+def _lesson(
+    wide: nn.Module, batches: Sequence[Tensor], held_out: Sequence[Tensor] | None
+) -> _Lesson:
     rows = [row for batch in batches for row in batch]
-    if len(rows) < FEWEST:
+    if held_out is None:
+        cut = len(rows) - min(HELD_OUT_MOST, math.ceil(HELD_OUT_SHARE * len(rows)))
+        rows, others = rows[:cut], rows[cut:]
+    else:
+        others = [row for batch in held_out for row in batch]
+    if len(rows) < FEWEST or not others:
         raise DataError(
-            f"{len(rows)} examples are too few to polish with, of which a part is held out; bring "
-            f"at least {FEWEST}, better some thousands (labels are not needed)"
+            f"{len(rows)} examples to polish with and {len(others)} held out are too few; bring "
+            f"at least {FEWEST} and 1, better some thousands (labels are not needed)"
         )
-    order = torch.randperm(len(rows), generator=generator)
-    cut = min(HELD_OUT_MOST, math.ceil(HELD_OUT_SHARE * len(rows)))
     held, scores, times = [], [], []
-    for chosen in order[:cut].split(BATCH):
-        held.append(placed(wide, torch.stack([rows[i] for i in chosen.tolist()])))
+    for start in range(0, len(others), BATCH):
+        held.append(placed(wide, torch.stack(others[start : start + BATCH])))
         begin = _now(held[-1].device)
         scores.append(class_scores(wide, held[-1]))
         times.append(_now(held[-1].device) - begin)
     held_scores = torch.cat(scores)
     return _Lesson(
         wide=wide,
-        rows=[rows[i] for i in order[cut:].tolist()],
-        scores=held_scores.new_empty(len(rows) - cut, held_scores.shape[1]),
-        known=torch.zeros(len(rows) - cut, dtype=torch.bool),
+        rows=rows,
+        scores=held_scores.new_empty(len(rows), held_scores.shape[1]),
+        known=torch.zeros(len(rows), dtype=torch.bool),
         held=held,
         held_scores=held_scores,
         seconds_a_batch=sorted(times)[len(times) // 2],

@@ -67,14 +67,20 @@ def test_closer_on_examples_that_it_has_not_seen(wide, thin):
 
 def test_held_out_numbers_are_those_of_the_returned_network(wide, thin):
     batches = inputs()
-    found = polish(wide, thin, batches, seconds=LONG, epochs=2, seed=5)
-    order = torch.randperm(600, generator=torch.Generator().manual_seed(5))
-    held = [torch.cat(batches)[order[:75]]]
+    found = polish(wide, thin, batches, seconds=LONG, epochs=2)
+    held = [torch.cat(batches)[-75:]]
     assert verify(wide, thin, held).rate == pytest.approx(found.before.agreement)
     assert verify(wide, found.model, held).rate == pytest.approx(found.after.agreement)
     with torch.no_grad():
         p, q = (m(held[0]).double().log_softmax(1) for m in (wide, found.model.eval()))
     assert float((p.exp() * (p - q)).sum(1).mean()) == pytest.approx(found.after.divergence, 1e-4)
+
+
+def test_held_out_examples_of_the_callers_choice(wide, thin):
+    others = [examples(200, seed=8)[0]]
+    found = polish(wide, thin, inputs(), held_out=others, seconds=LONG, epochs=2)
+    assert (found.examples, found.held_out) == (600, 200)
+    assert verify(wide, found.model, others).rate == pytest.approx(found.after.agreement)
 
 
 def test_batch_norm_learns_new_statistics(wide, thin):
@@ -234,8 +240,10 @@ def test_arguments_out_of_range(wide, thin, given):
 
 
 def test_errors_say_what_to_do(wide, thin):
-    with pytest.raises(DataError, match=r"15 examples are too few .* at least 16"):
-        polish(wide, thin, [torch.zeros(15, 6)])
+    with pytest.raises(DataError, match=r"15 examples .* and 3 held out .* at least 16"):
+        polish(wide, thin, [torch.zeros(18, 6)])
+    with pytest.raises(DataError, match=r"600 examples .* and 0 held out"):
+        polish(wide, thin, inputs(), held_out=[])
     with pytest.raises(FcompressError, match="4 and 3 scores"):
         polish(wide, nn.Linear(6, 3), inputs())
     with pytest.raises(FcompressError, match="no weights"):
