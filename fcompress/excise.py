@@ -15,6 +15,9 @@ from fcompress.resize import resize
 HEADS = frozenset("num_heads n_heads heads n_head nhead num_attention_heads".split())
 # Part of what they call the width of all heads together (attn_dim, inner_dim, all_head_size).
 _WIDTHS = ("attn", "inner", "head")
+# How many levels of modules above a tensor's own may keep a size of it.
+_AROUND = 2
+_NO_SIZES = frozenset(("head_dim", *vars(nn.Module())))
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,23 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A size that a module keeps as an attribute and that counts the units of a group.
+
+    Attributes:
+        module: Qualified name of the module.
+        attribute: What it calls the number.
+        position: Index where the attribute is a tuple or list; None for a number.
+        each: By how much the number falls with each unit that goes.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    each: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Units that can go one by one, each with everything that belongs to it.
 
@@ -46,6 +66,8 @@ class Group:
         reason: Why the group is left alone; None for a group that may be excised.
         zero_through: Whether what lies between producers and consumers maps 0 to 0, so that
             zeroing the producers was also seen to equal zeroing at the consumers.
+        numbers: Sizes that excision has to change, found by trial, beyond those that torch's
+            modules and modules with heads are known to keep.
     """
 
     name: str
@@ -53,6 +75,7 @@ class Group:
     slots: tuple[Slot, ...]
     reason: str | None = None
     zero_through: bool = False
+    numbers: tuple[Number, ...] = ()
 
     @property
     def producers(self) -> tuple[Slot, ...]:
@@ -102,6 +125,8 @@ def excise(
         if group.name in kept and len(kept[group.name]) < group.size:
             for owner, attribute, each in _head_counts(thin, group):
                 setattr(owner, attribute, each * len(kept[group.name]))
+            for number in group.numbers:
+                _lower(thin, number, group.size - len(kept[group.name]))
     return thin
 
 
@@ -154,3 +179,52 @@ def _head_counts(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, st
                     yield owner, attribute, 1
                 elif count in sizes and any(part in attribute for part in _WIDTHS):
                     yield owner, attribute, count // group.size
+
+
+def _lower(model: nn.Module, number: Number, units: int) -> None:
+    """Let a module know that so many units are gone."""
+    owner = model.get_submodule(number.module)
+    value = getattr(owner, number.attribute)
+    if number.position is None:
+        setattr(owner, number.attribute, value - number.each * units)
+        return
+    items = list(value)
+    items[number.position] -= number.each * units
+    setattr(owner, number.attribute, type(value)(items))
+
+
+def numbers_of(model: nn.Module, group: Group) -> list[Number]:
+    """Sizes kept by the modules around a group that may count its units, likeliest first.
+
+    Args:
+        model: The network.
+        group: One of its groups.
+
+    Returns:
+        Attributes of modules that own the group's places, and of the modules around those, whose
+        value is the number of units or that of their rows, or a multiple and part of these.
+    """
+    sizes = {int((s.units >= 0).sum()) for s in group.slots}
+    owners: dict[str, int] = {}
+    for slot in group.slots:
+        parts = slot.tensor.split(".")[:-1]
+        for depth in range(max(0, len(parts) - _AROUND), len(parts) + 1):
+            owners.setdefault(".".join(parts[:depth]), len(parts) - depth)
+    known = {(id(owner), attribute) for owner, attribute, _ in _head_counts(model, group)}
+    found: list[tuple[tuple[bool, int], Number]] = []
+    for path, away in owners.items():
+        owner = model.get_submodule(path)
+        if type(owner).__module__.startswith("torch."):
+            continue
+        for attribute, value in vars(owner).items():
+            if (id(owner), attribute) in known or attribute in _NO_SIZES:
+                continue
+            several = isinstance(value, (tuple, list)) and type(value) in (tuple, list)
+            for position, one in enumerate(value) if several else [(None, value)]:
+                if type(one) is not int or one % group.size or one < group.size:
+                    continue
+                exact = one == group.size or one in sizes
+                if one <= max(sizes) and (exact or not several):
+                    each = one // group.size
+                    found.append(((not exact, away), Number(path, attribute, position, each)))
+    return [number for _, number in sorted(found, key=lambda item: item[0])]

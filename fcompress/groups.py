@@ -76,9 +76,7 @@ def find_groups(model: nn.Module, example: Any, *, seed: int = 0) -> Structure:
     left = [g for g in groups if g.reason is not None]
     left += [replace(g, reason=failed[g.name]) for g in candidates if g.name in failed]
     return Structure(
-        groups=tuple(
-            replace(g, zero_through=proven[g.name]) for g in candidates if g.name in proven
-        ),
+        groups=tuple(sorted(proven, key=lambda g: order[g.name])),
         left_alone=tuple(sorted(left, key=lambda g: order[g.name])),
         contractions=tuple(tracer.contractions),
         unused=unused,

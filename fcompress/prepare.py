@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fcompress.adapting import adapt
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.models.lrn import LocalResponseNorm
+from fcompress.resize import forget_caches
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -21,6 +22,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    for module in model.modules():
+        forget_caches(module)
     return model
 
 
@@ -57,10 +60,12 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 def cannot_run(inputs: tuple[Any, ...], error: Exception) -> UnsupportedNetworkError:
     """The error for a network that does not run on its example."""
-    shapes = [tuple(t.shape) for t in inputs if isinstance(t, Tensor)]
+    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    shapes = [tuple(t.shape) for t in tensors]
+    types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
     return UnsupportedNetworkError(
-        f"the network does not run on an example of shape {shapes}: "
-        f"{type(error).__name__}: {first_line(error)}; give data of the shape it expects"
+        f"the network does not run on an example of shape {shapes} ({types}): "
+        f"{type(error).__name__}: {first_line(error)}; give data of the shape and type it expects"
     )
 
 

@@ -17,8 +17,10 @@ random values in the experiment's own copy of the network.
 from __future__ import annotations
 
 import copy
+import itertools
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.excise import Group, Slot, excise
+from fcompress.excise import Group, Number, Slot, excise, numbers_of
 from fcompress.models.lrn import LocalResponseNorm
 from fcompress.prepare import as_inputs, cannot_run, dtype_of, first_line
 
@@ -37,11 +39,16 @@ _COARSE = 1e-3
 # Parameters with no value beyond this are taken for zeros; what they get instead.
 _SILENT = 1e-3
 _VOICE = 0.1
+# An error in a module with more groups than this says little about which one it is.
+_MOST_SUSPECTS = 12
+# Numbers that are tried for one group, and of these in pairs.
+_MOST_NUMBERS = 12
+_PAIRED = 4
 
 
 def prove(
     model: nn.Module, groups: Sequence[Group], example: Any, *, seed: int
-) -> tuple[dict[str, bool], dict[str, str], dict[str, float]]:
+) -> tuple[list[Group], dict[str, str], dict[str, float]]:
     """Try to excise some units of every group and compare with zeroing them.
 
     Args:
@@ -51,15 +58,16 @@ def prove(
         seed: Chooses the units.
 
     Returns:
-        Proven groups by name with whether zeroing their producers also agrees; groups that
-        failed with the reason; the measured relative error and change, and the units excised.
+        Proven groups with `zero_through` and `numbers` as measured; names of groups that failed
+        with the reason; the measured relative error and change, and the units excised.
     """
     experiment = _Experiment(model, groups, example, seed)
     failed: dict[str, str] = {}
     fitting = _fitting(experiment, groups, failed)
     proven = _largest_without(experiment.problem, fitting, failed)
     silent = experiment.zero_through(proven)
-    return {g.name: g.name in silent for g in proven}, failed, experiment.measured(proven)
+    measured = experiment.measured(proven)
+    return [replace(g, zero_through=g.name in silent) for g in proven], failed, measured
 
 
 def _fitting(
@@ -67,24 +75,40 @@ def _fitting(
 ) -> Sequence[Group]:
     """The groups with which the forward runs, tried without computing; the others failed.
 
-    The module in which an error arises tells which group it is about, as long as only one of
-    the groups lives there.
+    The module in which an error arises tells which groups it may be about: each of them is tried
+    alone, and a group that does not fit gets numbers to lower (`excise.numbers_of`) or fails.
     """
+    tried: set[str] = set()
     while True:
         found = experiment.misfit(groups)
         if found is None:
             return groups
-        reason, suspects = found
-        if len(suspects) != 1:
+        suspects = [g for g in found[1] if g.name not in tried]
+        if not suspects or len(suspects) > _MOST_SUSPECTS:
             break
-        failed[suspects[0].name] = reason
-        groups = [g for g in groups if g is not suspects[0]]
+        tried.update(g.name for g in suspects)
+        mended = {g.name: _mended(experiment, g, failed) for g in suspects}
+        groups = [m for g in groups if (m := mended.get(g.name, g)) is not None]
 
     def reason_only(candidates: Sequence[Group]) -> str | None:
         found = experiment.misfit(candidates)
         return None if found is None else found[0]
 
     return _largest_without(reason_only, groups, failed)
+
+
+def _mended(experiment: _Experiment, group: Group, failed: dict[str, str]) -> Group | None:
+    """A group that fits, if need be with some numbers to lower; None, and a reason, if none do."""
+    found = experiment.misfit([group])
+    if found is None:
+        return group
+    numbers = experiment.numbers(group)[:_MOST_NUMBERS]
+    for some in [*((n,) for n in numbers), *itertools.combinations(numbers[:_PAIRED], 2)]:
+        candidate = replace(group, numbers=some)
+        if experiment.misfit([candidate]) is None:
+            return candidate
+    failed[group.name] = found[0]
+    return None
 
 
 def _largest_without(
@@ -191,6 +215,10 @@ class _Experiment:
         except Exception as error:
             return _width_error(error), _blamed(error, thin, groups)
         return None
+
+    def numbers(self, group: Group) -> list[Number]:
+        """Sizes that modules keep and that may count the units of `group`."""
+        return numbers_of(self._model, group)
 
     def problem(self, groups: Sequence[Group]) -> str | None:
         """What goes wrong when units of all these groups go; None if nothing does."""

@@ -31,11 +31,12 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Tensors are taken as they are (shape, dtype, device, memory). A replaced parameter keeps its
     `requires_grad`; one that was registered as None (a layer without bias) comes into being; a
     parameter that several modules share stays shared. Refreshed are convolutions, linear and
-    bilinear layers, batch, instance, group, layer and RMS normalisation, embeddings and PReLU;
-    any other module only gets its tensors. A depthwise convolution (as many groups as input
-    channels) keeps its number of outputs for each input channel, group normalisation of single
-    channels stays that; other grouped layers keep their number of groups. Nothing is changed if a
-    name is wrong.
+    bilinear layers, batch, instance, group, layer and RMS normalisation, embeddings, PReLU and
+    attention that goes by its weights (`models.attention`); any other module only gets its
+    tensors. What modules on the way have cached is forgotten. A depthwise convolution (as many
+    groups as input channels) keeps its number of outputs for each input channel, group
+    normalisation of single channels stays that; other grouped layers keep their number of groups.
+    Nothing is changed if a name is wrong.
 
     Args:
         module: The network, changed in place.
@@ -58,11 +59,23 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         _put(places[name], tensor, sharing)
     for path, layer in touched.items():
+        forget_caches(layer)
         try:
             _refresh(layer, outputs_each[path])
         except ValueError as error:
             kind = type(layer).__name__
             raise FcompressError(f"{kind} {path or '(the network itself)'}: {error}") from None
+
+
+def forget_caches(module: nn.Module) -> None:
+    """Empty dictionaries of tensors that a module calls a cache: they hold what it once computed.
+
+    Modules (LeViT's attention, for one) keep what they derive from parameters in evaluation mode.
+    """
+    for attribute, value in vars(module).items():
+        kept = value.values() if isinstance(value, dict) and "cache" in attribute else ()
+        if kept and all(isinstance(item, Tensor) for item in kept):
+            value.clear()
 
 
 def _outputs_each(layer: nn.Module) -> int | None:
