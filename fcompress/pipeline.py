@@ -164,6 +164,7 @@ def shrink(
         UnsupportedNetworkError: Nothing in the network can be excised.
         DataError: Not enough data, values that are not finite, or many certification examples
             that also stand in the calibration or search data.
+        TypeError: The model is no network.
         ValueError: An argument is out of its range.
 
     Warns:
@@ -171,6 +172,8 @@ def shrink(
     """
     _check(tol, method, ratio, max_macs, calibration, confidence)
     say = progress or (lambda line: None)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
     roles, copies = screened(roles_of(data, seed=seed))
     size = None if ratio is None and max_macs is None else (ratio, max_macs)
     if size is None:
@@ -284,7 +287,7 @@ def _own_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
 
 def _check_something(structure: Structure) -> None:
     if not structure.groups:
-        reasons = sorted({s["reason"] for s in structure.skipped()})
+        reasons = sorted({s["reason"] for s in structure.skipped()}) or ["it has no layers"]
         raise UnsupportedNetworkError(
             f"nothing in this network can be excised: {'; '.join(reasons[:5])}"
         )

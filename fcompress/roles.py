@@ -148,6 +148,8 @@ def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:
     size = 0
     complete = True
     for x, y in batches:
+        if not len(x):
+            continue
         if size >= MOST_BYTES:
             complete = False
             break
@@ -155,6 +157,8 @@ def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:
         if y is not None:
             labels.append(y.detach().cpu())
         size += x.numel() * x.element_size()
+    if not inputs:
+        raise DataError("the data holds no example; expected at least 20")
     if len({x.shape[1:] for x in inputs}) > 1:
         shapes = sorted({str(list(x.shape[1:])) for x in inputs})
         raise DataError(f"examples of different shapes: {', '.join(shapes)}; expected one shape")
