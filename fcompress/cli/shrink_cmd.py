@@ -10,12 +10,19 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from fcompress.agreement import CONFIDENCE, AgreementResult, verify
-from fcompress.checkpoint import load, save
+from fcompress.checkpoint import save
 from fcompress.cli.export_cmd import export_lines, export_targets
+from fcompress.cli.network_options import (
+    NetworkOptions,
+    network_options,
+    open_data,
+    open_network,
+)
 from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
-from fcompress.data import Split, Splits, load_data, reload_data
+from fcompress.data import Split, Splits
 from fcompress.errors import DataError, ResultWarning
 from fcompress.exporting import ExportResult, export
 from fcompress.files import write_atomic
@@ -110,6 +117,7 @@ _CONFIDENCE = click.option(
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all choices.")
 @_DATA
 @_ROOT
+@network_options
 @_DEVICE
 def shrink_command(
     model: Path,
@@ -126,20 +134,24 @@ def shrink_command(
     seed: int,
     data: str | None,
     data_root: Path | None,
+    how: NetworkOptions,
     device: str,
 ) -> None:
     r"""Find the thinnest network that still gives the same labels, and certify it.
 
-    MODEL is a file written by `fcompress train`; it remembers its data. Labels are not needed.
+    MODEL is a file written by `fcompress train`, which remembers its data, or weights of a
+    network of your own, whose architecture you name by --arch. Labels are not needed.
     The thin network is only written if the bound on its changed labels holds.
 
     \b
     Example:
       fcompress shrink wide.pt --tol 0.05 --out thin.pt --json thin.json
+      fcompress shrink weights.pt --arch torchvision:resnet50 --data folder:photos/ --size 224
     """
-    network = load(model)
-    splits = _splits(network, model, data, data_root, "compress")
-    out = out or model.with_name(f"{model.stem}.thin{model.suffix}")
+    network = open_network(model, how)
+    splits = open_data([network], model, how, data, data_root, "compress", say=_tell)
+    ending = model.suffix if isinstance(network, Network) else ".pt"
+    out = out or model.with_name(f"{model.stem}.thin{ending}")
     if out.resolve() == model.resolve():
         raise click.BadParameter("this is MODEL itself; name another file", param_hint="--out")
     _place(network, device)
@@ -180,6 +192,7 @@ def shrink_command(
 @_CONFIDENCE
 @_DATA
 @_ROOT
+@network_options
 @_DEVICE
 def verify_command(
     wide: Path,
@@ -189,19 +202,21 @@ def verify_command(
     confidence: float,
     data: str | None,
     data_root: Path | None,
+    how: NetworkOptions,
     device: str,
 ) -> None:
     r"""Compare the labels of two networks.
 
-    WIDE and THIN are files of fcompress. The bound is exact as long as nothing was chosen by
-    looking at the examples: `fcompress shrink` never touches the test split.
+    WIDE and THIN are files of fcompress, or weights for the architecture of --arch. The bound is
+    exact as long as nothing was chosen by looking at the examples: `fcompress shrink` never
+    touches the test split.
 
     \b
     Example:
       fcompress verify wide.pt thin.pt --json agreement.json
     """
-    before, after = load(wide), load(thin)
-    splits = _splits(before, wide, data, data_root, "all")
+    before, after = open_network(wide, how), open_network(thin, how)
+    splits = open_data([before, after], wide, how, data, data_root, "all", say=_tell)
     chosen = _choose(splits, split)
     _place(before, device)
     _place(after, device)
@@ -211,16 +226,8 @@ def verify_command(
         _show_agreement(result, chosen.name)
 
 
-def _splits(
-    network: Network, path: Path, data: str | None, root: Path | None, roles: str
-) -> Splits:
-    """The data that the user named, or that the network remembers."""
-    remembered = (getattr(network, "origin", None) or {}).get("data")
-    if data is not None:
-        return load_data(data, root=root, roles=roles, like=remembered)
-    if remembered is None:
-        raise DataError(f"{path} does not remember its data; name some by --data")
-    return reload_data(remembered, root=root)
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _choose(splits: Splits, name: str | None) -> Split:
@@ -229,7 +236,7 @@ def _choose(splits: Splits, name: str | None) -> Split:
     return splits.test if splits.test is not None else splits.need("certification")
 
 
-def _place(network: Network, device: str) -> None:
+def _place(network: nn.Module, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: no CUDA device is available here; use --device cpu")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
