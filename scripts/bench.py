@@ -2,15 +2,24 @@
 
 import datetime
 import json
+import os
 import platform
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import quality
+import quality_report
 import torch
 import torch_pruning
 import torchvision
+from quality_methods import METHODS
+from quality_methods import QUICK as QUICK_METHODS
+from quality_networks import NETWORKS as NETWORKS_COMPARED
+from quality_networks import QUICK as QUICK_NETWORKS
 
 import fcompress
 
@@ -138,6 +147,65 @@ def _table(rows: list[dict]) -> str:
         "|" + " --- |" * len(head),
     ]
     return "\n".join(lines + ["| " + " | ".join(_cells(r)) + " |" for r in rows]) + "\n"
+
+
+@main.command("quality")
+@click.option("--networks", help="Comma-separated; default: all.")
+@click.option("--methods", "chosen", help="Comma-separated; default: all.")
+@click.option("--quick", is_flag=True, help="Small networks, fewer methods and amounts.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one for each core.")
+@click.option("--fresh", help="Comma-separated methods whose earlier results are measured again.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("bench-output"))
+@click.option("--data-root", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Of the tables.")
+def compare(
+    networks: str | None,
+    chosen: str | None,
+    quick: bool,
+    workers: int | None,
+    fresh: str | None,
+    work: Path,
+    data_root: Path | None,
+    out: Path,
+) -> None:
+    """Smallest network of every method and rival at every tolerance.
+
+    Trains the networks (unless WORK holds them already), searches every method on each in the
+    same way and writes quality.md, .json and .png. Run again, it goes on where it was stopped.
+
+        scripts/bench quality --networks mlp,resnet20 --methods tp-l2-layer,factor
+    """
+    run = quality.run(
+        _names(networks, tuple(NETWORKS_COMPARED), QUICK_NETWORKS if quick else None, "network"),
+        _names(chosen, tuple(METHODS), QUICK_METHODS if quick else None, "method"),
+        work,
+        data_root,
+        workers=workers or os.cpu_count() or 1,
+        few=quick,
+        fresh=_names(fresh, tuple(METHODS), (), "method"),
+    )
+    records = []
+    try:
+        for record in run:
+            records.append(record)
+            click.echo(quality.line(record))
+    except fcompress.FcompressError as error:
+        raise click.ClickException(str(error)) from error
+    words = [Path(sys.argv[0]).name.removesuffix(".py"), *sys.argv[1:]]
+    quality_report.save(quality.in_order(records), out, f"scripts/{shlex.join(words)}")
+    click.echo(f"written: {out / 'quality.md'}")
+
+
+def _names(
+    wanted: str | None, known: Sequence[str], usual: Sequence[str] | None, what: str
+) -> list[str]:
+    if wanted is None:
+        return [n for n in known if usual is None or n in usual]
+    names = wanted.split(",")
+    strange = [n for n in names if n not in known]
+    if strange:
+        raise click.UsageError(f"no {what} {strange[0]!r}; expected some of {', '.join(known)}")
+    return names
 
 
 @main.command()
