@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fcompress import ablation, redundancy
 from fcompress.ablation import AblationResult, Unit, measure_ablation
+from fcompress.architecture import described
 from fcompress.capture import evaluating, placed, trace_calls
+from fcompress.checkpoint import origin_of
 from fcompress.cost import Cost, LayerCost, count
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
@@ -34,7 +36,7 @@ class AnalyzeResult:
     """What is frivolous in a network, and what can be excised.
 
     Attributes:
-        network: Name of the family, or of the class for other networks.
+        network: Name of the family, of the architecture, or of the class for other networks.
         family: Name of the family; None for other networks.
         args: Arguments of the family, `width` among them; empty for other networks.
         data: Identity of the examples in plain values; None for data handed over as such.
@@ -171,7 +173,7 @@ def analyze(
     groups, left_alone = _groups(model, some)
     family, args = _built(model)
     return AnalyzeResult(
-        network=family or type(model).__name__,
+        network=family or _called(model),
         family=family,
         args=args,
         data=identity,
@@ -230,6 +232,12 @@ def _built(model: nn.Module) -> tuple[str | None, dict[str, Any]]:
     return (spec.family, dict(spec.args)) if isinstance(spec, Spec) else (None, {})
 
 
+def _called(model: nn.Module) -> str:
+    """Name of a network's architecture, or else of its class."""
+    record = described(model)
+    return type(model).__name__ if record is None else record.architecture.name
+
+
 def _widened_layers(model: nn.Module) -> dict[str, Sequence[str]]:
     """The layers to measure, as arguments of `analyze`, where the width applies to one only."""
     layer = _built(model)[1].get("layer")
@@ -247,8 +255,8 @@ def _evaluation_data(
 ) -> tuple[object, dict[str, Any] | None]:
     """The examples to measure on, and what identifies them."""
     if data is None:
-        origin = getattr(model, "origin", None) or {}
-        if not origin.get("data"):
+        origin = origin_of(model)
+        if not origin["data"]:
             raise DataError(
                 "the network does not remember any data; give some (on the command line: --data)"
             )

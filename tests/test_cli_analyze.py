@@ -108,7 +108,7 @@ def test_gain_prints_a_table_and_writes_json_and_picture(folder, tmp_path):
     ("arguments", "message"),
     [
         (["analyze", "missing.pt"], "missing.pt"),
-        (["analyze", "forgetful.pt"], "does not remember any data; give some"),
+        (["analyze", "forgetful.pt"], "does not remember its data; name some"),
         (["analyze", "1.0.pt", "--data", "nothing"], "unknown dataset 'nothing'"),
         (["gain", "1.0.pt"], "at least two widths"),
         (["gain", "1.0.pt", "0.25.pt"], "not successive doublings"),

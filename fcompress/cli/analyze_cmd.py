@@ -18,10 +18,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from torch import nn
 
 from fcompress import ablation, redundancy
 from fcompress.analysis import AnalyzeResult, analyze, gain
-from fcompress.checkpoint import load
+from fcompress.checkpoint import load, origin_of
+from fcompress.cli.network_options import (
+    NetworkOptions,
+    network_options,
+    open_data,
+    open_network,
+)
 from fcompress.cli.output import (
     FILE_COLUMNS,
     FloatRange,
@@ -33,7 +40,6 @@ from fcompress.cli.output import (
 from fcompress.data import Splits, load_data
 from fcompress.files import write_atomic
 from fcompress.growth import LAST, QUANTITIES, GainResult
-from fcompress.models import Network
 from fcompress.plots import analysis_png, gain_png
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -120,11 +126,13 @@ def _measuring_options(command: _Command) -> _Command:
     show_default=True,
     help="Share of variance that may stay unexplained; may be repeated.",
 )
+@network_options
 @_measuring_options
 def analyze_command(
     model: Path,
     data: str | None,
     data_root: Path | None,
+    how: NetworkOptions,
     json_file: Path | None,
     plot: Path | None,
     **options: Any,
@@ -132,17 +140,19 @@ def analyze_command(
     r"""Measure what is frivolous in a network: prunable, redundant, dead and constant units.
 
     MODEL is a file written by `fcompress train` or `fcompress shrink`; it remembers its data, so
-    that --data is needed for other data only. Labels are not needed.
+    that --data is needed for other data only. Or it holds weights of a network of your own, whose
+    architecture you name by --arch. Labels are not needed.
 
     \b
     Example:
       fcompress analyze wide.pt --json analysis.json --plot analysis.png
     """
-    network = load(model)
+    network = open_network(model, how)
+    splits = open_data(
+        [network], model, how, data, data_root, "all", say=lambda line: click.echo(line, err=True)
+    )
     with _progress() as report:
-        result = analyze(
-            network, _named(data, data_root, network), root=data_root, progress=report, **options
-        )
+        result = analyze(network, splits, progress=report, **options)
     if plot is not None:
         write_atomic(plot, lambda file: file.write(analysis_png(result)))
     if write_json(json_file, result.to_dict()):
@@ -203,12 +213,11 @@ def gain_command(
         _show_gain(result)
 
 
-def _named(data: str | None, root: Path | None, network: Network) -> Splits | None:
+def _named(data: str | None, root: Path | None, network: nn.Module) -> Splits | None:
     """The data that the user named; None if the network is to be asked for its own."""
     if data is None:
         return None
-    origin = getattr(network, "origin", None) or {}
-    return load_data(data, root=root, like=origin.get("data"))
+    return load_data(data, root=root, like=origin_of(network)["data"])
 
 
 @contextmanager
