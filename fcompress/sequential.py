@@ -163,6 +163,14 @@ def _solve_block(
     centred: bool,
 ) -> Fit:
     """Weights of one (convolution) group: rows [R, C', taps], original [O, C, taps]."""
+    finite = rows.flatten(1).isfinite().all(1) & outputs.isfinite().all(1)
+    if not bool(finite.all()):
+        # What overflows inside a network is nothing to fit: one such row would be in every mean.
+        finite &= wide_inputs.isfinite().all(1)
+        if not bool(finite.any()):
+            kept = original[:, stays].flatten(1).double()
+            return Fit(kept, kept.new_zeros(len(kept)), float("inf"))
+        rows, outputs, wide_inputs = rows[finite], outputs[finite], wide_inputs[finite]
     taps = rows.shape[2]
     if positions is not None or taps > 1:
         prior = _channel_prior(rows, original, wide_inputs, stays, positions, centred)
