@@ -8,15 +8,18 @@ norm is recalibrated, which it does not do itself and without which its networks
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch_pruning
 from rivals import Setting, recalibrate
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fcompress.models.lrn import LocalResponseNorm
 
 SCORES = {
     "l1": "L1 norm of the group's weights",
@@ -61,6 +64,7 @@ class Pruning:
             gradients = own_label_gradients(setting)
             for name, parameter in thin.named_parameters():
                 parameter.grad = gradients[name].clone()
+        norms = _stand_in(thin)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)  # the random importance draws from the global state
             pruner = torch_pruning.pruner.BasePruner(
@@ -74,6 +78,7 @@ class Pruning:
                 out_channel_groups={},
             )
             pruner.step()
+        _put_back(thin, norms)
         thin.zero_grad(set_to_none=True)
         recalibrate(thin, setting.batches)
         return thin
@@ -115,6 +120,29 @@ def output_layers(model: nn.Module) -> Sequence[nn.Module]:
     if named:
         return [model.get_submodule(name) for name in named]
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+
+
+def _stand_in(model: nn.Module) -> dict[str, LocalResponseNorm]:
+    """Replace every local response normalisation by a layer that torch-pruning understands.
+
+    Its graph does not get through ours (minutes without end on the reshapes inside). A PReLU has
+    one number for each channel, is cut with the channels and counts in no importance: here the
+    numbers are the channels' places. Values do not matter while the graph is built.
+    """
+    found = {n: m for n, m in model.named_modules() if isinstance(m, LocalResponseNorm)}
+    for name, norm in found.items():
+        places = nn.PReLU(len(norm.positions))
+        places.weight = nn.Parameter(norm.positions.float())
+        model.set_submodule(name, places)
+    return found
+
+
+def _put_back(model: nn.Module, norms: Mapping[str, LocalResponseNorm]) -> None:
+    """Give the normalisations back, with the places of the channels that are left."""
+    for name, norm in norms.items():
+        places: Any = model.get_submodule(name)
+        norm.positions = places.weight.detach().long()
+        model.set_submodule(name, norm)
 
 
 def _has_batch_norm(model: nn.Module) -> bool:

@@ -122,6 +122,16 @@ def test_torch_pruning_is_recalibrated():
     torch.testing.assert_close(norm.running_mean, seen.mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_torch_pruning_keeps_the_places_of_response_normalisation():
+    model = fcompress.build("alexnet", width=0.125, in_channels=1, image_size=12).eval()
+    x = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    thin = pruning.Pruning("l2", False).make(rivals.Setting(model, None, [x], 0), 0.5)
+    rows = {tuple(row.tolist()): i for i, row in enumerate(model.conv1.weight.flatten(1))}
+    kept = [rows[tuple(row.tolist())] for row in thin.conv1.weight.flatten(1)]
+    assert thin.lrn1.positions.tolist() == kept and len(kept) == 6
+    assert thin(x).shape == (4, 10)
+
+
 def test_batch_norm_scale_needs_batch_norm():
     given = setting()
     plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
