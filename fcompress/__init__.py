@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from fcompress.groups import Structure, find_groups
     from fcompress.growth import GainResult
     from fcompress.models import build
-    from fcompress.pipeline import ShrinkResult, shrink
+    from fcompress.outcome import ShrinkResult
+    from fcompress.pipeline import shrink
     from fcompress.reach import CoverageResult, coverage
     from fcompress.redundancy import RedundancyResult
     from fcompress.train_config import TrainConfig, default_config
@@ -42,7 +43,7 @@ _HOME = {
     "FcompressError": "errors",
     "GainResult": "growth",
     "RedundancyResult": "redundancy",
-    "ShrinkResult": "pipeline",
+    "ShrinkResult": "outcome",
     "Splits": "data",
     "Structure": "groups",
     "TrainConfig": "train_config",

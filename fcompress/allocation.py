@@ -2,8 +2,8 @@
 
 Every group comes with its units in order and with what it costs (in the method's own measure)
 to keep only the first k of them. Units then go one after the other, always the one whose loss
-costs least for each multiply-add it saves. What a unit saves depends on how thin its neighbours
-are by then, so savings are kept up to date while units go.
+costs least for what it saves: multiply-adds, parameters or measured time. What a unit saves
+depends on how thin its neighbours are by then, so savings are kept up to date while units go.
 """
 
 from __future__ import annotations
@@ -15,56 +15,79 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fcompress.cost import now
 from fcompress.groups import Group
-from fcompress.record import record, run
+from fcompress.record import Step, record, run
 from fcompress.selection import Family, Path
 
+OBJECTIVES = ("macs", "params", "latency")
 FINE_STEPS = 2000
+RUNS = 5  # of a layer, to time it
 DEAREST = 1e200  # stands for an infinite cost, which could not be compared with another one
 
 
 @dataclass(frozen=True)
 class Load:
-    """Multiply-adds of one layer and which groups they depend on.
+    """What one layer costs and which groups that depends on.
 
     Attributes:
-        macs: For one example in the wide network.
+        cost: Of the layer in the wide network, in any unit that is common to all layers.
         inputs: Share of its input channels that each group holds.
         outputs: Share of its output channels that each group holds.
     """
 
-    macs: int
+    cost: float
     inputs: dict[str, float]
     outputs: dict[str, float]
 
 
-def layer_loads(model: nn.Module, groups: Sequence[Group], example: Tensor) -> list[Load]:
-    """Multiply-adds of every layer, by a run on one example.
+def layer_loads(
+    model: nn.Module, groups: Sequence[Group], batch: Tensor, objective: str = "macs"
+) -> list[Load]:
+    """What every layer costs, by a run.
 
     Args:
         model: The wide network, in eval mode.
         groups: Its groups.
-        example: Inputs [N, ...]; the first is used.
+        batch: Inputs [N, ...]; all are run for "latency", else only the first.
+        objective: "macs" (multiply-adds), "params" (numbers in the weight) or "latency" (fastest of
+            a few runs, in seconds).
     """
-    recording = record(model, example[:1])
+    inputs = batch if objective == "latency" else batch[:1]
+    recording = record(model, inputs)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    values = {recording.inputs[0]: example[:1].clone()}
+    values = {recording.inputs[0]: inputs.clone()}
     loads, at = [], 0
     with torch.no_grad():
         for layer in recording.layers:
-            run(recording.steps[at : layer.step + 1], values, tensors)
+            run(recording.steps[at : layer.step], values, tensors)
             at = layer.step + 1
-            weight, out = tensors[layer.weight], values[layer.out]
+            weight, step = tensors[layer.weight], recording.steps[layer.step]
+            seconds = _fastest(step, values, tensors) if objective == "latency" else 0.0
+            run([step], values, tensors)
+            out = values[layer.out]
             positions = out.numel() // out.shape[1]
-            inputs: dict[str, float] = {}
-            outputs: dict[str, float] = {}
+            reads: dict[str, float] = {}
+            writes: dict[str, float] = {}
             for group in groups:
                 for slot in group.slots:
                     if slot.tensor == layer.weight and slot.role != "between":
                         share = float((slot.units >= 0).double().mean())
-                        (inputs if slot.role == "consumer" else outputs)[group.name] = share
-            loads.append(Load(weight.numel() * positions, inputs, outputs))
+                        (reads if slot.role == "consumer" else writes)[group.name] = share
+            costs = {"macs": weight.numel() * positions, "params": weight.numel()}
+            loads.append(Load(costs.get(objective, seconds), reads, writes))
     return loads
+
+
+def _fastest(step: Step, values: Mapping[int, Tensor], tensors: Mapping[str, Tensor]) -> float:
+    """Seconds that a step takes when nothing else gets in its way."""
+    device = next(iter(values.values())).device
+    times = []
+    for _ in range(RUNS):
+        begin = now(device)
+        step.call(values, tensors)
+        times.append(now(device) - begin)
+    return min(times)
 
 
 def merge(
@@ -75,7 +98,7 @@ def merge(
     Args:
         orders: For each group its units, those that stay longest first: int64 [C].
         costs: For each group float64 [C]: entry k is the cost when only the first k are kept.
-        loads: Multiply-adds of the layers.
+        loads: What the layers cost.
 
     Returns:
         A family whose prices are the places in the common order; each group keeps its first unit.
@@ -86,17 +109,18 @@ def merge(
     shape = len(loads), len(names)  # also where there is no layer at all
     reads = np.reshape([load.inputs.get(n, 0.0) for load in loads for n in names], shape)
     writes = np.reshape([load.outputs.get(n, 0.0) for load in loads for n in names], shape)
-    macs = np.array([float(load.macs) for load in loads])
+    costly = np.array([float(load.cost) for load in loads])
     marginal = [_marginal(costs[n]) for n in names]
     prices = [np.full(len(orders[n]), np.inf) for n in names]
     step = max(1, int(size.sum()) // FINE_STEPS)
     time = 0
+    least = 1e-12 * max(costly.sum(), 1e-9)
     while (kept > 1).any():
         gone = 1 - kept / size
         inputs, outputs = 1 - reads @ gone, 1 - writes @ gone
-        saved = ((macs * outputs) @ reads + (macs * inputs) @ writes) / size
+        saved = ((costly * outputs) @ reads + (costly * inputs) @ writes) / size
         loss = np.array([m[int(k) - 1] for m, k in zip(marginal, kept, strict=True)])
-        ratio = np.where(kept > 1, loss / np.maximum(saved, 1e-9), np.inf)
+        ratio = np.where(kept > 1, loss / np.maximum(saved, least), np.inf)
         best = int(ratio.argmin())
         for _ in range(min(step, int(kept[best]) - 1)):
             kept[best] -= 1

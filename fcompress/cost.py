@@ -102,9 +102,9 @@ def latency(
     for turn in range(runs + 2):
         for model, mine in zip(models, times, strict=True):
             with evaluating(model):
-                begin = _now(example.device)
+                begin = now(example.device)
                 model(example)
-                elapsed = _now(example.device) - begin
+                elapsed = now(example.device) - begin
             if turn >= 2:  # the first runs warm up
                 mine.append(1e3 * elapsed)
         if turn >= 7 and time.perf_counter() - start > seconds:
@@ -112,7 +112,8 @@ def latency(
     return [sorted(mine)[len(mine) // 2] for mine in times]
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -36,6 +36,7 @@ class Context:
         batches: Calibration inputs on the model's device, several batches of one size.
         seed: Chooses sampled rows.
         macs: Multiply-adds of the wide network for one example.
+        objective: What removing units is to save, one of `OBJECTIVES`.
     """
 
     model: nn.Module
@@ -43,11 +44,12 @@ class Context:
     batches: Sequence[Tensor]
     seed: int
     macs: int
+    objective: str = "macs"
 
     @cached_property
     def loads(self) -> list[Load]:
-        """Multiply-adds of every layer of the wide network."""
-        return layer_loads(self.model, self.structure.groups, self.batches[0])
+        """What every layer of the wide network costs."""
+        return layer_loads(self.model, self.structure.groups, self.batches[0], self.objective)
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:

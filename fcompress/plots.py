@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from fcompress.ablation import AblationCurve, AblationResult, proportions
 from fcompress.analysis import AnalyzeResult
 from fcompress.growth import GainResult, Growth
-from fcompress.pipeline import ShrinkResult
+from fcompress.outcome import ShrinkResult
 from fcompress.redundancy import HISTOGRAM_BINS, RedundancyResult
 
 DOTS_PER_INCH = 150

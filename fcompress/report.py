@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from fcompress.agreement import AgreementResult
-from fcompress.pipeline import ShrinkResult
+from fcompress.outcome import ShrinkResult
 
 
 def agreement_sentence(result: AgreementResult, where: str) -> str:

@@ -11,13 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from fcompress.agreement import AgreementResult, changed_labels, verify, with_upper_bound
 from fcompress.selection import Family
 
+Say = Callable[[str], None]
+
 STEPS = 9
+POLISHED_STEPS = 5
+STRIDE = 0.75  # share of the remaining units that a polished network is tried with next
 RUNGS = (1 / 2, 1 / 4, 1 / 8)  # milder networks to have: how far back to the whole one, logarithmic
 
 
@@ -32,6 +37,7 @@ class Candidate:
         macs: Its multiply-adds.
         changed: Changed labels on the search split.
         n: Examples of the search split.
+        polish: What polishing did (`Polished.to_dict`), None for a network as it was refactored.
     """
 
     removed: int
@@ -40,6 +46,7 @@ class Candidate:
     macs: int
     changed: int
     n: int
+    polish: dict[str, Any] | None = None
 
 
 def thinnest(
@@ -93,6 +100,50 @@ def thinnest(
     rest = [n for n in range(low - 1, 0, -1) if n not in tried | rungs]
     good += [c for c in map(make, [*sorted(rungs), *rest[:left]]) if passes(c)]
     return sorted(good, key=lambda c: c.removed)
+
+
+def thinner(
+    total: int,
+    low: int,
+    high: int,
+    make: Callable[[int], Candidate],
+    passes: Callable[[Candidate], bool],
+    *,
+    steps: int = POLISHED_STEPS,
+) -> list[Candidate]:
+    """Go on with networks that are dear to make and better than those tried so far.
+
+    Strides from the thinnest that passed until one fails, then one step half way back.
+
+    Args:
+        total: Units that can go in all.
+        low: Units removed from the thinnest network that passed, 0 if none did.
+        high: The fewest removed units that did not pass.
+        make: Builds and measures the better network with that many units removed.
+        passes: Whether a candidate is good enough.
+        steps: Most candidates to build.
+
+    Returns:
+        Those that pass, mildest first.
+    """
+    good: list[Candidate] = []
+    for left in range(steps, 0, -1):
+        # The first stride goes at least as far as what did not pass before.
+        wanted = total + 1 - round((total + 1 - low) * STRIDE)
+        wanted = min(max(wanted, low + 1, 0 if good else min(high, total)), total)
+        if wanted <= low:
+            break
+        candidate = make(wanted)
+        if passes(candidate):
+            good.append(candidate)
+            low = wanted
+            continue
+        middle = total + 1 - round(math.sqrt((total + 1 - low) * (total + 1 - wanted)))
+        if left > 1 and low < middle < wanted:
+            candidate = make(middle)
+            good += [candidate] if passes(candidate) else []
+        break
+    return good
 
 
 def measure(

@@ -49,11 +49,16 @@ class Family:
         merged = torch.cat([torch.zeros(0), *(p.price.double() for p in paths.values())])
         return cls(dict(paths), merged[merged.isfinite()].sort().values)
 
-    def kept(self, removed: int) -> dict[str, Tensor]:
-        """Kept units of each group, sorted int64, when the first `removed` units are gone."""
+    def kept(self, removed: int, multiple: int = 1) -> dict[str, Tensor]:
+        """Kept units of each group, sorted int64, when the first `removed` units are gone.
+
+        Where some units of a group are gone, their number is rounded up to a multiple.
+        """
         limit = float(self.prices[removed - 1]) if removed else -float("inf")
         return {
-            name: path.order[: int((path.price > limit).sum())].sort().values
+            name: path.order[: -(-int((path.price > limit).sum()) // multiple) * multiple]
+            .sort()
+            .values
             for name, path in self.paths.items()
         }
 

@@ -81,15 +81,25 @@ def test_savings_are_what_excision_really_saves():
     structure = find_groups(model, x)
     loads = layer_loads(model, structure.groups, x)
     wide = cost.count(model, x)
-    assert [load.macs for load in loads] == [layer.macs for layer in wide.layers.values()]
+    assert [load.cost for load in loads] == [layer.macs for layer in wide.layers.values()]
     for group in structure.groups:
         thin = excise(model, structure.groups, {group.name: torch.arange(group.size - 1)})
         saved = wide.macs - cost.count(thin, x).macs
         shares = [
             load.inputs.get(group.name, 0) + load.outputs.get(group.name, 0) for load in loads
         ]
-        counted = sum(load.macs * s for load, s in zip(loads, shares, strict=True)) / group.size
+        counted = sum(load.cost * s for load, s in zip(loads, shares, strict=True)) / group.size
         assert counted == pytest.approx(saved)
+
+
+def test_parameters_and_time_can_be_saved_instead():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    x = torch.randn(4, 3, 8, 8)
+    structure = find_groups(model, x)
+    first, last = layer_loads(model, structure.groups, x, "params")
+    assert (first.cost, last.cost) == (3 * 8 * 9, 8 * 36 * 5)
+    assert first.outputs == last.inputs == {structure.groups[0].name: 1.0}
+    assert all(load.cost > 0 for load in layer_loads(model, structure.groups, x, "latency"))
 
 
 def test_several_consumers_and_producers_count_together():

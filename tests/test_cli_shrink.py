@@ -40,7 +40,7 @@ def _hash(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("method", ["prune", "factor"])
+@pytest.mark.parametrize("method", ["prune", "factor", "hybrid"])
 def test_shrink_then_verify_then_load_in_another_process(folder, tmp_path, method):
     wide, thin, report = folder / "w.pt", tmp_path / "thin.pt", tmp_path / "thin.json"
     untouched = _hash(wide)

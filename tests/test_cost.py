@@ -97,7 +97,7 @@ class Clock(nn.Module):
 
 def test_latency_is_the_median_of_interleaved_runs_after_warming_up(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(cost, "_now", lambda device: now[0])
+    monkeypatch.setattr(cost, "now", lambda device: now[0])
     slow = Clock([9.0, 9.0, 0.5, 0.1, 0.3, 0.2, 7.0], now)
     fast = Clock([9.0, 9.0, 0.01, 0.04, 0.02, 0.05, 0.03], now)
     found = cost.latency([slow, fast], torch.zeros(1), runs=5, seconds=60)

@@ -26,12 +26,13 @@ ORDER = """
     prepare tracing excise proof groups reach
     record rows targets
     ablation redundancy growth
+    agreement cost
     fisher selection allocation effects curves
     refactor sequential
     methods
-    agreement cost
     polishing
     roles screening search
+    seek outcome
     analysis pipeline
     portable exporting contents
     plots report

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import fcompress
 from fcompress.cli import main
 from fcompress.cli.main import COMMANDS
-from fcompress.pipeline import ShrinkResult
+from fcompress.outcome import ShrinkResult
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from trained import CLASSES, examples, trained, weights_of
 
 from fcompress import cost
+from fcompress.methods import METHODS
 from fcompress.pipeline import shrink
 
 
@@ -24,7 +25,7 @@ def result(model):
     return shrink(model, [(x, y)], tol=0.1)
 
 
-@pytest.mark.parametrize("method", ["prune", "factor"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_a_trained_network_shrinks_within_the_tolerance(model, method):
     x, y = examples()
     result = shrink(model, [(x, y)], tol=0.1, method=method)
@@ -57,7 +58,7 @@ def test_a_smaller_tolerance_leaves_more(model):
 def test_the_json_has_the_promised_keys(result):
     record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert set(record) >= set(
-        "tolerance method certified agreement params macs bytes latency_ms accuracy layers "
+        "tolerance method certified agreement params macs bytes latency_ms latency_single_ms objective round_to polish accuracy layers "
         "skipped data seed versions".split()
     )
     assert set(record["agreement"]) >= {"n", "same", "rate", "lower_bound", "confidence"}
@@ -82,14 +83,14 @@ def test_the_json_has_the_promised_keys(result):
     assert "model" not in record
 
 
-@pytest.mark.parametrize("method", ["prune", "factor"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_the_same_again_gives_the_same_again(model, method):
     x, y = examples()
     one, two = (shrink(model, [(x, y)], tol=0.1, method=method, seed=5) for _ in range(2))
     assert weights_of(one.model) == weights_of(two.model)
     records = [r.to_dict() for r in (one, two)]
     for record in records:
-        del record["latency_ms"]
+        del record["latency_ms"], record["latency_single_ms"]
     assert records[0] == records[1]
 
 
@@ -100,7 +101,7 @@ def test_another_seed_cuts_the_data_otherwise(model):
 
 
 @pytest.mark.parametrize("mode", ["train", "partly", "eval"])
-@pytest.mark.parametrize("method", ["prune", "factor"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_the_caller_finds_everything_as_it_was(mode, method):
     model = trained()
     model.train(mode != "eval")
@@ -135,7 +136,7 @@ def test_the_caller_finds_everything_as_it_was(mode, method):
     F.cross_entropy(result.model.train()(x), y).backward()
 
 
-@pytest.mark.parametrize("method", ["prune", "factor"])
+@pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.2])
 def test_a_size_can_be_asked_for(model, method, ratio):
     x, _ = examples()

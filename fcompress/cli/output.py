@@ -28,6 +28,22 @@ class FloatRange(click.FloatRange):
         return number
 
 
+class Multiple(click.ParamType):
+    """A whole number from 1 on, or "auto"."""
+
+    name = "multiple"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Read it."""
+        if value == "auto":
+            return "auto"
+        if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
+            self.fail(f'{value} is not a whole number from 1 on, nor "auto".', param, ctx)
+        return int(value)
+
+
 def existing_folder(
     context: click.Context, parameter: click.Parameter, value: Path | None
 ) -> Path | None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from fcompress.agreement import CONFIDENCE, AgreementResult, verify
+from fcompress.allocation import OBJECTIVES
 from fcompress.checkpoint import save
 from fcompress.cli.export_cmd import export_lines, export_targets
 from fcompress.cli.network_options import (
@@ -21,14 +22,22 @@ from fcompress.cli.network_options import (
     open_data,
     open_network,
 )
-from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import (
+    FloatRange,
+    Multiple,
+    existing_folder,
+    json_option,
+    stdout,
+    write_json,
+)
 from fcompress.data import Split, Splits
 from fcompress.errors import DataError, ResultWarning
 from fcompress.exporting import ExportResult, export
 from fcompress.files import write_atomic
 from fcompress.methods import METHODS
 from fcompress.models import Network
-from fcompress.pipeline import ShrinkResult, shrink
+from fcompress.outcome import ShrinkResult
+from fcompress.pipeline import POLISH_SECONDS, shrink
 from fcompress.plots import shrink_png
 from fcompress.report import agreement_sentence, change_rows, verdict
 
@@ -67,7 +76,7 @@ _CONFIDENCE = click.option(
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
-    default="factor",
+    default="hybrid",
     show_default=True,
     help="; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
 )
@@ -94,6 +103,33 @@ _CONFIDENCE = click.option(
     callback=existing_folder,
     metavar="FILE.png",
     help="Draw the search and the units of each layer.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="macs",
+    show_default=True,
+    help="What to save.",
+)
+@click.option(
+    "--round-to",
+    type=Multiple(),
+    default="1",
+    show_default=True,
+    metavar="N|auto",
+    help="Keep multiples of N units; auto: the largest that costs no time on this device.",
+)
+@click.option(
+    "--polish",
+    is_flag=True,
+    help="Distil thin networks towards the wide one, without labels, to get thinner.",
+)
+@click.option(
+    "--polish-seconds",
+    type=FloatRange(0, min_open=True),
+    default=POLISH_SECONDS,
+    show_default=True,
+    help="Most seconds to polish one network; up to six are.",
 )
 @click.option(
     "--ratio",
@@ -127,6 +163,10 @@ def shrink_command(
     exports: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
+    objective: str,
+    round_to: int | str,
+    polish: bool,
+    polish_seconds: float,
     ratio: float | None,
     max_macs: int | None,
     calibration: int | None,
@@ -163,6 +203,10 @@ def shrink_command(
             splits,
             tol,
             method=method,
+            objective=objective,
+            round_to=round_to,
+            polish=polish,
+            polish_seconds=polish_seconds,
             ratio=ratio,
             max_macs=max_macs,
             calibration=calibration,
