@@ -135,7 +135,7 @@ def test_cutting_into_batches_does_not_matter(wide, thin):
 
 @pytest.mark.parametrize("rate", [10.0, 1e30])
 def test_what_makes_it_worse_is_not_kept(wide, thin, rate, monkeypatch):
-    monkeypatch.setattr(polishing, "LEARNING_RATE", rate)
+    monkeypatch.setattr(polishing, "MOMENTUM_RATE", rate)
     found = polish(wide, thin, inputs(), seconds=LONG, epochs=3)
     assert not found.kept and found.steps > 0
     assert found.after == found.before
@@ -206,7 +206,15 @@ def test_the_plan_follows_powers_of_two_of_the_clock(wide, thin, monkeypatch):
     assert slow > 1
 
 
-def test_convolutions(monkeypatch):
+def test_without_batch_norm():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wide = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+    found = polish(wide, damaged(wide, 0.1), inputs(), seconds=LONG, epochs=10)
+    assert found.kept and found.after.divergence < 0.5 * found.before.divergence
+
+
+def test_convolutions():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         wide = nn.Sequential(
