@@ -21,7 +21,8 @@ CLASSES = 10
 # Examples by what a network costs, the same for all of its methods: as many as these multiply-
 # adds allow, within bounds.
 CALIBRATION_MACS, CALIBRATION_LEAST, CALIBRATION_MOST = 6e10, 1024, 8192
-SEARCH_MACS, SEARCH_LEAST, SEARCH_MOST = 1e11, 1000, 2000
+SEARCH_MACS, SEARCH_LEAST, SEARCH_MOST = 5e10, 1000, 2000
+TEST_MACS, TEST_LEAST, TEST_MOST = 1e11, 3000, 10_000
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def case_of(name: str, work: Path, root: Path | None) -> Case:
     batches = pool[: max(wanted // BATCH, 1)]
     most = _within(SEARCH_MACS / cost.macs, SEARCH_LEAST, SEARCH_MOST)
     search = tuple(x for x, _ in splits.need("search").batches(BATCH, limit=most))
-    test = tuple(_test_batches(splits))
+    most = _within(TEST_MACS / cost.macs, TEST_LEAST, TEST_MOST)
+    test = tuple(_test_batches(splits, most))
     facts = {
         "network": name,
         "checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -186,10 +188,11 @@ def _remembered(
     return saved
 
 
-def _test_batches(splits: fcompress.Splits) -> list[tuple[Tensor, Tensor]]:
+def _test_batches(splits: fcompress.Splits, most: int) -> list[tuple[Tensor, Tensor]]:
     """The test split; with the certification split, which nothing else reads here, if small."""
-    names = ("test",) if len(splits.need("test")) >= SEARCH_LEAST else ("test", "certification")
-    return [(x, y) for name in names for x, y in splits.need(name).batches(BATCH) if y is not None]
+    names = ("test",) if len(splits.need("test")) >= TEST_LEAST else ("test", "certification")
+    batches = (b for name in names for b in splits.need(name).batches(BATCH, limit=most))
+    return [(x, y) for x, y in batches if y is not None]
 
 
 def _within(value: float, least: int, most: int) -> int:

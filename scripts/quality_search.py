@@ -14,7 +14,7 @@ from typing import Any
 
 TOLERANCES = (0.2, 0.1, 0.05, 0.02, 0.01)
 # Networks to try for each tolerance, in this order: those with a goal first, the others profit.
-STEPS: Mapping[float, int] = {0.05: 6, 0.01: 4, 0.2: 3, 0.1: 1, 0.02: 1}
+STEPS: Mapping[float, int] = {0.05: 5, 0.01: 3, 0.2: 2, 0.1: 1, 0.02: 1}
 MORE_STEPS: Mapping[float, int] = {0.05: 6, 0.01: 5, 0.2: 3, 0.1: 3, 0.02: 3}
 FEW_STEPS: Mapping[float, int] = {0.05: 4, 0.01: 3, 0.2: 1, 0.1: 1, 0.02: 1}
 POLISH_STEPS: Mapping[float, int] = {0.05: 1, 0.01: 1}

@@ -55,7 +55,7 @@ def smooth(power: float, scale: float):
 def test_search_finds_the_thinnest_network(power, scale):
     evaluate, remaining = smooth(power, scale)
     known = searching.search(evaluate)
-    assert len(known) <= sum(searching.STEPS.values()) == 15
+    assert len(known) <= sum(searching.STEPS.values()) == 12
     for tolerance in (0.05, 0.01):
         best = max(remaining(tolerance), searching.LEAST)
         found = searching.smallest(known, tolerance, "macs")
