@@ -14,6 +14,7 @@ when the user typed the name.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -34,7 +35,6 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from fcompress.errors import ArchitectureError
-from fcompress.models.arguments import suggest
 
 REGISTERED = ("torchvision", "timm")
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
@@ -251,8 +251,9 @@ def import_timm() -> ModuleType:
 
 def _closest(name: str, known: list[str]) -> str:
     """The wrong name and the closest right ones, few of many hundreds."""
-    near = [other for other in known if name and name in other][:5]
-    return suggest(name, near) if near else suggest(name, known).partition("; there are")[0]
+    near = difflib.get_close_matches(name, known, 5) or [other for other in known if name in other]
+    hint = f"; did you mean {', '.join(near[:5])}?" if near else ""
+    return f"{name!r}{hint}"
 
 
 def _of_code(name: str) -> Callable[..., Any]:
@@ -260,6 +261,11 @@ def _of_code(name: str) -> Callable[..., Any]:
     place, colon, what = name.rpartition(":")
     if not colon or not place or not what:
         raise ArchitectureError(f"--arch {name}: expected {FORMS}")
+    if place == "pickle":
+        raise ArchitectureError(
+            f"{name} is somebody's pickle, which is only opened with --trust-pickle (in Python: "
+            "load(path, arch=...) with a function that opens it)"
+        )
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
     found: Any = module
     for part in what.split("."):

@@ -283,7 +283,7 @@ def _checked(content: Any) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             "holds no network of fcompress; expected a file saved with fcompress.save "
-            "(a state dict lacks the family and its arguments)"
+            "(a state dict needs its architecture: --arch)"
         )
     version = content.get("version")
     if type(version) is not int or version < 1:
