@@ -27,7 +27,7 @@ from fcompress.agreement import predicted
 from fcompress.capture import class_scores, evaluating, placed
 from fcompress.errors import DataError, FcompressError
 
-EPOCHS = 30
+EPOCHS = 60
 BATCH = 64
 # Softer labels teach more in a short time: KL divergence at this temperature, times its square.
 TEMPERATURE = 4.0
