@@ -152,7 +152,11 @@ def png(records: Sequence[Record]) -> bytes:
         if not str(line.get_label()).startswith("_")
     }
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=6, fontsize=10
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(6, 2 * columns - 1),
+        fontsize=10,
     )
     return _png(figure)
 
