@@ -75,7 +75,8 @@ def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
     """Run a classifier.
 
     Args:
-        model: The network, on the device and in the dtype of `inputs`.
+        model: The network, on the device and in the dtype of `inputs`. It may return the scores
+            themselves, under the name `logits`, or first in a tuple.
         inputs: [n, ...], as the network takes them.
 
     Returns:
@@ -84,7 +85,7 @@ def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
     Raises:
         UnsupportedNetworkError: The network gives anything but one score per class.
     """
-    scores = model(inputs)
+    scores = _logits(model(inputs))
     if isinstance(scores, Tensor) and scores.dim() == 2 and scores.shape[1] > 1:
         return scores
     came = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
@@ -92,6 +93,17 @@ def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
         f"{type(model).__name__} gives {came}; expected one score per class [examples, classes], "
         "at least 2 classes, so that a label is the class with the largest score"
     )
+
+
+def _logits(output: Any) -> Any:
+    """The class scores in what a network returns: the entry `logits`, or the first of a tuple."""
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if hasattr(output, "logits"):  # a data class, or a named tuple as Inception's
+        return output.logits
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return output
 
 
 def trace_calls(model: nn.Module, inputs: Tensor) -> tuple[Call, ...]:

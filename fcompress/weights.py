@@ -9,6 +9,7 @@ state, with a prefix before every name. Nothing is run that a file holds, unless
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ def _read_pickle(path: Path, trusted: bool) -> Any:
 
 def _unpickle(path: Path, *, safely: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=safely)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats, which are what is read here
+            return torch.load(path, map_location="cpu", weights_only=safely)
     except (ModuleNotFoundError, AttributeError) as error:
         if safely:
             raise _unreadable(path, error) from error

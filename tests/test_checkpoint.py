@@ -248,7 +248,7 @@ def test_foreign_files(tmp_path):
     path.write_text("PK? no, a text")
     assert "not a file written by fcompress" in error_of(path)
     torch.save(nn.Linear(2, 2).state_dict(), path)
-    assert "a state dict lacks the family" in error_of(path)
+    assert "a state dict needs its architecture: --arch" in error_of(path)
     torch.save(torch.ones(2), path)
     assert "holds no network of fcompress" in error_of(path)
     torch.save({"format": "fcompress", "version": 1}, path, _use_new_zipfile_serialization=False)
