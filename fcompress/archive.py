@@ -7,6 +7,7 @@ that the archive itself is checked: whole, not packed, every checksum right.
 
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -132,7 +133,9 @@ def _check(path: str | os.PathLike[str], file: BinaryIO, expected: str) -> None:
 
 def _unpickle(path: str | os.PathLike[str], file: BinaryIO, expected: str, remedy: str) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols; what matters is an error
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, which could run code when opened; "

@@ -4,9 +4,22 @@ Everything a user can cause derives from `FcompressError`; the command line prin
 message without a traceback and exits with 1.
 """
 
+_LONGEST = 4000
+
 
 class FcompressError(Exception):
-    """A mistake or a lack that the user can act on; the message says how."""
+    """A mistake or a lack that the user can act on; the message says how.
+
+    Args:
+        message: One line. It may quote names out of files of others, so what steers a terminal is
+            escaped, and the middle of a very long one is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        if len(plain) > _LONGEST:
+            plain = f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
+        super().__init__(plain)
 
 
 class DataError(FcompressError):

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from fcompress.archive import read_archive, write_archive
 from fcompress.errors import CheckpointError, TrainingError
 
@@ -43,26 +46,79 @@ def read_resume(out: Path, run: dict[str, Any], resume: bool) -> dict[str, Any] 
         )
     try:
         state = read_archive(path)
-        known = state["format"] == RESUME_FORMAT
-        saved = state["run"] if known else {}
-    except (CheckpointError, TypeError, KeyError) as error:
-        raise TrainingError(f"{path} is truncated or damaged; delete it and start anew") from error
-    if not known:
+    except CheckpointError as error:
+        raise damaged(out) from error
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
+        raise damaged(out)
+    if state["format"] != RESUME_FORMAT:
         raise TrainingError(
             f"{path} was written by another version of fcompress; finish it with that version, or "
             "delete it to start anew"
         )
-    different = [
-        f"{name} was {saved.get(name)!r}, now {value!r}"
-        for name, value in run.items()
-        if saved.get(name) != value
-    ]
+    saved = state.get("run")
+    if not isinstance(saved, dict):
+        raise damaged(out)
+    try:
+        different = [
+            f"{name} was {saved.get(name)!r}, now {value!r}"
+            for name, value in run.items()
+            if not bool(saved.get(name) == value)
+        ]
+    # What a damaged file holds there may be a tensor, or nest too deep to be compared.
+    except (RuntimeError, ValueError, TypeError, RecursionError) as error:
+        raise damaged(out) from error
     if different:
         raise TrainingError(
             f"{path} belongs to another run ({'; '.join(different)}); give its settings, or delete "
             "it to start anew"
         )
     return state
+
+
+def damaged(out: Path) -> TrainingError:
+    """The error for a file that cannot be continued from."""
+    return TrainingError(f"{resume_file(out)} is truncated or damaged; delete it and start anew")
+
+
+def restore(out: Path, state: dict[str, Any], model: nn.Module, optimizer: Any) -> list[Any]:
+    """Put a network and its optimizer back to where a run stopped.
+
+    Args:
+        out: The run's checkpoint.
+        state: What `read_resume` gave.
+        model: The network, changed in place.
+        optimizer: Of its parameters, made with the settings of the run; changed in place.
+
+    Returns:
+        The records of the epochs that are done.
+
+    Raises:
+        TrainingError: The state is not one of this network and optimizer.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        model.load_state_dict(state["model"])
+        given = state["optimizer"]
+        fits = len(given["state"]) in (0, len(parameters)) and all(
+            isinstance(value, Tensor) and value.shape in (parameters[i].shape, torch.Size())
+            for i, kept in given["state"].items()
+            for value in kept.values()
+            if value is not None
+        )
+        fits = fits and [_settings(group) for group in given["param_groups"]] == [
+            _settings(group) for group in optimizer.state_dict()["param_groups"]
+        ]
+        if not fits or not isinstance(state["epochs"], list):
+            raise damaged(out)
+        optimizer.load_state_dict(given)
+        return list(state["epochs"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise damaged(out) from error
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's settings but the learning rate, which each step sets anew."""
+    return {name: value for name, value in group.items() if name not in ("lr", "initial_lr")}
 
 
 def write_resume(out: Path, run: dict[str, Any], state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from fcompress import checkpoint
 from fcompress.data import Split, Splits
 from fcompress.errors import TrainingError
 from fcompress.models import Network
-from fcompress.resume import read_resume, resume_file, write_resume
+from fcompress.resume import damaged, read_resume, restore, resume_file, write_resume
 from fcompress.train_config import TrainConfig, learning_rate
 
 # Inception-v3's auxiliary head (Szegedy et al., "Rethinking the Inception Architecture").
@@ -144,9 +144,11 @@ def train(
     optimizer = _optimizer(model, config)
     records: list[EpochRecord] = []
     if out is not None and state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        records = [EpochRecord(**record) for record in state["epochs"]]
+        try:
+            done = restore(out, state, model, optimizer)
+            records = [EpochRecord(**record) for record in done]
+        except TypeError as error:
+            raise damaged(out) from error
         # The run may have been killed after it wrote this state and before its checkpoint.
         _remember(model, splits, earlier, config, records)
         checkpoint.save(model, out)

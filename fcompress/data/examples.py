@@ -1,8 +1,9 @@
 """Where examples lie, in memory or on disk, and how a batch of them is taken out."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,8 @@ from fcompress.errors import DataError
 from fcompress.preprocess import Preprocess
 
 DECODING_THREADS = 8
+# A file of a few bytes can say that it holds any number of pixels.
+MOST_PIXELS = 2**26
 
 
 class Examples(Protocol):
@@ -232,6 +235,22 @@ class OnDisk:
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, open; its pixels are not decoded yet.
+
+    Raises:
+        DataError: It holds more pixels than `MOST_PIXELS`.
+    """
+    with Image.open(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise DataError(
+                f"{path} has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}; "
+                "make it smaller"
+            )
+        yield image
+
+
 def decode(path: Path, channels: int) -> Image.Image:
     """Read one image file as 8-bit grey (`channels` 1) or RGB (3).
 
@@ -239,7 +258,7 @@ def decode(path: Path, channels: int) -> Image.Image:
         DataError: The file is missing, damaged, not an image, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
             return image.convert("L" if channels == 1 else "RGB")

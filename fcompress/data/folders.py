@@ -2,15 +2,15 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from fcompress.data.examples import OnDisk, Raw, Request, Stored, decode
+from fcompress.data.examples import OnDisk, Raw, Request, Stored, decode, opened
 from fcompress.data.splits import official_sizes, own_sizes
 from fcompress.errors import DataError
 
@@ -112,15 +112,25 @@ def read_imagenet(request: Request) -> Raw:
 
 def _images(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield (relative name with slashes, bytes) of every image below a folder, sorted."""
+    seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
+        # Links may lead in circles.
+        at = Path(place).resolve()
+        if at in seen:
+            folders.clear()
+            continue
+        seen.add(at)
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith("."):
                 path = Path(place) / file
                 try:
-                    yield path.relative_to(folder).as_posix(), path.stat().st_size
+                    status = path.stat()
                 except OSError as error:
                     raise DataError(f"{path} cannot be read: {error.strerror}") from error
+                if not stat.S_ISREG(status.st_mode):
+                    raise DataError(f"{path} is no file; remove it")
+                yield path.relative_to(folder).as_posix(), status.st_size
 
 
 def _labels(
@@ -151,7 +161,7 @@ def _shape(folder: Path, names: tuple[str, ...], request: Request) -> tuple[tupl
     for i in range(0, len(names), max(1, len(names) // INSPECTED)):
         path = folder / names[i]
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 sizes.add((image.height, image.width))
                 colours.add(image.mode not in ("1", "L", "LA"))
         except Exception:
@@ -197,12 +207,12 @@ def _identity(folder: Path, files: list[tuple[str, int]]) -> tuple[str, str]:
     digest = hashlib.sha256()
     for name, _ in files:
         content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        digest.update(f"{name}\0{content}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{content}\n"))
     return digest.hexdigest(), "content"
 
 
 def _list_hash(files: list[tuple[str, int]]) -> str:
     digest = hashlib.sha256()
     for name, size in files:
-        digest.update(f"{name}\0{size}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{size}\n"))
     return digest.hexdigest()

@@ -22,6 +22,8 @@ from fcompress.errors import DataError
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CLASSES = tuple(torchvision.datasets.FashionMNIST.classes)
 IDX_UBYTE = 8
+# Images and labels of this kind pack to a half or a tenth; zeros alone to a thousandth.
+MOST_UNPACKED = 100
 
 
 def cache_folder() -> Path:
@@ -81,10 +83,16 @@ def read_fashion(request: Request) -> Raw:
         for part in ("train", "t10k")
     ]
     for images, labels in parts:
-        if images.dim() != 3 or labels.shape != images.shape[:1]:
+        if (
+            images.dim() != 3
+            or labels.shape != images.shape[:1]
+            or images.shape[1:] != parts[0][0].shape[1:]
+            or int(labels.max()) >= len(FASHION_CLASSES)
+        ):
             raise DataError(
                 f"{folder}: {tuple(images.shape)} images and {tuple(labels.shape)} labels do not "
-                "belong together; replace the four files"
+                f"belong together, or labels are not below {len(FASHION_CLASSES)}; replace the "
+                "four files"
             )
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     labels = labels.long()
@@ -114,9 +122,7 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     if not path.is_file():
         path = folder / f"{name}.gz"
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing, though other files of the set are there") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -125,13 +131,26 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     start = 4 + 4 * rank
     if content[:3] != bytes([0, 0, IDX_UBYTE]) or not rank or len(content) < start:
         raise DataError(f"{path} is not an idx file of bytes; replace it")
-    shape = [int(n) for n in np.frombuffer(content, ">i4", rank, 4)]
-    if len(content) - start != math.prod(shape):
+    shape = [int(n) for n in np.frombuffer(content, ">u4", rank, 4)]
+    if len(content) - start != math.prod(shape) or 0 in shape:
         raise DataError(
             f"{path} is truncated or damaged: {len(content) - start:,} bytes of values, expected "
             f"{math.prod(shape):,}; replace it"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, -1, start).copy()).view(shape)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file, unless it unfolds to far more than data does."""
+    most = MOST_UNPACKED * path.stat().st_size
+    with gzip.open(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(
+            f"{path} unfolds to more than {MOST_UNPACKED} times its size, as no such data does; "
+            "replace it"
+        )
+    return content
 
 
 def read_cifar10(request: Request) -> Raw:

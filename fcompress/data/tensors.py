@@ -2,7 +2,6 @@
 
 import pickle
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcompress.archive import read_archive
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
 from fcompress.data.splits import own_sizes
-from fcompress.errors import DataError
+from fcompress.errors import CheckpointError, DataError
 
 INPUT_KEYS = ("x", "images", "inputs")
 LABEL_KEYS = ("y", "labels")
+# A packed file may unfold to this many bytes, or to this many times its size.
+UNPACKED_BYTES, UNPACKED_TIMES = 2**30, 50
+_SHOWN = 20
+_FOREIGN = "tensors saved with torch.save"
+_REMEDY = "Save tensors only"
 
 
 def read_file(request: Request) -> Raw:
@@ -57,30 +62,50 @@ def read_file(request: Request) -> Raw:
 
 def _read_npz(path: Path) -> tuple[Any, Any]:
     try:
+        _check_unpacked_size(path)
         with np.load(path, allow_pickle=False) as arrays:
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} is not an .npz archive; rename or replace it")
-            return _pick(path, dict(arrays))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            return _pick(path, arrays)
+    except DataError:
+        raise
+    # The types of what damaged headers, archives and packed values raise have nothing in common.
+    except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _check_unpacked_size(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * size):
+        raise DataError(
+            f"{path} of {size:,} bytes unfolds to {unpacked:,}; if that is right, save it unpacked "
+            "(numpy.savez)"
+        )
 
 
 def _read_npy(path: Path) -> tuple[Any, Any]:
     try:
         return np.load(path, allow_pickle=False), None
-    except (OSError, EOFError, ValueError) as error:
+    except Exception as error:  # as above
         raise _damaged(path, error) from error
 
 
 def _read_pt(path: Path) -> tuple[Any, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            content = read_archive(path, expected=_FOREIGN, remedy=_REMEDY)
+        else:  # as torch.save wrote it before 1.6
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path} is damaged, or holds more than tensors and would run code when opened; save "
             "tensors only"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # as above
         raise _damaged(path, error) from error
     if isinstance(content, Mapping):
         return _pick(path, content)
@@ -100,9 +125,10 @@ def _pick(path: Path, content: Mapping[Any, Any]) -> tuple[Any, Any]:
         for keys in (INPUT_KEYS, LABEL_KEYS)
     )
     if inputs is None:
+        names = [ascii(str(key))[1:-1][:40] for key in list(content)[:_SHOWN]]
         raise DataError(
             f"{path} has no inputs: expected {' or '.join(INPUT_KEYS)}, found "
-            f"{', '.join(map(str, content)) or 'nothing'}"
+            f"{', '.join(names) or 'nothing'}"
         )
     return inputs, labels
 
@@ -139,14 +165,25 @@ def _labels(path: Path, found: Any) -> Tensor | None:
 
 
 def _tensor(path: Path, found: Any, what: str) -> Tensor:
-    if isinstance(found, Tensor):
+    if isinstance(found, Tensor) and _is_dense(found):
         return found.detach()
-    if isinstance(found, np.ndarray) and found.dtype.kind in "biuf":
+    if isinstance(found, np.ndarray) and found.dtype.kind in "biuf" and found.dtype.itemsize <= 8:
         native = found.astype(found.dtype.newbyteorder("="), copy=False)
         if native.dtype in (np.uint16, np.uint32, np.uint64):
             native = native.astype(np.int64)
         return torch.from_numpy(native)
     raise DataError(f"{path}: {what} are {type(found).__name__}; expected an array of numbers")
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether each value of a tensor of plain numbers lies in memory, and not one for many."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not tensor.is_complex()
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 def _as_images(path: Path, values: Tensor) -> Tensor:
