@@ -176,8 +176,6 @@ class Hybrid(Factor):
     """
 
     summary = "excise units by what labels notice of them beyond what others explain, and refactor"
-    # Errors of several groups add up to less than their sum once they are large.
-    power = 0.75
     budget = 4.0  # sweeps over the calibration data to spend on measuring
     least, most = 64, 512  # examples to measure on
 
@@ -191,7 +189,7 @@ class Hybrid(Factor):
         predicted = {name: cost for name, (_, cost) in chosen.items()}
         inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
         costs = measured_costs(context.model, groups, readings, orders, predicted, inputs)
-        return merge(orders, {n: c**self.power for n, c in costs.items()}, context.loads)
+        return merge(orders, costs, context.loads)
 
     def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
         """Order and predicted cost, in nats, of one group."""

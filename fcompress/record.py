@@ -27,6 +27,7 @@ BATCH_NORMS = frozenset(
         "_native_batch_norm_legit_no_training _batch_norm_no_update"
     ).split()
 )
+RECTIFIERS = frozenset(("relu", "relu_", "hardtanh", "hardtanh_"))
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Norm:
-    """Names of a batch norm's running mean and variance and of its scale; its epsilon."""
+    """Names of a batch norm's running mean and variance, scale and offset; its epsilon."""
 
     mean: str
     var: str
     scale: str | None
+    offset: str | None
     eps: float
 
 
@@ -109,6 +111,8 @@ class Layer:
         norm: The batch norm that alone reads the output.
         joins: Slot of what is added to the output (after its norm) and is there before it: the
             skip of a residual block.
+        rectified: Whether a ReLU, and nothing else, reads the output (after its norm and sum), so
+            that it does not matter how far below zero it is.
     """
 
     weight: str
@@ -120,6 +124,7 @@ class Layer:
     inputs_first: bool
     norm: Norm | None
     joins: int | None
+    rectified: bool
 
 
 @dataclass(frozen=True)
@@ -277,6 +282,7 @@ def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
         out = step.outs[0]
         norm, normed = _norm_after(out, readers, own)
         other = _added_to(normed, readers)
+        joins = other if other is not None and made.get(other, 0) < index else None
         layers.append(
             Layer(
                 weight=weight,
@@ -288,7 +294,8 @@ def _find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
                 # A linear layer hands its weight over transposed, `x @ w` the parameter itself.
                 inputs_first=convolution is None and isinstance(w, Named),
                 norm=norm,
-                joins=other if other is not None and made.get(other, 0) < index else None,
+                joins=joins,
+                rectified=_rectified(normed, joins is not None, readers),
             )
         )
     return layers
@@ -300,11 +307,26 @@ def _norm_after(
     """The batch norm that alone reads a slot, and the slot that holds the value after it."""
     reading = readers.get(out, [])
     if len(reading) == 1 and reading[0].func.overloadpacket.__name__ in BATCH_NORMS:
-        scale, mean, var = (parameter(reading[0].argument(i)) for i in (1, 3, 4))
+        scale, offset, mean, var = (parameter(reading[0].argument(i)) for i in (1, 2, 3, 4))
         if mean and var:
             eps = reading[0].argument(-1)
-            return Norm(mean, var, scale, float(eps)), reading[0].outs[0]
+            return Norm(mean, var, scale, offset, float(eps)), reading[0].outs[0]
     return None, out
+
+
+def _rectified(slot: int, joined: bool, readers: Mapping[int, list[Step]]) -> bool:
+    """Whether a slot, or the sum that it goes into if it is joined, is read by a ReLU alone."""
+    reading = readers.get(slot, [])
+    if joined:
+        total = reading[0].outs[0]
+        # A sum in place is the same slot, read again further on.
+        reading = reading[1:] if total == slot else readers.get(total, [])
+    if not reading or reading[0].func.overloadpacket.__name__ not in RECTIFIERS:
+        return False
+    name = reading[0].func.overloadpacket.__name__
+    bounded = name.startswith("hardtanh") and reading[0].argument(1) != 0
+    # After a ReLU in place, further readers of the slot read what it left.
+    return not bounded and (name.endswith("_") or len(reading) == 1)
 
 
 def _added_to(slot: int, readers: Mapping[int, list[Step]]) -> int | None:

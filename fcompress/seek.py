@@ -14,7 +14,7 @@ from fcompress.capture import placed
 from fcompress.errors import ToleranceError
 from fcompress.excise import excise
 from fcompress.methods import Context, Method
-from fcompress.polishing import polish
+from fcompress.polishing import HELD_OUT_MOST, polish
 from fcompress.roles import Roles, batches_of
 from fcompress.search import Candidate, Say, certify, measure, sequence_to_test, thinner, thinnest
 from fcompress.selection import Family
@@ -82,6 +82,12 @@ class Workshop:
         inputs = self.roles.calibration.first(min(POLISH_EXAMPLES, affordable))
         return [placed(self.context.model, batch) for batch in batches_of(inputs)]
 
+    @cached_property
+    def exam(self) -> list[Tensor]:
+        """Batches that decide which state of polishing is kept: none that anything was fitted to."""
+        inputs = self.roles.search.first(HELD_OUT_MOST)
+        return [placed(self.context.model, batch) for batch in batches_of(inputs)]
+
     @property
     def steps(self) -> int:
         """How many units can go in all."""
@@ -116,6 +122,7 @@ class Workshop:
                 self.context.model,
                 thin,
                 self.lessons,
+                held_out=self.exam,
                 seconds=self.polish_seconds,
                 seed=self.context.seed,
             )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.groups import Group
-from fcompress.record import Layer, Replay, recordings_for
-from fcompress.refactor import Fit, fit
+from fcompress.record import Layer, Norm, Replay, recordings_for
+from fcompress.refactor import Fit, Rectifier, fit
 from fcompress.resize import resize
 from fcompress.rows import input_rows, output_rows
 from fcompress.targets import Target, centre, unit_columns
@@ -112,6 +112,12 @@ def _solve_layer(
         return
     wanted = outputs if missing is None else outputs + _before_norm(layer, missing, tensors)
     centred = layer.bias is not None or layer.norm is not None
+    rectifier = None
+    if layer.rectified and target.layer.rectified and (layer.joins is None or missing is not None):
+        skips = None
+        if missing is not None and joined is not None and target.joined is not None:
+            skips = target.joined[:, stays_out], joined
+        rectifier = _rectifier(layer, outputs, skips, tensors)
     fits = []
     for g in range(convolution_groups):
         mine = slice(g * len(stays_in), (g + 1) * len(stays_in))
@@ -127,6 +133,7 @@ def _solve_layer(
                 stays_in.to(device),
                 _positions(layer, groups, keep) if convolution_groups == 1 else None,
                 centred,
+                None if rectifier is None else rectifier.part(out),
             )
         )
     weight = torch.cat([f.weight for f in fits])
@@ -139,6 +146,40 @@ def _solve_layer(
         _move_norm(layer, bias, tensors)
 
 
+def _rectifier(
+    layer: Layer,
+    outputs: Tensor,
+    skips: tuple[Tensor, Tensor] | None,
+    tensors: Mapping[str, Tensor],
+) -> Rectifier:
+    """Where a ReLU switches off what a layer writes, in terms of its output before its norm.
+
+    Args:
+        layer: A layer that a ReLU follows.
+        outputs: [rows, O] of the wide network.
+        skips: What is added in the wide network and in the thin one, [rows, O] each.
+        tensors: Of the thin network.
+    """
+    gain = outputs.new_ones(outputs.shape[1])
+    mean, offset = torch.zeros_like(gain), torch.zeros_like(gain)
+    if layer.norm is not None:
+        mean = tensors[layer.norm.mean]
+        gain = _gain(layer.norm, tensors)
+        if layer.norm.offset is not None:
+            offset = tensors[layer.norm.offset]
+    able = gain.abs() > FAINT * gain.abs().max()
+    gain = torch.where(able, gain, 1.0)
+    before, after = (offset, offset) if skips is None else (offset + skips[0], offset + skips[1])
+    off = ((outputs - mean) * gain + before <= 0) & able
+    return Rectifier(off, mean - after / gain, gain < 0)
+
+
+def _gain(norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
+    """By how much a batch norm scales each channel."""
+    spread = (tensors[norm.var] + norm.eps).sqrt()
+    return 1 / spread if norm.scale is None else tensors[norm.scale] / spread
+
+
 def _before_norm(layer: Layer, missing: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """What a layer has to add so that `missing` [rows, O] is added after its batch norm.
 
@@ -146,9 +187,7 @@ def _before_norm(layer: Layer, missing: Tensor, tensors: Mapping[str, Tensor]) -
     """
     if layer.norm is None:
         return missing
-    spread = (tensors[layer.norm.var] + layer.norm.eps).sqrt()
-    scale = torch.ones_like(spread) if layer.norm.scale is None else tensors[layer.norm.scale]
-    gain = scale / spread
+    gain = _gain(layer.norm, tensors)
     able = gain.abs() > FAINT * gain.abs().max()
     return missing * torch.where(able, 1 / gain, 0.0)
 
@@ -161,6 +200,7 @@ def _solve_block(
     stays: Tensor,
     positions: tuple[Tensor, Tensor] | None,
     centred: bool,
+    rectifier: Rectifier | None,
 ) -> Fit:
     """Weights of one (convolution) group: rows [R, C', taps], original [O, C, taps]."""
     finite = rows.flatten(1).isfinite().all(1) & outputs.isfinite().all(1)
@@ -178,7 +218,7 @@ def _solve_block(
         prior = original[:, stays]
     flat, prior = rows.flatten(1), prior.flatten(1)
     if flat.shape[1] <= WIDEST_SOLVE:
-        return fit(flat, outputs, prior, centred=centred)
+        return fit(flat, outputs, prior, centred=centred, rectifier=rectifier)
     x, z = flat.mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
     return Fit(prior, z - prior @ x, float("inf"))
 

@@ -133,7 +133,7 @@ def case_of(name: str, work: Path, root: Path | None) -> Case:
     found = torch.cat([y for _, y in test])
     structure = fcompress.find_groups(wide, batches[0][:4], seed=SEED)
     return Case(
-        setting=Setting(wide, structure, batches, SEED, pool),
+        setting=Setting(wide, structure, batches, SEED, pool, search),
         search=search,
         test=test,
         search_labels=answers["search"],

@@ -25,6 +25,8 @@ class Setting:
         seed: Of all choices.
         pool: Further calibration inputs in batches, `batches` among them, for methods that can
             use more than they need for statistics (polishing).
+        held_out: Inputs that nothing may be fitted to, for methods that choose between states: those
+            of the search split, which every method is chosen on.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class Setting:
     batches: Sequence[Tensor]
     seed: int
     pool: Sequence[Tensor] = ()
+    held_out: Sequence[Tensor] = ()
 
 
 class Rival(Protocol):

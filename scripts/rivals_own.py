@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rivals import Setting
-from torch import nn
+from torch import Tensor, nn
 
 import fcompress
 from fcompress.capture import evaluating
 from fcompress.methods import METHODS, Context
-from fcompress.polishing import polish
+from fcompress.polishing import HELD_OUT_MOST, polish
 from fcompress.selection import Family
 
 POLISH_SECONDS = 30.0
@@ -65,7 +65,20 @@ class OwnPolished:
         """The method's network of the same amount, polished."""
         thin = Own(self.method).make(setting, amount)
         batches = setting.pool or setting.batches
-        return polish(setting.model, thin, batches, seconds=self.seconds, seed=setting.seed).model
+        return polish(
+            setting.model,
+            thin,
+            batches,
+            held_out=_exam(setting),
+            seconds=self.seconds,
+            seed=setting.seed,
+        ).model
+
+
+def _exam(setting: Setting) -> list[Tensor] | None:
+    """The first held-out batches, as many as polishing looks at."""
+    batches = list(setting.held_out)
+    return batches[: max(1, HELD_OUT_MOST // len(batches[0]))] if batches else None
 
 
 @lru_cache(maxsize=1)

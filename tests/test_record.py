@@ -305,3 +305,33 @@ def test_a_layer_knows_what_is_added_to_its_output():
             with torch.no_grad():
                 stem = model.stem(x).relu()
             assert torch.equal(replay.joined(index)[0], stem)
+
+
+def test_rectified_layers_are_those_that_a_relu_alone_reads():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+            self.inner = nn.Conv2d(4, 4, 1, bias=False)
+            self.norm = nn.BatchNorm2d(4)
+            self.outer = nn.Conv2d(4, 4, 1)
+            self.shy = nn.Conv2d(4, 4, 1)
+            self.soft = nn.Linear(4, 6)
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            x = torch.relu(x + self.outer(nn.functional.relu6(self.norm(self.inner(x)))))
+            x = self.shy(x)
+            x = x.relu() + x.tanh()
+            return self.last(nn.functional.silu(self.soft(x.mean((2, 3)))))
+
+    found = record(Block().eval(), torch.randn(2, 3, 4, 4)).layers
+    assert {layer.weight.split(".")[0]: layer.rectified for layer in found} == {
+        "stem": True,
+        "inner": True,
+        "outer": True,
+        "shy": False,
+        "soft": False,
+        "last": False,
+    }

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcompress.refactor import HELD_OUT, RIDGES, fit
+from fcompress.refactor import HELD_OUT, RIDGES, Rectifier, fit
 
 
 def _normal(*shape, seed=0):
@@ -170,3 +170,27 @@ def test_nothing_handed_over_is_changed():
     assert all(torch.equal(a, b) for a, b in zip((x, z, prior), before, strict=True))
     assert torch.equal(one.weight, two.weight)
     assert torch.equal(one.bias, two.bias)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_a_relu_hides_need_not_fit(sign):
+    """Outputs that are switched off may be anything off: the visible part then fits better."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2000, 5, generator=generator)
+    seen = x @ torch.randn(5, 3, generator=generator)
+    z = torch.where(seen > 0, seen, seen * 8 * torch.rand(2000, 3, generator=generator)) * sign
+    rectifier = Rectifier(z * sign <= 0, torch.zeros(3), torch.full((3,), sign < 0))
+    prior = torch.zeros(3, 5)
+
+    def visible(found):
+        y = x.double() @ found.weight.T + found.bias
+        return float(((sign * y).relu() - (sign * z).double().relu()).square().mean())
+
+    plain, spared = fit(x, z, prior), fit(x, z, prior, rectifier=rectifier)
+    assert visible(spared) < 0.5 * visible(plain)
+    # Where everything fits, nothing is spared.
+    w = torch.randn(3, 5, generator=generator)
+    exact = fit(
+        x, x @ w.T, w, rectifier=Rectifier(x @ w.T <= 0, torch.zeros(3), torch.zeros(3) > 0)
+    )
+    assert torch.allclose(exact.weight, w.double(), atol=1e-4)
