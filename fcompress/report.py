@@ -1,7 +1,8 @@
 """Results in words and rows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fcompress.agreement import AgreementResult
 from fcompress.outcome import ShrinkResult
@@ -41,6 +42,8 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
             f"{result.tested} networks were tested on them one after the other; the bound holds "
             "for all that passed."
         )
+    if result.polish is not None:
+        yield polish_sentence(result.polish)
     if result.copies.left_out:
         yield (
             f"{result.copies.left_out:,} more certification examples do not count: "
@@ -60,19 +63,34 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         yield f"Left alone: {left['name']}: {left['reason']}."
 
 
+def polish_sentence(polish: Mapping[str, Any]) -> str:
+    """What polishing did (`Polished.to_dict`)."""
+    if not polish["kept"]:
+        return "Polishing made it no better and was undone."
+    before, after = polish["before"]["agreement"], polish["after"]["agreement"]
+    cut = " (cut short by the time limit)" if polish["stopped_by"] == "time" else ""
+    return (
+        f"Polished on {polish['examples']:,} unlabelled examples for {polish['steps']:,} steps"
+        f"{cut}: "
+        f"{before:.1%} of labels agreed on {polish['held_out']:,} search examples before, "
+        f"{after:.1%} after."
+    )
+
+
 def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:
     """Rows of name, before, after, share kept."""
     for name, pair in (("parameters", result.params), ("MACs", result.macs)):
         yield name, f"{pair['before']:,}", f"{pair['after']:,}", _share(pair)
     size = result.bytes
     yield "file, bytes", f"{size['before']:,}", f"{size['after']:,}", _share(size)
-    time = result.latency_ms
-    yield (
-        "latency, ms for 64 examples",
-        f"{time['before']:.2f}",
-        f"{time['after']:.2f}",
-        _share(time),
-    )
+    times = (("for 64 examples", result.latency_ms), ("with one example", result.latency_single_ms))
+    for batch, time in times:
+        yield (
+            f"latency, ms {batch}",
+            f"{time['before']:.3g}",
+            f"{time['after']:.3g}",
+            _share(time),
+        )
 
 
 def _share(pair: dict[str, int] | dict[str, float]) -> str:

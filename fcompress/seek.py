@@ -84,7 +84,7 @@ class Workshop:
 
     @cached_property
     def exam(self) -> list[Tensor]:
-        """Batches that decide which state of polishing is kept: none that anything was fitted to."""
+        """Batches that decide which state of polishing is kept; nothing was fitted to them."""
         inputs = self.roles.search.first(HELD_OUT_MOST)
         return [placed(self.context.model, batch) for batch in batches_of(inputs)]
 

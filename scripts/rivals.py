@@ -25,7 +25,7 @@ class Setting:
         seed: Of all choices.
         pool: Further calibration inputs in batches, `batches` among them, for methods that can
             use more than they need for statistics (polishing).
-        held_out: Inputs that nothing may be fitted to, for methods that choose between states: those
+        held_out: Inputs that nothing may be fitted to, to choose between states of a network: those
             of the search split, which every method is chosen on.
     """
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -40,6 +41,39 @@ def _hash(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--round-to", "0"),
+        ("--round-to", "some"),
+        ("--objective", "beauty"),
+        ("--polish-seconds", "0"),
+        ("--polish-seconds", "nan"),
+    ],
+)
+def test_choices_that_do_not_exist(folder, options):
+    ran = _run("shrink", folder / "w.pt", *options)
+    assert ran.exit_code == 2
+    assert options[0] in ran.output
+
+
+def test_choices_reach_the_result(folder, tmp_path):
+    report = tmp_path / "thin.json"
+    ran = _run(
+        *("shrink", folder / "w.pt", "--tol", 0.15, "--out", tmp_path / "thin.pt"),
+        *("--json", report, "--round-to", 4, "--objective", "params"),
+        *("--polish", "--polish-seconds", 3),
+    )
+    assert ran.exit_code == 0, ran.output
+    record = json.loads(report.read_text())
+    assert (record["round_to"], record["objective"]) == (4, "params")
+    assert record["method"] == "hybrid" and record["certified"] is True
+    assert any(c["polished"] for c in record["candidates"])
+    kept = [layer["units_after"] for layer in record["layers"] if not layer["reason"]]
+    assert kept and all(units % 4 == 0 for units in kept)
+    assert "with one example" in ran.stdout
+
+
 @pytest.mark.parametrize("method", ["prune", "factor", "hybrid"])
 def test_shrink_then_verify_then_load_in_another_process(folder, tmp_path, method):
     wide, thin, report = folder / "w.pt", tmp_path / "thin.pt", tmp_path / "thin.json"
@@ -63,7 +97,7 @@ def test_shrink_then_verify_then_load_in_another_process(folder, tmp_path, metho
     changed, n = agreement["n"] - agreement["same"], agreement["n"]
     text = " ".join(ran.stdout.split())
     assert "At most 15% of the labels may change" in text
-    bound = 1 - agreement["lower_bound"]
+    bound = math.ceil(1000 * (1 - agreement["lower_bound"]) - 1e-9) / 1000
     assert (
         f"On {n} certification examples {changed} changed their label ({changed / n:.1%}), "
         f"so with 95% confidence at most {bound:.1%} change" in text
