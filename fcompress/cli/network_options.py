@@ -24,7 +24,7 @@ from fcompress.checkpoint import load, origin_of, read, set_origin
 from fcompress.data import Splits, load_data, reload_data
 from fcompress.errors import CheckpointError, DataError
 from fcompress.preprocess import Preprocess, of_name, of_numbers
-from fcompress.weights import load_weights, read_weights
+from fcompress.weights import Weights, load_weights, read_weights
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -182,18 +182,18 @@ def open_network(path: Path, how: NetworkOptions) -> nn.Module:
         args = None if how.arch_args is None else architecture.args
         return load(path, arch=make or architecture.name, arch_args=args)
     weights = read_weights(path, trust_pickle=how.trust_pickle, key=how.weights_key)
-    if architecture is None:
-        if weights.module is None:
-            raise CheckpointError(
-                f"{path}: holds weights without their network; name its architecture by --arch: "
-                f"{FORMS}"
-            )
-        network = weights.module.float().eval() if _is_half(weights.module) else weights.module
+    make = None if architecture is None else _make(architecture, how)
+    if weights.module is not None and (architecture is None or make is not None):
+        network = weights.module.float() if _is_half(weights.module) else weights.module
         describe(network.eval(), Described(Architecture(f"pickle:{path.name}")))
         return network
-    network = build_network(architecture)
+    if architecture is None:
+        raise CheckpointError(
+            f"{path}: holds weights without their network; name its architecture by --arch: {FORMS}"
+        )
+    network = build_network(architecture) if make is None else make().eval()
     if weights.module is not None:
-        weights = type(weights)(weights.module.state_dict())
+        weights = Weights(weights.module.state_dict())
     load_weights(network, weights, f"{path} and {architecture}")
     describe(network, Described(architecture))
     return network
