@@ -19,7 +19,7 @@ from fcompress.label_moves import (
     tensors_in,
     unknown,
 )
-from fcompress.label_tensors import compact, nobody, representative
+from fcompress.label_tensors import compact, labels_in, nobody, representative
 from fcompress.labels import Tracer
 
 # Convolutions and matrix products ----------------------------------------------------------
@@ -69,6 +69,8 @@ def _bias(tracer: Tracer, bias: Any, made: Tensor) -> None:
         whole = tracer.whole_copy(bias)
         if whole is not None and bias.dim() == 1:
             tracer.record(whole, 0, made, "between")
+        elif not tracer.is_parameter(bias) and tracer.of(bias) is not None:
+            tracer.tie(tracer.known(bias), made)  # several parameters end to end
         else:
             tracer.refuse(made, "its bias is not a parameter")
 
@@ -84,11 +86,19 @@ def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: An
         bias = args[2] if len(args) > 2 else None
     else:
         a, b = args[:2]
-    if tracer.is_parameter(b) and tracer.is_parameter(a) and not tracer.is_buffer(a):
+    a3, b3 = _as_batch(a), _as_batch(b)
+    batched = name == "bmm"
+    if batched and tracer.is_small(a) and tracer.is_buffer(b):
+        # A small parameter looked up by constants: position biases.
+        made = _product(tracer, _as_batch(tracer.known(a)), nobody(b3.shape))
+    elif batched and tracer.is_small(b) and tracer.is_buffer(a):
+        made = _product(tracer, nobody(a3.shape), _as_batch(tracer.known(b)))
+    elif tracer.is_parameter(b) and tracer.is_parameter(a) and not tracer.is_buffer(a):
         of_parameters(tracer, func, [a, b], out)
         return
-    a3, b3 = _as_batch(a), _as_batch(b)
-    if tracer.is_parameter(b):
+    elif tracer.is_buffer(b) and not tracer.same_along(_as_batch(tracer.known(a)), [0, 1]):
+        made = _product(tracer, _as_batch(tracer.known(a)), nobody(b3.shape))
+    elif tracer.is_parameter(b):
         # A buffer is data here, like the network's input, and belongs to nobody.
         x = nobody(a3.shape) if tracer.is_buffer(a) else _as_batch(tracer.known(a))
         made = _linear(tracer, x, b3, bias)
@@ -133,6 +143,10 @@ def _linear(tracer: Tracer, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
 
 def _product(tracer: Tracer, a: Tensor, b: Tensor) -> Tensor:
     """Two activations, a [B, m, k] and b [B, k, n]: attention scores and what they weigh."""
+    if not len(labels_in(b)):
+        return tracer.tie_along(a, [2], "a product with constants")
+    if not len(labels_in(a)):
+        return tracer.tie_along(b, [1], "a product with constants")
     if tracer.same_along(a, [2]) and tracer.same_along(b, [1]):
         left, right = representative(a, [2]), representative(b, [1])
     else:

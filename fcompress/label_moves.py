@@ -96,7 +96,7 @@ def unknown(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
             found = found or labels is not None
     if found:
         for result in tensors_in(out):
-            tracer.set(result, tracer.fresh(1, reason).expand(result.shape))
+            tracer.set(result, tracer.fresh(1, reason).view(()).expand(result.shape))
 
 
 # Data movement -----------------------------------------------------------------------------
@@ -171,6 +171,10 @@ def _move_parameter(
         moved = indices if copied else _run_on(func, args, kwargs, indices)
         for result, index in zip(results, tree_leaves(moved), strict=True):
             tracer.copy_of(result, known[0][0], index)
+        return
+    if operator_name(func) == "cat" and results[0].dim() == 1 and len(known) == len(places):
+        # Biases end to end: elements of several parameters, labelled as such.
+        tracer.set(results[0], torch.cat([tracer.known(a) for a in sources]))
         return
     for result in results:
         tracer.computed_from(result, sources, str(func.overloadpacket))

@@ -30,6 +30,9 @@ from fcompress.label_tensors import (
 )
 from fcompress.unionfind import UnionFind
 
+# Elements of parameters that are followed one by one through what is computed from them.
+_SMALL = 2**18
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -243,8 +246,17 @@ class Tracer:
         )
 
     def is_buffer(self, tensor: Any) -> bool:
-        """Whether `tensor` is a buffer: data that the network brings along."""
-        return isinstance(tensor, Tensor) and _storage(tensor) in self._buffers
+        """Whether `tensor` is made of buffers alone: data that the network brings along."""
+        if not isinstance(tensor, Tensor):
+            return False
+        names = self._names_in(tensor)
+        return bool(names) and all(_storage(self._tensors[n]) in self._buffers for n in names)
+
+    def is_small(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is a small parameter, or part of one, that is labelled by element."""
+        if tensor.numel() > _SMALL or not self.is_parameter(tensor) or self.is_buffer(tensor):
+            return False
+        return self.source(tensor) is not None
 
     def copy_of(self, tensor: Tensor, name: str, index: Tensor) -> None:
         """`tensor` holds elements `index` (flat) of parameter `name`."""

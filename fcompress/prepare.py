@@ -15,10 +15,23 @@ from fcompress.errors import UnsupportedNetworkError
 from fcompress.models.lrn import LocalResponseNorm
 from fcompress.resize import forget_caches
 
+# Parameters; four copies in double precision are 3 GB.
+_LARGE = 10**8
+
+
+def is_large(model: nn.Module) -> bool:
+    """Whether copies of a network, in double precision at that, are too much for the memory."""
+    return sum(p.numel() for p in model.parameters()) > _LARGE
+
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in eval mode, with every parameter and buffer in memory of its own."""
-    model = copy.deepcopy(model).cpu().eval()
+    """A copy on the CPU, in eval mode, with every parameter and buffer in memory of its own.
+
+    Only the parameters of a network that `is_large` stay where they are in the original.
+    """
+    stay = model.parameters() if is_large(model) else ()
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in stay}
+    model = copy.deepcopy(model, memo).cpu().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

@@ -31,7 +31,8 @@ from torch.utils._pytree import tree_leaves
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.excise import Group, Number, Slot, excise, numbers_of
 from fcompress.models.lrn import LocalResponseNorm
-from fcompress.prepare import as_inputs, cannot_run, dtype_of, first_line
+from fcompress.prepare import as_inputs, cannot_run, dtype_of, first_line, is_large
+from fcompress.resize import forget_caches
 
 # Largest difference, relative to the largest output, that rounding explains.
 _TOLERANCE = {torch.float64: 1e-8}
@@ -94,7 +95,15 @@ def _fitting(
         found = experiment.misfit(candidates)
         return None if found is None else found[0]
 
-    return _largest_without(reason_only, groups, failed)
+    alone: dict[str, str] = {}
+    fitting = _largest_without(reason_only, groups, alone)
+    for group in (g for g in groups if g.name in alone):
+        fits = None if group.name in tried else _mended(experiment, group, alone)
+        if fits is not None and experiment.misfit([*fitting, fits]) is None:
+            fitting.append(fits)
+        else:
+            failed[group.name] = alone[group.name]
+    return fitting
 
 
 def _mended(experiment: _Experiment, group: Group, failed: dict[str, str]) -> Group | None:
@@ -151,7 +160,8 @@ def _blamed(error: Exception, model: nn.Module, groups: Sequence[Group]) -> list
     path = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         path = names.get(id(frame.f_locals.get("self")), path)
-    return [g for g in groups if any(s.tensor.startswith(f"{path}.") for s in g.slots)]
+    inside = f"{path}." if path else ""
+    return [g for g in groups if any(s.tensor.startswith(inside) for s in g.slots)]
 
 
 class _Experiment:
@@ -159,6 +169,7 @@ class _Experiment:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], example: Any, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self._large = is_large(model)
         self._model, self._inputs, self._original = self._in_double(model, example)
         if not self._original:
             raise UnsupportedNetworkError(
@@ -186,8 +197,9 @@ class _Experiment:
     def _in_double(
         self, model: nn.Module, example: Any
     ) -> tuple[nn.Module, tuple[Any, ...], list[Tensor]]:
-        """The network, its input and outputs in double precision where the code allows it."""
-        for dtype in (torch.float64, dtype_of(model)):
+        """The network, its input and outputs in double precision where code and size allow it."""
+        single = dtype_of(model)
+        for dtype in (single,) if self._large else (torch.float64, single):
             own = _converted(model, partial(self._awake, dtype))
             inputs = as_inputs(example, dtype)
             try:
@@ -202,7 +214,9 @@ class _Experiment:
             return tensor.clone()
         if isinstance(tensor, nn.Parameter) and bool((tensor.abs() < _SILENT).all()):
             return _VOICE * torch.randn(tensor.shape, generator=self._generator, dtype=dtype)
-        return tensor.to(dtype, copy=True)
+        # Nothing changes parameters in place, so those of a large network need no second copy.
+        shared = isinstance(tensor, nn.Parameter) and self._large
+        return tensor.detach().to(dtype, copy=not shared)
 
     def misfit(self, groups: Sequence[Group]) -> tuple[str, list[Group]] | None:
         """Why the forward does not run on thinner tensors, and which groups may be the cause."""
@@ -317,6 +331,8 @@ class _Experiment:
         _run(model, tuple(t.to("meta") if isinstance(t, Tensor) else t for t in self._inputs))
 
     def _run_with(self, changed: dict[str, Tensor]) -> list[Tensor]:
+        for module in self._model.modules():
+            forget_caches(module)
         return _run(
             lambda *inputs: torch.func.functional_call(self._model, changed, inputs), self._inputs
         )
@@ -331,7 +347,7 @@ class _Experiment:
     ) -> dict[str, Tensor]:
         """Tensors with the removed units' places of one role set to `value`, or scrambled.
 
-        A tensor that `base` already holds is changed further.
+        A tensor that `base` already holds is changed further, in place.
         """
         gone: dict[tuple[str, int], Tensor] = {}
         for group in groups:
@@ -342,12 +358,10 @@ class _Experiment:
                     key = (slot.tensor, slot.dim)
                     gone[key] = gone.get(key, torch.tensor(False)) | removed[slot.units]
         changed = dict(base)
-        own: set[str] = set()
         for (name, dim), mask in gone.items():
-            tensor = changed.get(name, self._tensors[name])
-            if name not in own:
-                tensor = tensor.clone()
-                own.add(name)
+            if name not in changed:
+                changed[name] = self._tensors[name].clone()
+            tensor = changed[name]
             at = mask.nonzero().flatten()
             if value is None:
                 rows = tensor.index_select(dim, at)
@@ -356,7 +370,6 @@ class _Experiment:
                 tensor.index_copy_(dim, at, (rows + 1) * noise.view(shape))
             else:
                 tensor.index_fill_(dim, at, value)
-            changed[name] = tensor
         return changed
 
     def _editable(self, slot: Slot) -> bool:
@@ -381,7 +394,10 @@ def _converted(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
         memo[id(tensor)] = convert(tensor)
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=False)
-    return copy.deepcopy(model, memo)
+    converted = copy.deepcopy(model, memo)
+    for module in converted.modules():
+        forget_caches(module)
+    return converted
 
 
 def _run(model: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
