@@ -60,7 +60,9 @@ class Osscar:
         wide = wide_of(setting)
         kept = same_share(orders_of(setting), amount)
         for group in wide.groups if self.swaps else ():
-            kept[group.name] = _swapped(readings_of(setting)[group.name], kept[group.name], self)
+            kept[group.name] = swapped(
+                readings_of(setting)[group.name], kept[group.name], self.swaps
+            )
         thin = excise(setting.model, wide.groups, kept).eval()
         _solve(setting, thin, kept, self.ridge)
         if self.recalibrated:
@@ -260,15 +262,24 @@ def orders_of(setting: Setting) -> dict[str, Tensor]:
     return {g.name: _order(g, readings[g.name]) for g in wide_of(setting).groups}
 
 
-def _swapped(readings: Sequence[Reading], kept: Tensor, rival: Osscar) -> Tensor:
-    """Exchange one unit for another while that lowers the error: sorted kept units."""
+def swapped(readings: Sequence[Reading], kept: Tensor, most: int) -> Tensor:
+    """Exchange one unit for another, `most` times, while that lowers the error.
+
+    Args:
+        readings: How the group's consumers read it.
+        kept: Units to begin with.
+        most: Most exchanges.
+
+    Returns:
+        Sorted kept units, as many as before.
+    """
     size = len(readings[0].blocks)
     staying = torch.zeros(size, dtype=torch.bool)
     staying[kept] = True
     if bool(staying.all()):
         return kept
     tableaus = [r.tableau(staying) for r in readings]
-    for _ in range(rival.swaps):
+    for _ in range(most):
         gains = torch.stack([t.effects() for t in tableaus]).sum(0)
         best = int(torch.where(staying, -1.0, gains).argmax())
         for tableau in tableaus:
