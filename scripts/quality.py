@@ -35,7 +35,8 @@ from torch import nn
 import fcompress
 
 SIZES = ("macs", "params")
-CHEAP = 1e7  # multiply-adds of a network that more amounts can be tried on
+# Multiply-adds of a network that more amounts can be tried on, and of one that fewer can.
+CHEAP, DEAR = 1e7, 5e7
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def measured(job: Job) -> dict[str, Any]:
 
 def _steps(job: Job, case: Case) -> Mapping[float, int]:
     """How many networks to try: more where they cost little, the same for all methods."""
-    if job.few:
+    if job.few or case.macs > DEAR:
         return FEW_STEPS
     return MORE_STEPS if case.macs < CHEAP else STEPS
 
