@@ -403,6 +403,27 @@ class Replay:
         return [v[r.outputs[0]] for v, r in zip(self._values, self._recordings, strict=True)]
 
 
+def frontier_bytes(model: nn.Module, example: Tensor) -> int:
+    """The most bytes of activations that have to be kept at once to go on with a forward.
+
+    Args:
+        model: A network in eval mode.
+        example: Inputs [1, ...], on its device.
+    """
+    recording = record(model, example)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    values = {recording.inputs[0]: example.clone()}
+    most = 0
+    with torch.no_grad():
+        for step in recording.steps:
+            run([step], values, tensors)
+            storages = {
+                v.untyped_storage().data_ptr(): v.untyped_storage() for v in values.values()
+            }
+            most = max(most, sum(storage.nbytes() for storage in storages.values()))
+    return most
+
+
 def run(steps: Sequence[Step], values: dict[int, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Execute steps on the values of one batch, dropping what nothing needs any more."""
     for step in steps:

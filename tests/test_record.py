@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fcompress.models import build
 from fcompress.prepare import quiet_tracing
-from fcompress.record import Replay, record, recordings_for, run
+from fcompress.record import Replay, frontier_bytes, record, recordings_for, run
 
 
 class InPlace(nn.Module):
@@ -335,3 +335,11 @@ def test_rectified_layers_are_those_that_a_relu_alone_reads():
         "soft": False,
         "last": False,
     }
+
+
+def test_the_frontier_is_what_is_alive_at_once():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    example = torch.randn(1, 3, 10, 10)
+    # The input stays; the convolution's output and the ReLU's are there at once.
+    most = frontier_bytes(model.eval(), example)
+    assert 4 * (300 + 800) <= most <= 4 * (300 + 2 * 800)
