@@ -30,7 +30,10 @@ class Folding:
     rescaled.
 
     Different here: batch norms are fused into the weights for clustering and averaging (their
-    scale and shift stay behind as the target of the repair).
+    scale and shift stay behind as the target of the repair); units are compared by the weights
+    that write them and those that read them, both sides scaled to the same norm. On ResNet20 on
+    Fashion-MNIST at 48% of MACs that agrees on 0.858 (readers unscaled 0.851, writers only
+    0.616); writers only and not repaired 0.113.
 
     Attributes:
         repaired: Whether statistics are repaired.

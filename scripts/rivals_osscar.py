@@ -35,7 +35,9 @@ class Osscar:
     all amounts), only the weights see the pruned inputs; a group that several layers read has the
     sum of their objectives, each relative to its output; where feature maps are flattened into a
     linear layer one map between channels serves all positions (as many rows as columns are rare
-    there); rows are sampled.
+    there); rows are sampled; biases are solved with the weights; batch norm is recalibrated
+    (ResNet20 on Fashion-MNIST at 48% of MACs: agreement 0.970 with it, 0.969 without; without
+    swaps 0.970 as well).
 
     Attributes:
         ridge: Damping of the weights, relative to the mean second moment of a layer's inputs.
