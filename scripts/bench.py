@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import click
 import quality
@@ -22,6 +24,8 @@ from quality_networks import NETWORKS as NETWORKS_COMPARED
 from quality_networks import QUICK as QUICK_NETWORKS
 
 import fcompress
+import fcompress.methods as methods_module
+from fcompress import sequential
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {
@@ -51,7 +55,7 @@ def methods(epochs: int, work: Path, data_root: Path | None) -> None:
     rows = []
     for family, args in NETWORKS.items():
         wide = _trained(family, args, epochs, work, data_root)
-        for method in ("prune", "factor"):
+        for method in ("prune", "factor", "hybrid"):
             for tol in TOLERANCES:
                 row = _shrunk(family, wide, method, tol, work, data_root)
                 rows.append(row)
@@ -136,7 +140,7 @@ def _table(rows: list[dict]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in found.items())
     today = datetime.date.today().isoformat()
     lines = [
-        "# Prune and factor on Fashion-MNIST",
+        "# Certified: prune, factor and hybrid on Fashion-MNIST",
         "",
         f"`scripts/bench methods`, {today}, {versions}, {platform.machine()}, "
         f"{torch.get_num_threads()} threads. No labels and no training after excision. The "
@@ -243,6 +247,69 @@ def speed(runs: int) -> None:
         )
     RESULTS.mkdir(exist_ok=True)
     _write(RESULTS / "speed.json", json.dumps(rows, indent=1) + "\n")
+
+
+@main.command()
+@click.option("--epochs", default=4, show_default=True, help="Of training, where needed.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("bench-output"))
+@click.option("--data-root", type=click.Path(path_type=Path))
+@click.option("--tol", default=0.05, show_default=True)
+def effort(epochs: int, work: Path, data_root: Path | None, tol: float) -> None:
+    """What `shrink` costs, in plain forward sweeps over the calibration and search data.
+
+    Processor time of one shrink from end to end, of the linear algebra in it (ranking units and
+    solving for weights), and of one sweep of the wide network in the same process.
+    """
+    work.mkdir(exist_ok=True)
+    rows = []
+    for family, args in NETWORKS.items():
+        wide = fcompress.load(_trained(family, args, epochs, work, data_root)).eval()
+        splits = fcompress.load_data("fashion-mnist", root=data_root, like=wide.origin["data"])
+        solves: list[float] = []
+        with (
+            patch.object(sequential, "fit", _timed(sequential.fit, solves)),
+            patch.object(methods_module, "weighted", _timed(methods_module.weighted, solves)),
+        ):
+            begin = time.process_time()
+            result = fcompress.shrink(wide, splits, tol)
+            total = time.process_time() - begin
+        inputs = [x for x, _ in splits.need("calibration").batches(64, limit=result.calibration)]
+        inputs += [x for x, _ in splits.need("search").batches(256)]
+        with torch.no_grad():
+            begin = time.process_time()
+            for x in inputs:
+                wide(x)
+            sweep = time.process_time() - begin
+        row = {
+            "network": family,
+            "tolerance": tol,
+            "examples": sum(map(len, inputs)),
+            "sweep_seconds": sweep,
+            "sweeps": total / sweep,
+            "solve_sweeps": sum(solves) / sweep,
+            "macs": result.macs["after"] / result.macs["before"],
+        }
+        rows.append(row)
+        click.echo(
+            f"{family}: shrink in {row['sweeps']:.0f} sweeps over {row['examples']:,} examples "
+            f"({sweep:.1f} s each), {row['solve_sweeps']:.0f} of them linear algebra; "
+            f"{row['macs']:.1%} of MACs left"
+        )
+        RESULTS.mkdir(exist_ok=True)
+        _write(RESULTS / "effort.json", json.dumps(rows, indent=1) + "\n")
+
+
+def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The function, noting what each call takes of the processor."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.process_time() - begin)
+
+    return call
 
 
 def _their_groups(model: torch.nn.Module, example: torch.Tensor) -> int:
