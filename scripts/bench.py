@@ -162,6 +162,7 @@ def _table(rows: list[dict]) -> str:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("bench-output"))
 @click.option("--data-root", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Of the tables.")
+@click.option("--table", is_flag=True, help="Measure nothing: tables of what WORK holds.")
 def compare(
     networks: str | None,
     chosen: str | None,
@@ -171,6 +172,7 @@ def compare(
     work: Path,
     data_root: Path | None,
     out: Path,
+    table: bool,
 ) -> None:
     """Smallest network of every method and rival at every tolerance.
 
@@ -179,22 +181,26 @@ def compare(
 
         scripts/bench quality --networks mlp,resnet20 --methods tp-l2-layer,factor
     """
+    nets = _names(networks, tuple(NETWORKS_COMPARED), QUICK_NETWORKS if quick else None, "network")
+    compared = _names(chosen, tuple(METHODS), QUICK_METHODS if quick else None, "method")
+    records = quality.finished(nets, compared, work) if table else []
     run = quality.run(
-        _names(networks, tuple(NETWORKS_COMPARED), QUICK_NETWORKS if quick else None, "network"),
-        _names(chosen, tuple(METHODS), QUICK_METHODS if quick else None, "method"),
+        [] if table else nets,
+        compared,
         work,
         data_root,
         workers=workers or os.cpu_count() or 1,
         few=quick,
         fresh=_names(fresh, tuple(METHODS), (), "method"),
     )
-    records = []
     try:
         for record in run:
             records.append(record)
             click.echo(quality.line(record))
     except fcompress.FcompressError as error:
         raise click.ClickException(str(error)) from error
+    if not records:
+        raise click.ClickException(f"{work} holds no results; run the command without --table")
     words = [Path(sys.argv[0]).name.removesuffix(".py"), *sys.argv[1:]]
     quality_report.save(quality.in_order(records), out, f"scripts/{shlex.join(words)}")
     click.echo(f"written: {out / 'quality.md'}")

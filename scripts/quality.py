@@ -105,6 +105,13 @@ def run(
                 yield future.result()
 
 
+def finished(networks: Sequence[str], methods: Sequence[str], work: Path) -> list[dict[str, Any]]:
+    """The records of earlier runs that are complete, without measuring anything."""
+    paths = [Job(n, m, work, None, False).path for n in networks for m in methods]
+    records = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [record for record in records if "smallest" in record]
+
+
 def measured(job: Job) -> dict[str, Any]:
     """The record of a job, finished; what an earlier run measured is kept."""
     case = case_of(job.network, job.work, job.root)
