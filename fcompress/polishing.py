@@ -35,6 +35,9 @@ TEMPERATURE = 4.0
 # gets further than Adam in the same time; without them it diverged.
 MOMENTUM, MOMENTUM_RATE = 0.9, 0.03
 ADAM_RATE = 1e-3
+# Full rates are for networks as far as this from the wide one (nats); closer ones start gentler in
+# proportion, or the first steps would lose more than the rest can win back.
+ROUGH = 0.05
 # Of all examples, and at most so many: enough to see half a percent of the labels.
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.125, 1024
 FEWEST = 16
@@ -57,10 +60,6 @@ class Closeness:
 
     agreement: float
     divergence: float
-
-    def better_than(self, other: Closeness) -> bool:
-        """More equal labels, or as many at a smaller divergence."""
-        return (self.agreement, -self.divergence) > (other.agreement, -other.divergence)
 
 
 @dataclass(frozen=True)
@@ -369,6 +368,7 @@ def _train(
     say = progress or (lambda line: None)
     best, state, stopped_by = before, None, "done"
     looks = {math.ceil(planned * k / CHECKS) for k in range(1, CHECKS + 1)}
+    gentle = min(1.0, before.divergence / ROUGH)
     done = looked = 0
 
     def look() -> None:
@@ -378,15 +378,15 @@ def _train(
             f"polish: step {done} of {planned}, held-out agreement {found.agreement:.4f}, "
             f"divergence {found.divergence:.4f}"
         )
-        # Among those that beat the start the divergence decides: it is the less noisy of the two.
-        if found.better_than(before) and (state is None or found.divergence < best.divergence):
+        # The divergence decides, it is the less noisy of the two; no label may be paid for it.
+        if found.agreement >= before.agreement and found.divergence < best.divergence:
             best, state = found, copy.deepcopy(pupil.model.state_dict())
 
     for chosen in islice(lesson.order(generator), planned):
         if time.perf_counter() > deadline:
             stopped_by = "time"
             break
-        loss = pupil.step(*lesson.of(chosen), 1 - done / planned)
+        loss = pupil.step(*lesson.of(chosen), gentle * (1 - done / planned))
         done += 1
         if not math.isfinite(loss):
             stopped_by = "held-out"
