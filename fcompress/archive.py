@@ -70,6 +70,14 @@ def read_archive(
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def is_zip(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip archive, or a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of some ends of archives
+        return True
+
+
 class _Count:
     """A file that only counts what is written to it."""
 

@@ -10,6 +10,12 @@ from fcompress.archive import read_archive, write_archive
 from fcompress.errors import CheckpointError, TrainingError
 
 RESUME_FORMAT = 1
+# What an optimizer keeps of each parameter, at least.
+_KEPT: dict[type, tuple[str, ...]] = {
+    torch.optim.SGD: (),
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.RMSprop: ("step", "square_avg", "momentum_buffer"),
+}
 
 
 def resume_file(out: Path) -> Path:
@@ -99,21 +105,40 @@ def restore(out: Path, state: dict[str, Any], model: nn.Module, optimizer: Any) 
     try:
         model.load_state_dict(state["model"])
         given = state["optimizer"]
+        needed = _KEPT[type(optimizer)]
         fits = len(given["state"]) in (0, len(parameters)) and all(
-            isinstance(value, Tensor) and value.shape in (parameters[i].shape, torch.Size())
-            for i, kept in given["state"].items()
-            for value in kept.values()
-            if value is not None
+            _is_kept(given["state"][i], parameter, needed)
+            for i, parameter in enumerate(parameters)
+            if given["state"]
         )
         fits = fits and [_settings(group) for group in given["param_groups"]] == [
             _settings(group) for group in optimizer.state_dict()["param_groups"]
         ]
+        fits = fits and all(type(group["lr"]) in (int, float) for group in given["param_groups"])
         if not fits or not isinstance(state["epochs"], list):
             raise damaged(out)
         optimizer.load_state_dict(given)
         return list(state["epochs"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise damaged(out) from error
+
+
+def _is_kept(kept: Any, parameter: Tensor, needed: tuple[str, ...]) -> bool:
+    """Whether what an optimizer keeps of one parameter is whole and of its shape."""
+    if not isinstance(kept, dict) or not set(needed) <= set(kept):
+        return False
+    for name, value in kept.items():
+        shape = torch.Size() if name == "step" else parameter.shape
+        if value is None and name not in needed:
+            continue
+        if (
+            not isinstance(value, Tensor)
+            or value.layout is not torch.strided
+            or not value.is_floating_point()
+            or value.shape != shape
+        ):
+            return False
+    return True
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

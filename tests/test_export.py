@@ -148,8 +148,8 @@ def small(family):
     return model.eval()
 
 
-@pytest.mark.parametrize("family", list(families()))
-def test_every_family_as_a_program(family, tmp_path):
+@pytest.mark.parametrize("family", ["alexnet", "resnet20"])  # all of them below, slowly
+def test_families_as_programs(family, tmp_path):
     model = small(family)
     x = torch.randn(3, *model.spec.input_shape, generator=torch.Generator().manual_seed(3))
     result = export(model, tmp_path / "net.pt2", x)
