@@ -1,9 +1,7 @@
 """Benchmarks: what the methods reach, and times as ratios side by side in one run."""
 
-import datetime
 import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -22,135 +20,19 @@ from quality_methods import METHODS
 from quality_methods import QUICK as QUICK_METHODS
 from quality_networks import NETWORKS as NETWORKS_COMPARED
 from quality_networks import QUICK as QUICK_NETWORKS
+from quality_networks import trained
 
 import fcompress
 import fcompress.methods as methods_module
 from fcompress import sequential
 
 RESULTS = Path(__file__).parent / "results"
-NETWORKS = {
-    "mlp": {"hidden": 1024, "depth": 2},
-    "alexnet": {"width": 0.5},
-    "resnet20": {"width": 1.0},
-}
-TOLERANCES = (0.2, 0.05, 0.01)
+EFFORT = ("mlp", "alexnet", "resnet20")
 
 
 @click.group()
 def main() -> None:
     """Benchmarks of fcompress."""
-
-
-@main.command()
-@click.option("--epochs", default=4, show_default=True, help="Of training, where needed.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("bench-output"))
-@click.option("--data-root", type=click.Path(path_type=Path))
-def methods(epochs: int, work: Path, data_root: Path | None) -> None:
-    """Smallest network of each method at each tolerance, on Fashion-MNIST.
-
-    Trains the three networks (unless WORK holds them already), shrinks each by every method at
-    every tolerance (unless WORK holds the result already) and writes results/methods.md and .json.
-    """
-    work.mkdir(exist_ok=True)
-    rows = []
-    for family, args in NETWORKS.items():
-        wide = _trained(family, args, epochs, work, data_root)
-        for method in ("prune", "factor", "hybrid"):
-            for tol in TOLERANCES:
-                row = _shrunk(family, wide, method, tol, work, data_root)
-                rows.append(row)
-                click.echo(_line(row))
-    RESULTS.mkdir(exist_ok=True)
-    _write(RESULTS / "methods.json", json.dumps(rows, indent=1) + "\n")
-    _write(RESULTS / "methods.md", _table(rows))
-    click.echo(f"written: {RESULTS / 'methods.md'}")
-
-
-def _trained(family: str, args: dict, epochs: int, work: Path, root: Path | None) -> Path:
-    path = work / f"{family}.pt"
-    unfinished = path.with_name(path.name + ".resume").exists()
-    if not path.exists() or unfinished:
-        splits = fcompress.load_data("fashion-mnist", root=root)
-        model = fcompress.build(family, in_channels=1, image_size=28, classes=10, **args)
-        config = fcompress.default_config(family, epochs=epochs)
-        click.echo(f"training {family}")
-        fcompress.train(model, splits, config, out=path, resume=unfinished)
-    return path
-
-
-def _shrunk(
-    family: str, wide: Path, method: str, tol: float, work: Path, root: Path | None
-) -> dict:
-    done = work / f"{family}-{method}-{tol:g}.json"
-    if not done.exists():
-        model = fcompress.load(wide)
-        splits = fcompress.load_data("fashion-mnist", root=root, like=model.origin["data"])
-        begin = time.perf_counter()
-        try:
-            result = fcompress.shrink(model, splits, tol, method=method)
-            fcompress.save(result.model, done.with_suffix(".pt"))
-            record = result.to_dict()
-        except fcompress.FcompressError as error:
-            record = {"error": str(error)}
-        record["seconds"] = time.perf_counter() - begin
-        record["network"] = family
-        record |= {"method": method, "tolerance": tol}
-        _write(done, json.dumps(record, indent=1) + "\n")
-    return json.loads(done.read_text())
-
-
-def _line(row: dict) -> str:
-    if "error" in row:
-        return f"{row['network']} {row['method']} {row['tolerance']:g}: {row['error']}"
-    return " ".join(_cells(row))
-
-
-def _cells(row: dict) -> list[str]:
-    start = [row["network"], row["method"], f"{row['tolerance']:g}"]
-    if "error" in row:
-        return [*start, "none", "", "", "", "", "", f"{row['seconds']:.0f}"]
-    share = {k: row[k]["after"] / row[k]["before"] for k in ("macs", "params", "latency_ms")}
-    right = row["accuracy"]
-    return [
-        *start,
-        f"{share['macs']:.1%}",
-        f"{share['params']:.1%}",
-        f"{1 / share['latency_ms']:.2f}x",
-        f"{row['agreement']['lower_bound']:.4f}",
-        f"{row['test']['rate']:.4f}",
-        f"{right['before']:.4f} -> {right['after']:.4f}",
-        f"{row['seconds']:.0f}",
-    ]
-
-
-def _table(rows: list[dict]) -> str:
-    head = (
-        "network",
-        "method",
-        "tolerance",
-        "MACs kept",
-        "parameters kept",
-        "speed-up (64 examples)",
-        "certified agreement",
-        "agreement, test set",
-        "accuracy, test set",
-        "seconds",
-    )
-    found = next(r["versions"] for r in rows if "versions" in r)
-    versions = ", ".join(f"{k} {v}" for k, v in found.items())
-    today = datetime.date.today().isoformat()
-    lines = [
-        "# Certified: prune, factor and hybrid on Fashion-MNIST",
-        "",
-        f"`scripts/bench methods`, {today}, {versions}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads. No labels and no training after excision. The "
-        "certified agreement is the one-sided 95% bound on 2,000 certification images; the test "
-        "set's 10,000 images were touched by nothing else.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-    ]
-    return "\n".join(lines + ["| " + " | ".join(_cells(r)) + " |" for r in rows]) + "\n"
 
 
 @main.command("quality")
@@ -256,11 +138,10 @@ def speed(runs: int) -> None:
 
 
 @main.command()
-@click.option("--epochs", default=4, show_default=True, help="Of training, where needed.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("bench-output"))
 @click.option("--data-root", type=click.Path(path_type=Path))
 @click.option("--tol", default=0.05, show_default=True)
-def effort(epochs: int, work: Path, data_root: Path | None, tol: float) -> None:
+def effort(work: Path, data_root: Path | None, tol: float) -> None:
     """What `shrink` costs, in plain forward sweeps over the calibration and search data.
 
     Processor time of one shrink from end to end, of the linear algebra in it (ranking units and
@@ -268,8 +149,8 @@ def effort(epochs: int, work: Path, data_root: Path | None, tol: float) -> None:
     """
     work.mkdir(exist_ok=True)
     rows = []
-    for family, args in NETWORKS.items():
-        wide = fcompress.load(_trained(family, args, epochs, work, data_root)).eval()
+    for family in EFFORT:
+        wide = fcompress.load(trained(family, work, data_root)).eval()
         splits = fcompress.load_data("fashion-mnist", root=data_root, like=wide.origin["data"])
         solves: list[float] = []
         with (
