@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fcompress import portable
-from fcompress.archive import read_archive
+from fcompress.archive import is_zip, read_archive
 from fcompress.checkpoint import RECORD, read, widths
 from fcompress.errors import CheckpointError, FcompressError
 from fcompress.models import build
@@ -113,7 +113,7 @@ def _contents(path: Path, kind: str, **known: Any) -> Contents:
 def _entries(path: Path) -> list[str]:
     """Names in a zip archive; none where the file is something else."""
     try:
-        if not zipfile.is_zipfile(path):
+        if not is_zip(path):
             return []
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.archive import read_archive
+from fcompress.archive import is_zip, read_archive
 from fcompress.errors import CheckpointError
 from fcompress.safetensors_file import is_safetensors, read_safetensors
 
@@ -126,7 +126,7 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
 
 def _refuse_programs(path: Path) -> None:
     """Say what to give instead of a program: TorchScript, or one from torch.export."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcompress.archive import read_archive
+from fcompress.archive import is_zip, read_archive
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
 from fcompress.data.splits import own_sizes
 from fcompress.errors import CheckpointError, DataError
@@ -94,7 +94,7 @@ def _read_npy(path: Path) -> tuple[Any, Any]:
 
 def _read_pt(path: Path) -> tuple[Any, Any]:
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             content = read_archive(path, expected=_FOREIGN, remedy=_REMEDY)
         else:  # as torch.save wrote it before 1.6
             content = torch.load(path, map_location="cpu", weights_only=True)
