@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fcompress.capture import Prefix, ablate, class_scores, evaluating, placed
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.layers import Layer, Skipped, ablation_layers
+from fcompress.scoring import scoring_of
 
 Unit = Literal["element", "map"]
 
@@ -251,6 +252,7 @@ class _Run:
         device: torch.device,
     ) -> None:
         self._model = model
+        self._scoring = scoring_of(model)
         self._ranks = {
             layer.name: [r.to(device) for r in own]
             for layer, own in zip(layers, ranks, strict=True)
@@ -264,13 +266,14 @@ class _Run:
             self._curves += [[name] for name in self._units]
         self._prefix = Prefix(model)
         shape = (len(self._curves), self._orders, STEPS + 1)
-        self._same = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._right = torch.zeros(shape, dtype=torch.int64, device=device)
+        # Numbers of examples; of labels at positions, the share of an example's.
+        self._same = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._right = torch.zeros(shape, dtype=torch.float64, device=device)
         self._examples = 0
         self._labelled = True
 
     def add(self, inputs: Tensor, truth: Tensor | None) -> None:
-        """Measure one batch: inputs [n, ...], true labels [n] or None."""
+        """Measure one batch: inputs [n, ...], true labels [n, ...] or None."""
         left = self._layer_examples - self._examples
         if 0 < left < len(inputs):
             self.add(inputs[:left], None if truth is None else truth[:left])
@@ -283,7 +286,10 @@ class _Run:
                 f"{type(self._model).__name__} gives scores that are not finite for examples "
                 f"{self._examples} to {self._examples + len(inputs) - 1}; it has no labels there"
             )
-        labels = scores.argmax(1)
+        scoring = self._scoring
+        labels = scoring.labels_of(scores)
+        if truth is not None:
+            truth = scoring.truth(truth, labels.shape[1])
         self._labelled = self._labelled and truth is not None
         self._examples += len(inputs)
         for curve in range(len(self._curves) if left > 0 else 1):
@@ -291,9 +297,9 @@ class _Run:
                 predicted = self._ablated(inputs, curve, masks) if masks else labels
                 # Everything ablated is the same in every order: measured once, counted for each.
                 orders = slice(None) if step in (0, STEPS) else order
-                self._same[curve, orders, step] += (predicted == labels).sum()
+                self._same[curve, orders, step] += scoring.shares(predicted, labels).sum()
                 if truth is not None:
-                    self._right[curve, orders, step] += (predicted == truth).sum()
+                    self._right[curve, orders, step] += scoring.shares(predicted, truth).sum()
 
     def _ablations(self, curve: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """Order, step and masks of each run that a curve needs on a batch."""
@@ -309,10 +315,10 @@ class _Run:
                 )
 
     def _ablated(self, inputs: Tensor, curve: int, masks: dict[str, Tensor]) -> Tensor:
-        """Labels [n] of the ablated network."""
+        """Labels [n, places] of the ablated network."""
         before = self._prefix.replaying(self._curves[curve][0]) if curve else nullcontext()
         with before, ablate(self._model, masks):
-            return class_scores(self._model, inputs).argmax(1)
+            return self._scoring.labels_of(class_scores(self._model, inputs))
 
     def curve(self, number: int, name: str, units: int) -> AblationCurve:
         """The curve of the network (0) or of a layer (1, 2, ...)."""

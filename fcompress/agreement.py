@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcompress.capture import class_scores, evaluating, placed
+from fcompress.capture import class_scores, connected, evaluating, placed
 from fcompress.data import as_batches
 from fcompress.errors import DataError, FcompressError
+from fcompress.scoring import Scoring, resolved, scoring_of
 
 CONFIDENCE = 0.95
 
@@ -38,6 +39,10 @@ class AgreementResult:
             not finite.
         mean_difference: Mean absolute difference of logits, the same.
         accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
+        labels: What a label is: "classes", "sigmoid" (all labels of an example have to be the
+            same) or "positions" (`scoring.py`). Of "positions" an example counts by one position
+            that is drawn for it, so that the bound holds for the share of changed positions.
+        positions: Share of equal labels over all positions of all examples; None for other labels.
     """
 
     n: int
@@ -48,6 +53,8 @@ class AgreementResult:
     largest_difference: float
     mean_difference: float
     accuracy: dict[str, float] | None
+    labels: str = "classes"
+    positions: float | None = None
 
     @property
     def changed(self) -> int:
@@ -73,6 +80,8 @@ def verify(
     data: object,
     *,
     confidence: float = CONFIDENCE,
+    output: str | int | None = None,
+    labels: str | None = None,
 ) -> AgreementResult:
     """Compare the labels of two networks, streaming.
 
@@ -81,58 +90,97 @@ def verify(
     Args:
         wide: The original network; its labels are the reference.
         thin: The other network, on the same device.
-        data: Batches of inputs [N, ...] or of (inputs, labels [N]), or any other kind of data
-            that `data.as_batches` takes.
+        data: Batches of inputs [N, ...] or of (inputs, labels), or any other kind of data that
+            `data.as_batches` takes.
         confidence: Of the bound, in (0, 1).
+        output: Which of the networks' outputs are the scores (`scoring.Scoring`); None for what
+            a network carries, or else `logits`, the first of several or the only one.
+        labels: What a label is: "classes", "sigmoid" or "positions"; None for what a network
+            carries, or else by the shape of the scores.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
 
     Raises:
         FcompressError: The networks give outputs of different shapes, or no class scores.
-        DataError: There are no examples.
-        ValueError: The confidence is out of its range.
+        DataError: There are no examples, or true labels of another shape than the networks'.
+        ValueError: The confidence is out of its range, or there is no such kind of label.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    n = same = right_before = right_after = labelled = 0
-    largest = total = 0.0
-    count = 0
-    with evaluating(wide), evaluating(thin):
-        for inputs, labels in as_batches(data):
-            if not len(inputs):
-                continue
+    readings = resolved(output, labels, (wide, thin))
+    tally = _Tally()
+    batches = as_batches(data)
+    for inputs, truth in batches:
+        if not len(inputs):
+            continue
+        with (
+            connected(wide, batches.packing, readings[0]),
+            connected(thin, batches.packing, readings[1]),
+            evaluating(wide),
+            evaluating(thin),
+        ):
             inputs = placed(wide, inputs)
             before, after = class_scores(wide, inputs), class_scores(thin, inputs)
-            if before.shape != after.shape:
-                raise FcompressError(
-                    f"the networks give outputs of shape {list(before.shape[1:])} and "
-                    f"{list(after.shape[1:])}; compare networks with the same classes"
-                )
-            difference = (before.double() - after.double()).abs().nan_to_num(math.inf, math.inf)
-            largest = max(largest, float(difference.max()))
-            total, count = total + float(difference.sum()), count + difference.numel()
-            label_before, label_after = predicted(before), predicted(after)
-            same += int(((label_before == label_after) & (label_before >= 0)).sum())
-            n += len(inputs)
-            if labels is not None:
-                labels = labels.to(label_before.device)
-                right_before += int((label_before == labels).sum())
-                right_after += int((label_after == labels).sum())
-                labelled += len(labels)
-    if n == 0:
-        raise DataError("no examples to compare the networks on; expected at least one")
-    accuracy = {"before": right_before / n, "after": right_after / n} if labelled == n else None
-    return AgreementResult(
-        n=n,
-        same=same,
-        rate=same / n,
-        lower_bound=1.0 - upper_bound(n - same, n, confidence),
-        confidence=confidence,
-        largest_difference=largest,
-        mean_difference=total / count,
-        accuracy=accuracy,
-    )
+            scoring = scoring_of(wide)
+        if before.shape != after.shape:
+            raise FcompressError(
+                f"the networks give outputs of shape {list(before.shape[1:])} and "
+                f"{list(after.shape[1:])}; compare networks with the same classes"
+            )
+        tally.add(scoring, before, after, truth)
+    return tally.result(confidence)
+
+
+class _Tally:
+    """Counts of equal and of right labels, summed over batches."""
+
+    def __init__(self) -> None:
+        self._n = self._same = self._labelled = self._count = 0
+        self._right_before = self._right_after = self._positions = 0.0
+        self._largest = self._total = 0.0
+        self._kind = "classes"
+
+    def add(self, scoring: Scoring, before: Tensor, after: Tensor, truth: Tensor | None) -> None:
+        """Compare scores of one batch."""
+        difference = (before.double() - after.double()).abs().nan_to_num(math.inf, math.inf)
+        self._largest = max(self._largest, float(difference.max()))
+        self._total += float(difference.sum())
+        self._count += difference.numel()
+        self._kind = scoring.kind(before)
+        ours, theirs = scoring.labels_of(before), scoring.labels_of(after)
+        changed = differing(scoring.compared(ours, self._n), scoring.compared(theirs, self._n)) | (
+            ours < 0
+        ).any(1)
+        self._same += int((~changed).sum())
+        self._positions += float(scoring.shares(ours, torch.where(ours < 0, -2, theirs)).sum())
+        self._n += len(before)
+        if truth is not None:
+            right = scoring.truth(truth.to(ours.device), ours.shape[1])
+            self._right_before += float(scoring.shares(ours, right).sum())
+            self._right_after += float(scoring.shares(theirs, right).sum())
+            self._labelled += len(truth)
+
+    def result(self, confidence: float) -> AgreementResult:
+        """What was counted."""
+        n, same = self._n, self._same
+        if n == 0:
+            raise DataError("no examples to compare the networks on; expected at least one")
+        accuracy = None
+        if self._labelled == n:
+            accuracy = {"before": self._right_before / n, "after": self._right_after / n}
+        return AgreementResult(
+            n=n,
+            same=same,
+            rate=same / n,
+            lower_bound=1.0 - upper_bound(n - same, n, confidence),
+            confidence=confidence,
+            largest_difference=self._largest,
+            mean_difference=self._total / self._count,
+            accuracy=accuracy,
+            labels=self._kind,
+            positions=self._positions / n if self._kind == "positions" else None,
+        )
 
 
 def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:
@@ -143,9 +191,26 @@ def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:
     return replace(result, lower_bound=lower)
 
 
-def predicted(outputs: Tensor) -> Tensor:
-    """The label of each example, int64 [N]; -1 where the outputs are not finite."""
-    return torch.where(outputs.isfinite().all(1), outputs.argmax(1), -1)
+def predicted(scores: Tensor, scoring: Scoring | None = None, first: int = 0) -> Tensor:
+    """The labels that examples are compared by.
+
+    Args:
+        scores: Of a network.
+        scoring: How they are read.
+        first: Number of the first of these examples among all.
+
+    Returns:
+        Integers [N], or [N, labels] where an example has several; -1 where the outputs are not
+        finite.
+    """
+    scoring = scoring or Scoring()
+    found = scoring.compared(scoring.labels_of(scores), first)
+    return found.squeeze(1) if found.shape[1] == 1 else found
+
+
+def differing(one: Tensor, other: Tensor) -> Tensor:
+    """Which examples have other labels: bool [N]."""
+    return (one != other).reshape(len(one), -1).any(1)
 
 
 def changed_labels(
@@ -156,23 +221,23 @@ def changed_labels(
     Args:
         model: A network in eval mode.
         batches: Inputs, on any device.
-        reference: int64 [N], labels of the original network in the same order.
+        reference: As from `reference_labels`, of the original network in the same order.
     """
-    found = list(_labels(model, batches))
-    labels = torch.cat(found)
-    return int((labels != reference).sum()), len(labels)
+    labels = torch.cat(list(_labels(model, batches)))
+    return int(differing(labels, reference).sum()), len(labels)
 
 
 def reference_labels(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Labels of the original network: int64 [N].
+    """Labels of the original network: integers [N], or [N, labels] where there are several.
 
     Raises:
         FcompressError: An output is not finite.
     """
     labels = torch.cat(list(_labels(model, batches)))
-    if bool((labels < 0).any()):
+    broken = int((labels < 0).reshape(len(labels), -1).any(1).sum())
+    if broken:
         raise FcompressError(
-            f"the network's outputs are not finite for {int((labels < 0).sum())} of "
+            f"the network's outputs are not finite for {broken} of "
             f"{len(labels)} examples; repair the network or the data first"
         )
     return labels
@@ -189,24 +254,28 @@ def check_labels(model: nn.Module, *parts: Iterable[Tensor]) -> None:
         FcompressError: All examples get the same label, or an output is not finite.
     """
     n = 0
-    seen: set[int] = set()
+    seen: set[tuple[int, ...]] = set()
     for part in parts:
         labels = reference_labels(model, part)
         n += len(labels)
-        seen.update(labels.unique().tolist())
+        seen.update(tuple(row) for row in labels.reshape(len(labels), -1).unique(dim=0).tolist())
         if len(seen) > 1:
             return
+    (same,) = seen
     raise FcompressError(
-        f"the network gives the same label, {min(seen)}, to all {n:,} calibration and search "
-        "examples, so there is nothing to keep; check its training, and that the data holds more "
-        "than one class and is prepared as the network expects"
+        f"the network gives the same label, {', '.join(map(str, same))}, to all {n:,} calibration "
+        "and search examples, so there is nothing to keep; check its training, and that the data "
+        "holds more than one class and is prepared as the network expects"
     )
 
 
 def _labels(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    done = 0
     with evaluating(model):
         for batch in batches:
-            yield predicted(class_scores(model, placed(model, batch))).cpu()
+            scores = class_scores(model, placed(model, batch))
+            yield predicted(scores, scoring_of(model), done).cpu()
+            done += len(scores)
 
 
 def upper_bound(changed: int, n: int, confidence: float = CONFIDENCE) -> float:

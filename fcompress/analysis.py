@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fcompress import ablation, redundancy
 from fcompress.ablation import AblationResult, Unit, measure_ablation
 from fcompress.architecture import described
-from fcompress.capture import evaluating, placed, trace_calls
+from fcompress.capture import class_scores, connected, evaluating, placed, trace_calls
 from fcompress.checkpoint import origin_of
 from fcompress.cost import Cost, LayerCost, count
 from fcompress.data import Split, Splits, as_batches, reload_data
@@ -24,6 +24,7 @@ from fcompress.layers import Skipped
 from fcompress.models import Spec
 from fcompress.prepare import prepare
 from fcompress.redundancy import RedundancyResult, measure_redundancy
+from fcompress.scoring import resolved
 
 # Examples on which groups are found and proven.
 GROUP_EXAMPLES = 4
@@ -42,6 +43,7 @@ class AnalyzeResult:
         data: Identity of the examples in plain values; None for data handed over as such.
         examples: Examples that were measured.
         accuracy: Of the network on them; None without labels.
+        labels: What a label is: "classes", "sigmoid" or "positions".
         ablation: Prunable units.
         redundancy: Redundant, dead and constant units, correlations.
         cost: Parameters and MACs of the network and of each module.
@@ -57,6 +59,7 @@ class AnalyzeResult:
     data: dict[str, Any] | None
     examples: int
     accuracy: float | None
+    labels: str
     ablation: AblationResult
     redundancy: RedundancyResult
     cost: Cost
@@ -73,6 +76,7 @@ class AnalyzeResult:
             "data": self.data,
             "examples": self.examples,
             "accuracy": self.accuracy,
+            "labels": self.labels,
             "ablation": self.ablation.to_dict(),
             "redundancy": self.redundancy.to_dict(),
             "cost": self.cost.to_dict(),
@@ -99,6 +103,8 @@ def analyze(
     root: Path | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 256,
+    output: str | int | None = None,
+    labels: str | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> AnalyzeResult:
     """Measure what is frivolous in a network (PROTOCOL.md sections 1 and 2).
@@ -127,6 +133,9 @@ def analyze(
         root: Folder in which remembered data is looked for instead of the one given then.
         device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
         batch_size: Examples at a time, where the data is not in batches yet.
+        output: Which of several outputs are the scores, as for `shrink`.
+        labels: What a label is, as for `shrink`; of "positions" agreement is the mean share of
+            positions.
         progress: Called with what is being measured, examples done and their number, if known.
 
     Raises:
@@ -137,7 +146,6 @@ def analyze(
     total = len(data) if isinstance(data, Split | Tensor) else None
     if examples is not None:
         total = examples if total is None else min(total, examples)
-    work = _on_device(model, device)
 
     def reporting(phase: str) -> Callable[[int], object]:
         done = 0
@@ -149,28 +157,34 @@ def analyze(
 
         return report
 
-    redundant = measure_redundancy(
-        work,
-        _first(batches, examples),
-        tolerances=redundancy_tolerances,
-        layers=redundancy_layers,
-        progress=reporting("redundancy"),
-    )
-    prunable = measure_ablation(
-        work,
-        _first(batches, examples),
-        tolerances=tolerances,
-        unit=unit,
-        by_layer=by_layer,
-        layer_examples=layer_examples,
-        orders=orders,
-        seed=seed,
-        layers=layers,
-        progress=reporting("ablation"),
-    )
     some = next(_first(batches, GROUP_EXAMPLES))[0]
-    cost = count(work, some)
-    groups, left_alone = _groups(model, some)
+    (scoring,) = resolved(output, labels, (model,))
+    with connected(model, batches.packing, scoring):
+        work = _on_device(model, device)
+        with evaluating(work):
+            kind = scoring.kind(class_scores(work, placed(work, some)))
+        redundant = measure_redundancy(
+            work,
+            _first(batches, examples),
+            tolerances=redundancy_tolerances,
+            layers=redundancy_layers,
+            progress=reporting("redundancy"),
+        )
+        prunable = measure_ablation(
+            work,
+            _first(batches, examples),
+            tolerances=tolerances,
+            unit=unit,
+            by_layer=by_layer,
+            layer_examples=layer_examples,
+            orders=orders,
+            seed=seed,
+            layers=layers,
+            progress=reporting("ablation"),
+        )
+        cost = count(work, some)
+        groups, left_alone = _groups(model, some)
+        costs = _layer_costs(work, some, cost, prunable, redundant)
     family, args = _built(model)
     return AnalyzeResult(
         network=family or _called(model),
@@ -179,10 +193,11 @@ def analyze(
         data=identity,
         examples=redundant.examples,
         accuracy=prunable.accuracy,
+        labels=kind,
         ablation=prunable,
         redundancy=redundant,
         cost=cost,
-        layer_costs=_layer_costs(work, some, cost, prunable, redundant),
+        layer_costs=costs,
         groups=groups,
         skipped=(*prunable.skipped, *redundant.skipped, *left_alone),
     )

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
+from fcompress.packing import Packing
+from fcompress.scoring import Scoring, forget_reading, is_read, read_as, scoring_of
 
 # Activations of one batch that `Prefix` keeps; what is beyond it is computed again.
 PREFIX_BYTES = 2**30
@@ -75,35 +77,95 @@ def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
     """Run a classifier.
 
     Args:
-        model: The network, on the device and in the dtype of `inputs`. It may return the scores
-            themselves, under the name `logits`, or first in a tuple.
+        model: The network, on the device and in the dtype of `inputs`. Where among its outputs
+            the scores are is what it carries (`scoring.scoring_of`).
         inputs: [n, ...], as the network takes them.
 
     Returns:
-        [n, classes].
+        [n, classes], or what else `Scoring.scores` allows.
 
     Raises:
-        UnsupportedNetworkError: The network gives anything but one score per class.
+        UnsupportedNetworkError: The network gives anything but scores of its kind of labels.
     """
-    scores = _logits(model(inputs))
-    if isinstance(scores, Tensor) and scores.dim() == 2 and scores.shape[1] > 1:
-        return scores
-    came = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-    raise UnsupportedNetworkError(
-        f"{type(model).__name__} gives {came}; expected one score per class [examples, classes], "
-        "at least 2 classes, so that a label is the class with the largest score"
-    )
+    return scoring_of(model).scores(model(inputs), type(model).__name__, len(inputs))
 
 
-def _logits(output: Any) -> Any:
-    """The class scores in what a network returns: the entry `logits`, or the first of a tuple."""
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if hasattr(output, "logits"):  # a data class, or a named tuple as Inception's
-        return output.logits
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return output
+@dataclass(frozen=True)
+class _Unpack:
+    """Hands a network its several inputs; one tensor comes in (`packing.py`)."""
+
+    packing: Packing
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        kinds = (p.dtype for p in module.parameters() if p.is_floating_point())
+        return self.packing.unpack(args[0], next(kinds, None))
+
+
+@dataclass(frozen=True)
+class _Choose:
+    """Lets a network return its scores only."""
+
+    scoring: Scoring
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.scoring.chosen(output)
+
+
+@contextmanager
+def connected(model: nn.Module, packing: Packing | None, scoring: Scoring) -> Iterator[None]:
+    """Let a network take one tensor and return its scores only, whatever it takes and returns.
+
+    A copy that is made meanwhile stays connected until `disconnect`. A network that is connected
+    already stays as it is.
+
+    Args:
+        model: The network.
+        packing: How several inputs lie in one tensor; None for a network that takes one tensor.
+        scoring: How its labels are read.
+    """
+    if any(isinstance(hook, _Choose) for hook in model._forward_hooks.values()):
+        yield
+        return
+    if packing is not None:
+        model.register_forward_pre_hook(_Unpack(packing), with_kwargs=True)
+    # Before all other hooks, so that they see what the network returns from now on.
+    before = scoring_of(model) if is_read(model) else None
+    model.register_forward_hook(_Choose(scoring), prepend=True)
+    read_as(model, Scoring(None, scoring.labels))
+    try:
+        yield
+    finally:
+        _remove(model)
+        if before is None:
+            forget_reading(model)
+        else:
+            read_as(model, before)
+
+
+def disconnect(model: nn.Module) -> None:
+    """Let a copy of a connected network take and return what the original does.
+
+    It still carries how its labels are read.
+    """
+    choose = _remove(model)
+    if choose is not None and choose.scoring == Scoring():
+        forget_reading(model)
+    elif choose is not None:
+        read_as(model, choose.scoring)
+
+
+def _remove(model: nn.Module) -> _Choose | None:
+    """Take the hooks of `connected` off a network."""
+    found = None
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, _Unpack):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key, after in list(model._forward_hooks.items()):
+        if isinstance(after, _Choose):
+            del model._forward_hooks[key]
+            found = after
+    return found
 
 
 def trace_calls(model: nn.Module, inputs: Tensor) -> tuple[Call, ...]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fcompress.effects import copies, first_use, to_end
 from fcompress.groups import Group
 from fcompress.record import record, run
+from fcompress.scoring import scoring_of
 from fcompress.targets import Target
 
 KEPT = (0.75, 0.5, 0.33, 0.2, 0.1, 0.05)  # shares of a group's units to measure at
@@ -76,7 +76,8 @@ def measured_costs(
     costs = {}
     with torch.no_grad():
         reference = to_end(recording, 0, {recording.inputs[0]: inputs.clone()}, tensors)
-        reference = reference.double().log_softmax(1)
+        scoring = scoring_of(model)
+        reference = scoring.log_probabilities(reference.double())
         for group in groups:
             first = first_use(recording, group)
             values = {recording.inputs[0]: inputs.clone()}
@@ -87,8 +88,8 @@ def measured_costs(
                 for reading in readings[group.name]:
                     thin |= folded(reading, orders[group.name][:k].sort().values, thin)
                 start = copies(values) if written else dict(values)
-                outputs = to_end(recording, first, start, thin).double().log_softmax(1)
-                loss = F.kl_div(outputs, reference, log_target=True, reduction="batchmean")
+                outputs = to_end(recording, first, start, thin).double()
+                loss = scoring.divergence(scoring.log_probabilities(outputs), reference)
                 measured[k] = float(loss.nan_to_num(torch.inf, torch.inf))
             costs[group.name] = rescaled(predicted[group.name], measured)
     return costs

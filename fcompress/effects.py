@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fcompress.groups import Group
 from fcompress.record import Recording, record, run
+from fcompress.scoring import Scoring, scoring_of
 
 
 def ablation_effects(
@@ -23,7 +23,7 @@ def ablation_effects(
     """Measure every unit of every group.
 
     Args:
-        model: The network, in eval mode, with one score per class.
+        model: The network, in eval mode, which gives scores (`scoring.Scoring`) only.
         groups: Proven groups.
         inputs: Calibration examples [N, ...], all run as one batch.
 
@@ -35,8 +35,9 @@ def ablation_effects(
     with torch.no_grad():
         values = {recording.inputs[0]: inputs.clone()}
         outputs = to_end(recording, 0, values, tensors)
-        reference = outputs.double().log_softmax(1)
-        return {g.name: _group(recording, g, inputs, tensors, reference) for g in groups}
+        scoring = scoring_of(model)
+        reference = scoring.log_probabilities(outputs.double())
+        return {g.name: _group(recording, g, inputs, tensors, (scoring, reference)) for g in groups}
 
 
 def _group(
@@ -44,8 +45,9 @@ def _group(
     group: Group,
     inputs: Tensor,
     tensors: Mapping[str, Tensor],
-    reference: Tensor,
+    wanted: tuple[Scoring, Tensor],
 ) -> Tensor:
+    scoring, reference = wanted
     first = first_use(recording, group)
     values = {recording.inputs[0]: inputs.clone()}
     run(recording.steps[:first], values, tensors)
@@ -57,8 +59,8 @@ def _group(
             columns = (slot.units == unit).nonzero().flatten().to(own[slot.tensor].device)
             own[slot.tensor] = own[slot.tensor].index_fill(slot.dim, columns, 0.0)
         start = copies(values) if written else dict(values)
-        ablated = to_end(recording, first, start, own).double().log_softmax(1)
-        effects[unit] = F.kl_div(ablated, reference, log_target=True, reduction="batchmean")
+        ablated = scoring.log_probabilities(to_end(recording, first, start, own).double())
+        effects[unit] = scoring.divergence(ablated, reference)
     return effects.nan_to_num(nan=float("inf"))
 
 

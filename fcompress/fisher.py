@@ -2,18 +2,20 @@
 
 The Fisher information of the network's own labels: G = E[g g^T], where g is the gradient of
 -log p_y with respect to what a layer writes and y is drawn from the network's own softmax
-(DESIGN section 1). To second order, an error e in what a layer writes changes the class
-probabilities by e^T G e / 2 nats.
+(DESIGN section 1; for other labels than classes see `Scoring.surprise`). To second order, an
+error e in what a layer writes changes the class probabilities by e^T G e / 2 nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fcompress.record import Recording, recordings_for, run
+from fcompress.scoring import scoring_of
 
 # A layer's outputs that the sampled labels happened not to listen to still matter a little: this
 # share of the mean is added to the diagonal.
@@ -30,7 +32,7 @@ def output_fisher(
     """Fisher information of every layer's outputs, by one pass forward and backward.
 
     Args:
-        model: A network in eval mode that gives one score per class.
+        model: A network in eval mode that gives scores (`scoring.Scoring`) only.
         batches: Inputs [N, ...], on the model's device.
         seed: Draws the labels.
         recordings: Recordings of the model, if they exist already.
@@ -43,9 +45,11 @@ def output_fisher(
     named = dict(model.named_parameters()) | dict(model.named_buffers())
     tensors = {name: tensor.detach() for name, tensor in named.items()}
     generator = torch.Generator().manual_seed(seed)
+    surprise = partial(scoring_of(model).surprise, generator=generator)
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        for name, gradient in _gradients(recordings[len(batch)], batch, tensors, generator).items():
+        recording = recordings[len(batch)]
+        for name, gradient in _gradients(recording, batch, tensors, surprise).items():
             rows = gradient
             if gradient.dim() != 2:
                 rows = gradient.flatten(2).transpose(1, 2).reshape(-1, gradient.shape[1])
@@ -56,9 +60,12 @@ def output_fisher(
 
 
 def _gradients(
-    recording: Recording, batch: Tensor, tensors: Mapping[str, Tensor], generator: torch.Generator
+    recording: Recording,
+    batch: Tensor,
+    tensors: Mapping[str, Tensor],
+    surprise: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Gradient with respect to each layer's output for labels drawn from the softmax."""
+    """Gradient with respect to each layer's output for labels drawn from what the scores say."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str, gradient: Tensor) -> None:
@@ -76,10 +83,7 @@ def _gradients(
                 out = values[layer.out] = out.requires_grad_().clone()
             out.register_hook(lambda g, name=layer.weight: keep(name, g))
         run(recording.steps[at:], values, tensors)
-        scores = values[recording.outputs[0]]
-        drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=generator)
-        log = scores.log_softmax(1).gather(1, drawn.to(scores.device))
-        (-log.sum()).backward()
+        surprise(values[recording.outputs[0]]).backward()
     return found
 
 

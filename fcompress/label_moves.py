@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fcompress.label_tensors import (
+    INPUT,
     NONE,
     compact,
     compact_pair,
@@ -86,7 +87,17 @@ def unknown(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
     """An operator in none of the classes: the units that go in or come out are left alone."""
     reason = f"operator not understood: {func.overloadpacket}"
     found = False
-    for operand in tensors_in((args, kwargs)):
+    operands = tensors_in((args, kwargs))
+    known = [labels for a in operands if (labels := tracer.of(a)) is not None]
+    if (
+        known
+        and not any(tracer.is_parameter(a) for a in operands)
+        and all(bool((labels == INPUT).all()) for labels in known)
+    ):
+        for result in tensors_in(out):  # what depends on inputs alone is one more input
+            tracer.set(result, torch.tensor(INPUT).expand(result.shape))
+        return
+    for operand in operands:
         if tracer.is_parameter(operand):
             tracer.not_understood(operand, reason)
             found = True

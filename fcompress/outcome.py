@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from fcompress import cost
 from fcompress.agreement import AgreementResult, verify
 from fcompress.architecture import described
+from fcompress.capture import disconnect
 from fcompress.checkpoint import file_bytes, origin_of, set_origin
 from fcompress.groups import Structure
 from fcompress.models import Network
+from fcompress.scoring import scoring_of
 from fcompress.screening import Copies
 from fcompress.seek import Found, Workshop
 
@@ -144,6 +146,7 @@ def outcome(
     example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
     many, single = cost.latency([wide, thin], example), cost.latency([wide, thin], example[:1])
     certified = tol is not None and agreement.upper_bound <= tol
+    disconnect(thin)
     skipped = [*context.structure.skipped()]
     skipped += [{"name": n, "reason": r} for n, r in alone.items()]
     entry = {
@@ -156,6 +159,7 @@ def outcome(
         "agreement": {k: v for k, v in agreement.to_dict().items() if k != "accuracy"},
         "params": {"before": before.params, "after": after.params},
         "macs": {"before": before.macs, "after": after.macs},
+        "output": scoring_of(thin).output,
         "seed": context.seed,
         "data": roles.info,
         "versions": versions(),

@@ -10,20 +10,26 @@ from torch import Tensor, nn
 from fcompress import cost
 from fcompress.agreement import CONFIDENCE, check_labels
 from fcompress.allocation import OBJECTIVES
-from fcompress.capture import class_scores, evaluating, placed
+from fcompress.capture import class_scores, connected, evaluating, placed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError
 from fcompress.groups import Structure, find_groups
 from fcompress.methods import METHODS, Context
 from fcompress.models import Network
 from fcompress.outcome import ShrinkResult, outcome
-from fcompress.prepare import cannot_run, prepare
+from fcompress.packing import Packing
+from fcompress.prepare import cannot_run, first_line, prepare
+from fcompress.record import frontier_bytes
 from fcompress.roles import Roles, batches_of, roles_of
+from fcompress.scoring import resolved, scoring_of
 from fcompress.screening import check_reachable, screened, weaknesses
 from fcompress.seek import Workshop, best_multiple, of_size, within
 
 # Calibration examples: as many as this many multiply-adds allow, within bounds.
 CALIBRATION_MACS = 6e10
 CALIBRATION_LEAST, CALIBRATION_MOST = 1024, 8192
+# Refactoring holds the activations between two layers for all of them: no more than so many bytes,
+# unless that leaves too few examples.
+CALIBRATION_BYTES, CALIBRATION_FEWEST = 2 << 30, 64
 POLISH_SECONDS = 60.0
 
 
@@ -42,6 +48,8 @@ def shrink(
     calibration: int | None = None,
     confidence: float = CONFIDENCE,
     seed: int = 0,
+    output: str | int | None = None,
+    labels: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -49,7 +57,8 @@ def shrink(
     Args:
         model: A trained classifier: inputs [N, ...] to scores [N, classes]. Left as it is.
         data: Inputs as the network takes them, labels optional: `Splits`, a DataLoader, or any
-            iterable of batches (tensors or (inputs, labels) pairs).
+            iterable of batches (tensors or (inputs, labels) pairs). Several inputs stand in a
+            dict by keyword, or in a tuple as in ((first, second), labels).
         tol: Largest share of labels that may change, in [0, 1).
         method: A name in `methods.METHODS`.
         objective: What removing units is to save: "macs", "params" or "latency" (of the layers, as
@@ -65,6 +74,13 @@ def shrink(
             8,192, fewer the more multiply-adds the network takes).
         confidence: Of the certificate, in (0, 1).
         seed: Of all choices.
+        output: Which of several outputs are the scores: a key, the name of an attribute or a
+            number; None for what the network carries, or else `logits` or the first.
+        labels: What a label is: "classes" (the largest of scores [N, classes]), "sigmoid" (each
+            of scores [N, labels] or [N] that is above 0; an example's label changed if any did)
+            or "positions" (the largest of scores [N, classes, ...] at each position; the bound is
+            one on the share of changed positions). None for what the network carries, or else
+            "sigmoid" for a single score and "classes" for several.
         progress: Called with a line whenever something takes a while.
 
     Returns:
@@ -96,7 +112,10 @@ def shrink(
     for line in weak:
         say(f"warning: {line}")
         warnings.warn(line, ResultWarning, stacklevel=2)
-    wide = _own_copy(model, placed(model, roles.calibration.first(2)))
+    (scoring,) = resolved(output, labels, (model,))
+    with connected(model, roles.packing, scoring):
+        wide = _own_copy(model, placed(model, roles.calibration.first(2)), roles.packing)
+    _check_truth(wide, roles)
     inputs = placed(wide, roles.calibration.first(calibration or _affordable(wide, roles)))
     check_labels(wide, batches_of(inputs), (x for x, _ in roles.search))
     structure = find_groups(wide, inputs[:4], seed=seed)
@@ -176,11 +195,14 @@ def _check_choices(method: str, objective: str, round_to: int | str, polish_seco
 
 def _affordable(model: nn.Module, roles: Roles) -> int:
     """How many calibration examples to use where the caller does not say."""
-    macs = cost.count(model, roles.calibration.first(1)).macs
-    return int(min(max(CALIBRATION_MACS / max(macs, 1), CALIBRATION_LEAST), CALIBRATION_MOST))
+    example = placed(model, roles.calibration.first(1))
+    macs = cost.count(model, example).macs
+    wanted = min(max(CALIBRATION_MACS / max(macs, 1), CALIBRATION_LEAST), CALIBRATION_MOST)
+    held = CALIBRATION_BYTES / max(frontier_bytes(model, example), 1)
+    return int(max(min(wanted, held), CALIBRATION_FEWEST))
 
 
-def _own_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
+def _own_copy(model: nn.Module, inputs: Tensor, packing: Packing | None) -> nn.Module:
     """A copy in eval mode that can be excised exactly, without what only training needs.
 
     Raises:
@@ -199,8 +221,27 @@ def _own_copy(model: nn.Module, inputs: Tensor) -> nn.Module:
         except FcompressError:
             raise
         except Exception as error:
-            raise cannot_run((inputs,), error) from error
+            if packing is None:
+                raise cannot_run((inputs,), error) from error
+            raise UnsupportedNetworkError(
+                f"the network does not run on inputs {packing}: {type(error).__name__}: "
+                f"{first_line(error)}; give data of the names, shapes and types it expects"
+            ) from error
     return wide
+
+
+def _check_truth(wide: nn.Module, roles: Roles) -> None:
+    """See that true labels, where there are any, are of the shape that the network's are.
+
+    Raises:
+        DataError: They are not.
+    """
+    inputs, labels = next(iter(roles.certification))
+    if labels is not None:
+        with evaluating(wide):
+            scores = class_scores(wide, placed(wide, inputs[:2]))
+        scoring = scoring_of(wide)
+        scoring.truth(labels[:2], scoring.labels_of(scores).shape[1])
 
 
 def _check_something(structure: Structure) -> None:

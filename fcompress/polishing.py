@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fcompress.agreement import predicted
 from fcompress.capture import class_scores, evaluating, placed
 from fcompress.errors import DataError, FcompressError
+from fcompress.scoring import Scoring, scoring_of
 
 EPOCHS = 60
 BATCH = 64
@@ -244,11 +243,12 @@ class _Lesson:
                 "polish a network with the classes of the original one"
             )
         # The largest of scores that are not finite is a label, too, but a meaningless one.
-        same = (predicted(scores) == predicted(self.held_scores)) & (predicted(scores) >= 0)
-        divergence = float(_divergence(scores, self.held_scores.double()))
-        return Closeness(
-            float(same.double().mean()), divergence if math.isfinite(divergence) else math.inf
-        )
+        scoring = scoring_of(self.wide)
+        labels, wanted = scoring.labels_of(scores), scoring.labels_of(self.held_scores)
+        same = scoring.shares(labels, torch.where(wanted < 0, -2, wanted))
+        same = same.where((labels >= 0).all(1), 0.0)
+        divergence = float(_divergence(scoring, scores, self.held_scores.double()))
+        return Closeness(float(same.mean()), divergence if math.isfinite(divergence) else math.inf)
 
 
 def _lesson(
@@ -275,7 +275,7 @@ def _lesson(
     return _Lesson(
         wide=wide,
         rows=rows,
-        scores=held_scores.new_empty(len(rows), held_scores.shape[1]),
+        scores=held_scores.new_empty(len(rows), *held_scores.shape[1:]),
         known=torch.zeros(len(rows), dtype=torch.bool),
         held=held,
         held_scores=held_scores,
@@ -338,7 +338,8 @@ class _Pupil:
             group["lr"] = self._rate * share
         self._optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            loss = _divergence(class_scores(self.model, inputs), scores, TEMPERATURE)
+            found = class_scores(self.model, inputs)
+            loss = _divergence(scoring_of(self.model), found, scores, TEMPERATURE)
             loss.backward()
         self._optimizer.step()
         for norm in self._norms:
@@ -398,15 +399,16 @@ def _train(
     return _Tally(state, best, done, stopped_by)
 
 
-def _divergence(scores: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean KL divergence of softmax(scores / t) from softmax(reference / t), in nats, times t^2.
+def _divergence(
+    scoring: Scoring, scores: Tensor, reference: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Mean KL divergence of what scores say from what others do, in nats, times t^2.
 
     The square keeps the gradients of high temperatures as large as those of low ones. Both are
-    [n, classes].
+    divided by the temperature first.
     """
-    found, wanted = ((s / temperature).log_softmax(1) for s in (scores, reference))
-    divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    found, wanted = (scoring.log_probabilities(s, temperature) for s in (scores, reference))
+    return scoring.divergence(found, wanted) * temperature**2
 
 
 def _power_of_two(seconds: float) -> float:

@@ -15,11 +15,23 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
         result: The agreement.
         where: What it was measured on, for example "certification examples".
     """
-    return (
-        f"On {result.n:,} {where} {result.changed:,} changed their label "
+    changed, subject, after = _LABELS_IN_WORDS[result.labels]
+    sentence = (
+        f"On {result.n:,} {where} {result.changed:,} changed {changed} "
         f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
-        f"{_rounded_up(result.upper_bound)} change."
+        f"{_rounded_up(result.upper_bound)} {subject}change{after}."
     )
+    if result.positions is not None:
+        sentence += f" Over all their positions {1 - result.positions:.1%} changed."
+    return sentence
+
+
+# What changed of an example, what the bound is about, and in what way.
+_LABELS_IN_WORDS = {
+    "classes": ("their label", "", ""),
+    "sigmoid": ("at least one of their labels", "of examples ", " any"),
+    "positions": ("their label at one position, drawn for each,", "of positions ", " their label"),
+}
 
 
 def _rounded_up(share: float) -> str:
@@ -33,7 +45,11 @@ def _rounded_up(share: float) -> str:
 def verdict(result: ShrinkResult) -> Iterator[str]:
     """What was promised, what was proven, and on what."""
     if result.tolerance is not None:
-        yield f"At most {100 * result.tolerance:g}% of the labels may change."
+        what = {
+            "sigmoid": "examples may change any of their labels",
+            "positions": "positions may change their label",
+        }.get(result.agreement.labels, "labels may change")
+        yield f"At most {100 * result.tolerance:g}% of the {what}."
     else:
         yield "A size was asked for, so nothing was promised about the labels."
     yield agreement_sentence(result.agreement, "certification examples")

@@ -13,6 +13,7 @@ from fcompress.data import Split, Splits, as_batches
 from fcompress.data.examples import sha256_of
 from fcompress.data.splits import cut, own_sizes
 from fcompress.errors import DataError
+from fcompress.packing import Packing
 
 BATCH = 64
 WIDE_BATCH = 256
@@ -87,6 +88,7 @@ class Roles:
         certification: What the certificate rests on; nothing else reads it.
         test: What nothing but the final report reads, or None.
         info: Identity of the data, plain values.
+        packing: How several inputs lie in one tensor; None for a single input.
     """
 
     calibration: Examples
@@ -94,6 +96,7 @@ class Roles:
     certification: Examples
     test: Examples | None
     info: dict[str, Any]
+    packing: Packing | None = None
 
 
 def roles_of(data: object, *, seed: int = 0) -> Roles:
@@ -117,8 +120,15 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
             for name in ("calibration", "search", "certification")
         }
         test = None if data.test is None else Examples(None, None, data.test)
-        return Roles(**held, test=test, info=dict(data.info))
-    inputs, labels, complete = _gather(as_batches(data))
+        return Roles(
+            calibration=held["calibration"],
+            search=held["search"],
+            certification=held["certification"],
+            test=test,
+            info=dict(data.info),
+        )
+    batches = as_batches(data)
+    inputs, labels, complete = _gather(batches)
     sizes = own_sizes(len(inputs), "compress")
     if min(sizes.values()) < 2:
         raise DataError(
@@ -132,13 +142,20 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
         "sha256": sha256_of([inputs, labels]),
         "seed": seed,
         "sizes": sizes,
-        "shape": list(inputs.shape[1:]),
+        "shape": list(inputs.shape[1:]) if batches.packing is None else str(batches.packing),
     }
     held = {
         name: Examples(inputs[rows], None if labels is None else labels[rows])
         for name, rows in pieces.items()
     }
-    return Roles(**held, test=None, info=info)
+    return Roles(
+        calibration=held["calibration"],
+        search=held["search"],
+        certification=held["certification"],
+        test=None,
+        info=info,
+        packing=batches.packing,
+    )
 
 
 def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:

@@ -256,8 +256,10 @@ def test_results_are_plain_json():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)), r"gives shape \[2, 1\]"),
-        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.GRU(3, 2)), "gives tuple"),
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Unflatten(1, (2, 1))),
+            "2, 2, 1",
+        ),
         (nn.Linear(4, 3), "no layer to measure"),
     ],
 )

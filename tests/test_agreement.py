@@ -218,8 +218,10 @@ def test_what_cannot_be_compared_is_named():
     wide, thin, x, _ = _pair()
     with pytest.raises(FcompressError, match=r"outputs of shape \[3\] and \[2\]"):
         verify(wide, nn.Linear(5, 2), [x])
-    with pytest.raises(FcompressError, match="expected one score per class"):
+    with pytest.raises(FcompressError, match=r"outputs of shape \[1\] and \[3\]"):
         verify(nn.Linear(5, 1), thin, [x])
+    with pytest.raises(FcompressError, match="expected one score per class"):
+        verify(nn.Linear(5, 1), thin, [x], labels="classes")
     with pytest.raises(FcompressError, match="expected one score per class"):
         verify(nn.Flatten(0), thin, [x])
     with pytest.raises(DataError, match="at least one"):

@@ -237,7 +237,7 @@ def test_data_of_another_type_that_will_do(method, data):
         ([None], "a batch of type NoneType"),
         ([1, 2, 3], "a batch of type int"),
         ([(X, Y, Y)], "a batch of type tuple"),
-        ([{"x": X}], "a batch of type dict"),
+        ([{"x": 3}], "input 'x' of a batch is a int"),
         ([(X, Y[:5])], "with labels of shape"),
         ([X, X[:, :5]], "different shapes"),
     ],

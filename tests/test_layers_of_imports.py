@@ -18,10 +18,10 @@ ORDER = """
     models
     reshapes adapting
     architecture weights
-    preprocess data
+    preprocess packing data
     resize foreign rebuild checkpoint
     train_config resume training
-    capture moments layers
+    scoring capture moments layers
     unionfind label_tensors labels label_moves label_mixes
     prepare tracing excise proof groups reach
     record rows targets

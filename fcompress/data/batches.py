@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,21 +12,43 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fcompress.data.splits import Split
 from fcompress.errors import DataError
+from fcompress.packing import Packing
 
 Batch = tuple[Tensor, Tensor | None]
 
+# Entries of a dict batch that are labels, not inputs.
+LABEL_KEYS = ("labels", "label")
+
 
 class Batches:
-    """Batches (inputs, labels or None) that come out the same, in the same order, each time."""
+    """Batches (inputs, labels or None) that come out the same, in the same order, each time.
+
+    Attributes:
+        packing: How several inputs lie in the one tensor that comes out; known from the first
+            batch on. None for a single input.
+    """
 
     def __init__(self, start: Callable[[], Iterable[Any]]) -> None:
         self._start = start
+        self.packing: Packing | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
         for batch in self._start():
+            inputs, labels = _parts(batch)
+            if not isinstance(inputs, Tensor):
+                if self.packing is None:
+                    self.packing = Packing.of(inputs)
+                inputs = self.packing.pack(inputs)
+            elif self.packing is not None:
+                raise DataError(f"a batch of one tensor after batches of {self.packing}")
+            if labels is not None and labels.shape[:1] != inputs.shape[:1]:
+                raise DataError(
+                    f"a batch of {len(inputs)} inputs with labels of shape {list(labels.shape)}: "
+                    "expected one class index an input"
+                )
             empty = False
-            yield _pair(batch)
+            yield inputs, labels
         if empty:
             raise DataError("the data holds no batch; expected at least one")
 
@@ -36,10 +58,12 @@ def as_batches(data: object, size: int = 256) -> Batches:
 
     Accepted: a `Split`; a tensor or array [N, ...] of inputs; a pair (inputs, labels) of two
     tensors with one label an example; a `DataLoader`; a `Dataset` of examples; any iterable of
-    batches, each a tensor or a pair (inputs, labels). A one-shot iterator is drained into memory,
-    once. A `DataLoader` that shuffles keeps the one order that it draws first, and whatever random
-    transforms it has repeat themselves on each pass, so that two passes see the same inputs. The
-    global random state stays as it was.
+    batches, each a tensor or a pair (inputs, labels). Several inputs stand in a dict by keyword,
+    which may hold the labels as `labels` or `label`, or in a tuple by position, as in
+    ((first, second), labels), with None for no labels; they come out packed. A one-shot iterator
+    is drained into memory, once. A `DataLoader` that shuffles keeps the one order that it draws
+    first, and whatever random transforms it has repeat themselves on each pass, so that two passes
+    see the same inputs. The global random state stays as it was.
 
     Args:
         data: The data.
@@ -88,25 +112,34 @@ def _is_whole_pair(data: object) -> bool:
     )
 
 
-def _pair(batch: Any) -> Batch:
+def _parts(batch: Any) -> tuple[Any, Tensor | None]:
+    """Inputs, one tensor or several by name or number, and labels of a batch."""
     parts = [batch]
     if isinstance(batch, tuple | list) and 1 <= len(batch) <= 2:
         parts = list(batch)
-    dense = [_dense(p) if isinstance(p, np.ndarray | Tensor) else p for p in parts]
-    inputs, labels = dense[0], dense[1] if len(parts) == 2 else None
-    fits = labels is None or isinstance(labels, Tensor)
-    if not isinstance(inputs, Tensor) or not fits:
+    inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)
+        found = next((inputs.pop(key) for key in LABEL_KEYS if key in inputs), None)
+        labels = found if labels is None else labels
+        inputs = {key: _as_dense(value) for key, value in inputs.items()}
+    elif isinstance(inputs, tuple | list) and len(parts) == 2 and inputs:
+        inputs = {number: _as_dense(value) for number, value in enumerate(inputs)}
+    else:
+        inputs = _as_dense(inputs)
+    labels = _as_dense(labels)
+    if not isinstance(inputs, Tensor | dict) or not isinstance(labels, Tensor | None):
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise DataError(
             f"a batch of type {type(batch).__name__} ({kinds}): expected a tensor of inputs or a "
-            "pair (inputs, labels)"
-        )
-    if labels is not None and labels.shape != inputs.shape[:1]:
-        raise DataError(
-            f"a batch of {len(inputs)} inputs with labels of shape {list(labels.shape)}: expected "
-            "one class index an input"
+            "pair (inputs, labels); several inputs go in a dict, or in ((first, second), labels) "
+            "with labels or None"
         )
     return inputs, labels
+
+
+def _as_dense(found: Any) -> Any:
+    return _dense(found) if isinstance(found, np.ndarray | Tensor) else found
 
 
 def _dense(found: np.ndarray | Tensor) -> Tensor:
