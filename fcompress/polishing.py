@@ -36,7 +36,7 @@ MOMENTUM, MOMENTUM_RATE = 0.9, 0.03
 ADAM_RATE = 1e-3
 # Full rates are for networks as far as this from the wide one (nats); closer ones start gentler in
 # proportion, or the first steps would lose more than the rest can win back.
-ROUGH = 0.05
+ROUGH = 0.1
 # Of all examples, and at most so many: enough to see half a percent of the labels.
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.125, 1024
 FEWEST = 16
