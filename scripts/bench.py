@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import click
+import effort
 import quality
 import quality_report
 import torch
@@ -20,11 +19,8 @@ from quality_methods import METHODS
 from quality_methods import QUICK as QUICK_METHODS
 from quality_networks import NETWORKS as NETWORKS_COMPARED
 from quality_networks import QUICK as QUICK_NETWORKS
-from quality_networks import trained
 
 import fcompress
-import fcompress.methods as methods_module
-from fcompress import sequential
 
 RESULTS = Path(__file__).parent / "results"
 EFFORT = ("mlp", "alexnet", "resnet20")
@@ -137,11 +133,11 @@ def speed(runs: int) -> None:
     _write(RESULTS / "speed.json", json.dumps(rows, indent=1) + "\n")
 
 
-@main.command()
+@main.command("effort")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("bench-output"))
 @click.option("--data-root", type=click.Path(path_type=Path))
 @click.option("--tol", default=0.05, show_default=True)
-def effort(work: Path, data_root: Path | None, tol: float) -> None:
+def cost_of_shrinking(work: Path, data_root: Path | None, tol: float) -> None:
     """What `shrink` costs, in plain forward sweeps over the calibration and search data.
 
     Processor time of one shrink from end to end, of the linear algebra in it (ranking units and
@@ -149,54 +145,12 @@ def effort(work: Path, data_root: Path | None, tol: float) -> None:
     """
     work.mkdir(exist_ok=True)
     rows = []
-    for family in EFFORT:
-        wide = fcompress.load(trained(family, work, data_root)).eval()
-        splits = fcompress.load_data("fashion-mnist", root=data_root, like=wide.origin["data"])
-        solves: list[float] = []
-        with (
-            patch.object(sequential, "fit", _timed(sequential.fit, solves)),
-            patch.object(methods_module, "weighted", _timed(methods_module.weighted, solves)),
-        ):
-            begin = time.process_time()
-            result = fcompress.shrink(wide, splits, tol)
-            total = time.process_time() - begin
-        inputs = [x for x, _ in splits.need("calibration").batches(64, limit=result.calibration)]
-        inputs += [x for x, _ in splits.need("search").batches(256)]
-        with torch.no_grad():
-            begin = time.process_time()
-            for x in inputs:
-                wide(x)
-            sweep = time.process_time() - begin
-        row = {
-            "network": family,
-            "tolerance": tol,
-            "examples": sum(map(len, inputs)),
-            "sweep_seconds": sweep,
-            "sweeps": total / sweep,
-            "solve_sweeps": sum(solves) / sweep,
-            "macs": result.macs["after"] / result.macs["before"],
-        }
+    for network in EFFORT:
+        row = effort.measure(network, work, data_root, tol)
         rows.append(row)
-        click.echo(
-            f"{family}: shrink in {row['sweeps']:.0f} sweeps over {row['examples']:,} examples "
-            f"({sweep:.1f} s each), {row['solve_sweeps']:.0f} of them linear algebra; "
-            f"{row['macs']:.1%} of MACs left"
-        )
-        RESULTS.mkdir(exist_ok=True)
-        _write(RESULTS / "effort.json", json.dumps(rows, indent=1) + "\n")
-
-
-def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """The function, noting what each call takes of the processor."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        begin = time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            seconds.append(time.process_time() - begin)
-
-    return call
+        click.echo(effort.line(row))
+    RESULTS.mkdir(exist_ok=True)
+    _write(RESULTS / "effort.json", json.dumps(rows, indent=1) + "\n")
 
 
 def _their_groups(model: torch.nn.Module, example: torch.Tensor) -> int:
