@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fcompress import portable
-from fcompress.agreement import AgreementResult, predicted, verify
+from fcompress.agreement import AgreementResult, verify
 from fcompress.architecture import REGISTERED, Architecture
 from fcompress.capture import class_scores, evaluating, placed
 from fcompress.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, as_batches
-from fcompress.errors import DataError, FcompressError, ToleranceError
+from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
 from fcompress.files import write_atomic
 from fcompress.portable import Runner
 from fcompress.prepare import dtype_of, plain_copy
 from fcompress.safetensors_file import read_safetensors, write_safetensors
+from fcompress.scoring import Scoring, read_as, resolved, scoring_of
 
 FORMATS = {
     ".pt2": "a program of torch.export, which torch alone runs",
@@ -78,6 +79,8 @@ def export(
     wide: nn.Module | None = None,
     tol: float | None = None,
     examples: int = EXAMPLES,
+    output: str | int | None = None,
+    labels: str | None = None,
 ) -> ExportResult:
     """Write a network as a file that runs without fcompress, and compare the two.
 
@@ -94,6 +97,8 @@ def export(
         tol: Largest share of labels that may differ from `wide`. None: what the last entry of
             the network's history promised, if anything.
         examples: Most examples to run.
+        output: Which of several outputs are the scores, as for `shrink`; a program gives only them.
+        labels: What a label is, as for `shrink`.
 
     Returns:
         What was written, with the differences.
@@ -109,8 +114,15 @@ def export(
     if kind == ".onnx":
         portable.onnx_packages()
     thin = plain_copy(model)
-    batches = Batches(lambda: _first(as_batches(data, BATCH), examples))
+    read_as(thin, resolved(output, labels, (model,))[0])
+    given = as_batches(data, BATCH)
+    batches = Batches(lambda: _first(given, examples))
     inputs = next(iter(batches))[0]
+    if given.packing is not None:
+        raise UnsupportedNetworkError(
+            f"the network takes several inputs ({given.packing}), and programs are written for "
+            "one; keep it by fcompress.save, or by torch.save of its state dict"
+        )
     record = content_of(model)
     state = record.pop("state")
     record["params"] = sum(p.numel() for p in model.parameters())
@@ -124,7 +136,10 @@ def export(
         agreement = None
         if wide is not None:
             reference = plain_copy(wide)
-            agreement = verify(reference, _Running(run, dtype_of(thin)), batches)
+            read_as(reference, resolved(output, labels, (wide, thin))[0])
+            running = _Running(run, dtype_of(thin))
+            read_as(running, Scoring(None, scoring_of(thin).labels))
+            agreement = verify(reference, running, batches)
             _check_promise(agreement, promised, kind)
         found.append((n, same, largest, allowed, agreement))
 
@@ -215,12 +230,15 @@ def _run_weights(path: Path, thin: nn.Module, is_whole: bool) -> Runner:
     """The network that a file of weights describes; where it does not, its weights in `thin`."""
     network = load(path) if is_whole else thin
     state = read_safetensors(path)[0]
+    given = _Given(network, state)
+    for module in (network, given):
+        read_as(module, scoring_of(thin))
 
     def run(inputs: Tensor) -> Tensor:
         with evaluating(network):
             if is_whole:
                 return class_scores(network, inputs)
-            return class_scores(_Given(network, state), inputs)
+            return class_scores(given, inputs)
 
     return run
 
@@ -242,11 +260,12 @@ def _compare(
     """Examples, equal labels, the largest difference of a score and the allowed one."""
     n = same = 0
     largest = scale = 0.0
+    scoring = Scoring(None, scoring_of(thin).labels)
     for inputs, _ in batches:
         inputs = placed(thin, inputs)
         with evaluating(thin):
             expected = class_scores(thin, inputs)
-        given = run(inputs)
+        given = scoring.scores(run(inputs), f"the written {kind} file", len(inputs))
         if given.shape != expected.shape:
             raise ToleranceError(
                 f"the written {kind} file gives scores of shape {list(given.shape)}, the network "
@@ -257,7 +276,8 @@ def _compare(
         difference = (given.double() - expected.double()).abs().nan_to_num(math.inf, math.inf)
         largest = max(largest, float(difference.max()))
         scale = max(scale, float(expected.abs().max()))
-        same += int((predicted(given) == predicted(expected)).sum())
+        labels = scoring.labels_of(expected)
+        same += int((scoring.labels_of(given) == labels).all(1).sum())
         n += len(inputs)
     allowed = math.sqrt(torch.finfo(dtype_of(thin)).eps) * scale
     if largest > allowed:

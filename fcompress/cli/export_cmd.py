@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcompress.checkpoint import load, origin_of
+from fcompress.cli.network_options import (
+    NetworkOptions,
+    network_options,
+    open_data,
+    open_network,
+)
 from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
 from fcompress.contents import KINDS, Contents, describe_file
-from fcompress.data import Split, load_data, reload_data
-from fcompress.errors import DataError
 from fcompress.exporting import EXAMPLES, ExportResult, export, format_of
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -68,6 +70,7 @@ def export_targets(
     help="Folder in which datasets are looked for first.",
 )
 @json_option
+@network_options
 def export_command(
     thin: Path,
     targets: tuple[Path, ...],
@@ -77,20 +80,25 @@ def export_command(
     data: str | None,
     data_root: Path | None,
     json_file: Path | None,
+    how: NetworkOptions,
 ) -> None:
     r"""Write a network as files that run without fcompress.
 
-    THIN is a file of fcompress. A .pt2 file runs with torch alone, an .onnx file with onnxruntime
-    and others; both take batches of any size. Each file is run on real data before it gets its
-    name, and is only kept if it gives the outputs of THIN.
+    THIN is a file of fcompress, or weights for the architecture of --arch. A .pt2 file runs with
+    torch alone, an .onnx file with onnxruntime and others; both take batches of any size. Each
+    file is run on real data before it gets its name, and is only kept if it gives the outputs of
+    THIN.
 
     \b
     Example:
       fcompress export thin.pt --to thin.pt2 --to thin.onnx --wide wide.pt
     """
-    network = load(thin)
-    split = examples_for(network, thin, data, data_root)
-    reference = None if wide is None else load(wide)
+    network = open_network(thin, how)
+    reference = None if wide is None else open_network(wide, how)
+    splits = open_data([network], thin, how, data, data_root, "compress")
+    # The examples that a certificate is about.
+    present = splits.present()
+    split = present.get("certification") or present.get("test") or next(iter(present.values()))
     results = []
     for target in targets:
         click.echo(f"writing {target} and running it", err=True)
@@ -121,21 +129,6 @@ def show_command(file: Path, json_file: Path | None) -> None:
         _print_layers(console, found)
         for line in _history(found):
             console.print(_printable(line), soft_wrap=True, markup=False)
-
-
-def examples_for(
-    network: torch.nn.Module, path: Path, data: str | None, root: Path | None
-) -> Split:
-    """The examples that a certificate is about, of the data that was named or is remembered."""
-    remembered = origin_of(network)["data"]
-    if data is not None:
-        splits = load_data(data, root=root, roles="compress", like=remembered)
-    elif remembered is not None:
-        splits = reload_data(remembered, root=root)
-    else:
-        raise DataError(f"{path} does not remember its data; name some by --data")
-    present = splits.present()
-    return present.get("certification") or present.get("test") or next(iter(present.values()))
 
 
 def export_lines(results: Sequence[ExportResult]) -> Iterator[str]:

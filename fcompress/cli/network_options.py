@@ -24,6 +24,7 @@ from fcompress.checkpoint import load, origin_of, read, set_origin
 from fcompress.data import Splits, load_data, reload_data
 from fcompress.errors import CheckpointError, DataError
 from fcompress.preprocess import Preprocess, of_name, of_numbers
+from fcompress.scoring import LABELS, Scoring, read_as
 from fcompress.weights import Weights, load_weights, read_weights
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -43,6 +44,8 @@ class NetworkOptions:
         std: Of each channel.
         size: Height and width of images.
         input_shape: Of one example.
+        output: Which of the network's outputs are the scores.
+        labels: What a label is, one of `scoring.LABELS`.
     """
 
     arch: str | None = None
@@ -54,6 +57,8 @@ class NetworkOptions:
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     input_shape: tuple[int, ...] | None = None
+    output: str | None = None
+    labels: str | None = None
 
     @property
     def architecture(self) -> Architecture | None:
@@ -147,6 +152,19 @@ _OPTIONS = (
         metavar="C,H,W",
         help="Shape of one example, where the data does not tell.",
     ),
+    click.option(
+        "--output",
+        metavar="KEY",
+        help="Which of several outputs are the scores: a key, attribute or number.  "
+        "[default: logits, or the first]",
+    ),
+    click.option(
+        "--labels",
+        type=click.Choice(LABELS),
+        help="What a label is: the class of the largest score; every score above 0 of a sigmoid "
+        "or multi-label head; the class at every position.  [default: classes, sigmoid for a "
+        "single score]",
+    ),
 )
 
 
@@ -167,9 +185,33 @@ def network_options(command: _Command) -> _Command:
 def open_network(path: Path, how: NetworkOptions) -> nn.Module:
     """Read a network: a file of fcompress, or weights for an architecture that the user named.
 
+    It carries how its labels are read, as the user said or as it was shrunk with.
+
     Raises:
         FcompressError: The file or the architecture is no good, or one does not fit the other.
     """
+    network = _opened(path, how)
+    output, labels = _as_shrunk(network)
+    if (how.output, how.labels, output, labels) != (None,) * 4:
+        read_as(network, Scoring(how.output or output, how.labels or labels))
+    return network
+
+
+def _as_shrunk(network: nn.Module) -> tuple[str | int | None, str | None]:
+    """Output and kind of labels that the last shrinking in a network's history was about."""
+    for entry in reversed(origin_of(network)["history"]):
+        if isinstance(entry, dict) and entry.get("action") == "shrink":
+            output, agreement = entry.get("output"), entry.get("agreement")
+            labels = agreement.get("labels") if isinstance(agreement, dict) else None
+            return (
+                output if isinstance(output, str | int) else None,
+                # Classes and single scores are told by their shape.
+                labels if labels in ("positions", "sigmoid") else None,
+            )
+    return None, None
+
+
+def _opened(path: Path, how: NetworkOptions) -> nn.Module:
     architecture = how.architecture
     if architecture is None and not how.trust_pickle:
         return load(path)

@@ -1,0 +1,76 @@
+"""A network with several outputs and labels, from its weights to an exported program."""
+
+import json
+
+import numpy as np
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.nn import functional as F
+
+from fcompress.cli import main
+
+CODE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 3))
+        self.side = nn.Linear(10, 5)
+
+    def forward(self, x):
+        return {"side": self.side(x), "tags": self.body(x)}
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_several_outputs_from_weights_to_a_program(tmp_path):
+    (tmp_path / "nets.py").write_text(CODE)
+    x = torch.randn(600, 10, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :3] + 0.3 * x[:, 3:6] > 0).float()
+    np.save(tmp_path / "x.npy", x.numpy())
+    space: dict = {"__name__": "nets"}
+    exec(CODE, space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = space["Net"]()
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        for _ in range(120):
+            rows = torch.randint(600, (64,))
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(model(x[rows])["tags"], y[rows]).backward()
+            optimizer.step()
+    weights, thin, program = (tmp_path / name for name in ("w.pth", "thin.pt", "thin.pt2"))
+    torch.save(model.state_dict(), weights)
+    own = ("--arch", f"{tmp_path / 'nets.py'}:Net")
+    data = ("--data", f"file:{tmp_path / 'x.npy'}")
+    refused = run("shrink", weights, *own, *data, "--out", thin)
+    assert refused.exit_code == 1 and "dict with side, tags" in refused.output
+    how = ("--output", "tags", "--labels", "sigmoid")
+    report = tmp_path / "thin.json"
+    ran = run(
+        *("shrink", weights, *own, *data, *how, "--method", "factor", "--tol", 0.4),
+        *("--out", thin, "--json", report),
+    )
+    assert ran.exit_code == 0, ran.output
+    record = json.loads(report.read_text())
+    assert record["certified"] and record["agreement"]["labels"] == "sigmoid"
+    # The thin file knows how its labels are read, and the wide one is read like it.
+    checked = run("verify", weights, thin, *own)
+    assert checked.exit_code == 0, checked.output
+    assert "at least one of their labels" in checked.output
+    same = record["agreement"]["same"]
+    agreed = json.loads(run("verify", weights, thin, *own, "--json", "-").stdout)
+    assert agreed["same"] == same and agreed["labels"] == "sigmoid"
+    analysed = run("analyze", weights, *own, *data, *how, "--no-layers", "--json", "-")
+    assert analysed.exit_code == 0, analysed.output
+    written = run("export", thin, *own, "--to", program, "--wide", weights, "--json", "-")
+    assert written.exit_code == 0, written.output
+    (result,) = json.loads(written.stdout)
+    assert result["agreement"]["same"] == same and result["same"] == result["n"]
+    scores = torch.export.load(program).module()(x[:5])
+    assert scores.shape == (5, 3)
