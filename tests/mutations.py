@@ -174,7 +174,7 @@ def _changed(value: object, rng: random.Random) -> object:
         if action < 0.3:
             return value + value[at : at + 1]
         return [*value[:at], _changed(value[at], rng), *value[at + 1 :]]
-    if isinstance(value, torch.Tensor) and rng.random() < 0.9:
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided and rng.random() < 0.9:
         return _changed_tensor(value, rng)
     if isinstance(value, int) and rng.random() < 0.7:
         return rng.choice([value + 1, -value, 0, 2**31, 2**63, 10**30, float(value), bool(value)])
