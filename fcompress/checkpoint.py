@@ -154,7 +154,7 @@ def content_of(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, Network) or described(model) is not None:
         return _content(model, None, None)
     state = {name: _compact(tensor) for name, tensor in model.state_dict().items()}
-    known = {"widths": widths(model), "data": None, "history": []}
+    known: dict[str, Any] = {"widths": widths(model), "data": None, "history": []}
     return {"state": state, **known, "versions": _versions()}
 
 

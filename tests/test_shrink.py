@@ -58,7 +58,8 @@ def test_a_smaller_tolerance_leaves_more(model):
 def test_the_json_has_the_promised_keys(result):
     record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert set(record) >= set(
-        "tolerance method certified agreement params macs bytes latency_ms latency_single_ms objective round_to polish accuracy layers "
+        "tolerance method certified agreement params macs bytes latency_ms latency_single_ms "
+        "objective round_to polish accuracy layers "
         "skipped data seed versions".split()
     )
     assert set(record["agreement"]) >= {"n", "same", "rate", "lower_bound", "confidence"}
