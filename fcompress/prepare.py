@@ -29,15 +29,18 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
     Only the parameters of a network that `is_large` stay where they are in the original.
     """
-    stay = model.parameters() if is_large(model) else ()
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in stay}
-    model = copy.deepcopy(model, memo).cpu().eval()
+    model = copy.deepcopy(model, _in_place(model) if is_large(model) else None).cpu().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     for module in model.modules():
         forget_caches(module)
     return model
+
+
+def _in_place(model: nn.Module) -> dict[int, Any]:
+    """For `deepcopy`: parameters of their own that use the memory of the original's."""
+    return {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
 
 
 @contextmanager
@@ -87,7 +90,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def prepare(model: nn.Module, example: Any) -> nn.Module:
+def prepare(model: nn.Module, example: Any, *, share: bool = False) -> nn.Module:
     """A copy that computes the same and can be excised where the original could not.
 
     - Every `nn.LocalResponseNorm` becomes a `models.lrn.LocalResponseNorm` with the same settings.
@@ -98,6 +101,8 @@ def prepare(model: nn.Module, example: Any) -> nn.Module:
         model: Any network; left as it is.
         example: A real input batch, a tensor [N, ...] or a tuple of positional inputs, for the
             numbers of channels.
+        share: Let the parameters of the copy use the memory of the original's: for a copy that is
+            only run.
 
     Returns:
         A deep copy, with the mode and devices of `model`.
@@ -106,7 +111,8 @@ def prepare(model: nn.Module, example: Any) -> nn.Module:
         UnsupportedNetworkError: The network has local response normalisations but does not run
             on the example.
     """
-    copied = copy.deepcopy(model, _exact_norms(model, example))
+    memo = _in_place(model) if share else {}
+    copied = copy.deepcopy(model, memo | _exact_norms(model, example))
     adapt(copied)
     return copied
 

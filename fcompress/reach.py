@@ -82,7 +82,7 @@ def coverage(
     if not 0 < removed < 1:
         raise ValueError(f"removed must be a share between 0 and 1, got {removed}")
     begin, cpu = time.perf_counter(), time.process_time()
-    wide = prepare(model, example).cpu().eval()
+    wide = prepare(model, example, share=True).cpu().eval()
     structure = find_groups(wide, example, seed=seed)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     reachable, left = shares(wide, structure)
