@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from fcompress.capture import class_scores
 from fcompress.checkpoint import RECORD
 from fcompress.errors import FcompressError, UnsupportedNetworkError
 from fcompress.models.lrn import LocalResponseNorm
 from fcompress.prepare import first_line, plain_copy
+from fcompress.scoring import scoring_of
 
 # The extra file of a .pt2 file that holds the record.
 RECORD_FILE = f"{RECORD}.json"
@@ -83,7 +83,8 @@ class _Scores(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return class_scores(self.network, x)
+        # Unchecked: a look at the number of examples would fix it in the program.
+        return scoring_of(self.network).chosen(self.network(x))
 
 
 def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
