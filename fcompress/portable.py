@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import warnings
@@ -269,11 +270,17 @@ def _tidy(proto: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings and logs off the terminal, and the random state as it is."""
+    """Keep what the exporters print, warn and log off the terminal, and the random state."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    unread = io.StringIO()
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with (
+            contextlib.redirect_stderr(unread),
+            contextlib.redirect_stdout(unread),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
