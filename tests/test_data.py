@@ -339,7 +339,7 @@ def test_a_loader_leaves_the_random_states_alone():
 
 
 @pytest.mark.parametrize(
-    "data", [3, "digits", [], [None], [{"x": X}], [(X, Y[:3])], iter([]), [torch.tensor(1.0)]]
+    "data", [3, "digits", [], [None], [{"x": "words"}], [(X, Y[:3])], iter([]), [torch.tensor(1.0)]]
 )
 def test_as_batches_refuses(data):
     with pytest.raises(DataError) as error:

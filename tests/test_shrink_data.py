@@ -131,7 +131,7 @@ def test_no_split_is_read_before_its_turn(digits):
 
     shrink(wide, watched, tol=0.15, progress=say)
     ranking, certifying, measuring = lines[1], lines[-2], lines[-1]
-    assert ranking[0].startswith("factor: ranking")
+    assert ranking[0].startswith("hybrid: ranking")
     # All are looked through once for copies, which no network takes part in.
     assert log[:4] == list(names)
     assert set(ranking[1]) == {"calibration"}
