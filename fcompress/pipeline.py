@@ -236,7 +236,7 @@ def _check_truth(wide: nn.Module, roles: Roles) -> None:
     Raises:
         DataError: They are not.
     """
-    inputs, labels = next(iter(roles.certification))
+    inputs, labels = next(iter(roles.calibration))
     if labels is not None:
         with evaluating(wide):
             scores = class_scores(wide, placed(wide, inputs[:2]))
