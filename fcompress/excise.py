@@ -173,7 +173,7 @@ def _head_counts(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, st
                 continue
             seen.add(id(owner))
             for attribute, count in list(vars(owner).items()):
-                if isinstance(count, bool) or not isinstance(count, int):
+                if type(count) is not int or attribute in _NO_SIZES:
                     continue
                 if attribute in HEADS and count == group.size:
                     yield owner, attribute, 1

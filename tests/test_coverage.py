@@ -151,6 +151,17 @@ class Block(nn.Module):
         return (x + self.attention(x)).mean(1)
 
 
+def test_the_size_of_a_head_is_not_taken_for_the_number_of_heads():
+    attention = made(ShiftedWindowAttentionV2, 16, [2, 2], [0, 0], 4)
+    ends = made(nn.Linear, 5, 16), made(nn.Linear, 16, 3)
+    model = nn.Sequential(ends[0], attention, ends[1])
+    x = seeded(1, 2, 4, 4, 5)
+    wide = prepare(model, x)
+    group = find_groups(wide, x).group("1.qkv")
+    thin = excise(wide, [group], {"1.qkv": torch.tensor([0, 2, 3])})
+    assert (thin[1].num_heads, thin[1].head_dim) == (3, 4)
+
+
 def test_reshapes_infer_the_width():
     model, x = made(Block), seeded(1, 2, 6, 5)
     wide = prepare(model, x)
