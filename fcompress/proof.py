@@ -367,7 +367,7 @@ class _Experiment:
                 rows = tensor.index_select(dim, at)
                 shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
                 noise = torch.randn(len(at), generator=self._generator, dtype=rows.dtype)
-                tensor.index_copy_(dim, at, (rows + 1) * noise.view(shape))
+                tensor.index_copy_(dim, at, rows.add_(1).mul_(noise.view(shape)))
             else:
                 tensor.index_fill_(dim, at, value)
         return changed
