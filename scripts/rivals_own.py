@@ -21,21 +21,32 @@ POLISH_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Own:
-    """A method of fcompress by its name there."""
+    """A method of fcompress.
 
-    name: str
+    Attributes:
+        method: Its name there.
+        objective: What it is to save, one of `fcompress.allocation.OBJECTIVES`.
+    """
+
+    method: str
+    objective: str = "macs"
+
+    @property
+    def name(self) -> str:
+        return self.method if self.objective == "macs" else f"{self.method}-{self.objective}"
 
     @property
     def summary(self) -> str:
-        return f"fcompress: {METHODS[self.name].summary}"
+        aim = "" if self.objective == "macs" else f", to save {self.objective}"
+        return f"fcompress: {METHODS[self.method].summary}{aim}"
 
     def make(self, setting: Setting, amount: float) -> nn.Module:
         """Keep what the method's family keeps: `amount` is the share of all units removed."""
-        context, family = _prepared(setting, self.name)
+        context, family = _prepared(setting, self.method, self.objective)
         units = len(family.prices)
         removed = min(max(round(amount * units), 1), units)
         with evaluating(setting.model):
-            return METHODS[self.name].make(context, family.kept(removed))
+            return METHODS[self.method].make(context, family.kept(removed))
 
 
 @dataclass(frozen=True)
@@ -82,10 +93,12 @@ def _exam(setting: Setting) -> list[Tensor] | None:
 
 
 @lru_cache(maxsize=1)
-def _prepared(setting: Setting, method: str) -> tuple[Context, Family]:
+def _prepared(setting: Setting, method: str, objective: str) -> tuple[Context, Family]:
     """What does not depend on the amount: the statistics and the order of the units."""
     macs = fcompress.count(setting.model, setting.batches[0]).macs
-    context = Context(setting.model, setting.structure, setting.batches, setting.seed, macs)
+    context = Context(
+        setting.model, setting.structure, setting.batches, setting.seed, macs, objective=objective
+    )
     with evaluating(setting.model):
         alone = METHODS[method].left_alone(context)
         if len(alone) == len(setting.structure.groups):
@@ -93,5 +106,5 @@ def _prepared(setting: Setting, method: str) -> tuple[Context, Family]:
         return context, METHODS[method].family(context)
 
 
-RIVALS = tuple(Own(name) for name in METHODS)
+RIVALS = (*(Own(name) for name in METHODS), Own("hybrid", "params"))
 POLISHED = tuple(OwnPolished(name, POLISH_SECONDS) for name in METHODS if name == "hybrid")
