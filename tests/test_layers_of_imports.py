@@ -36,6 +36,7 @@ ORDER = """
     analysis pipeline
     portable exporting contents
     plots report
+    experiments
     cli
 """.split()
 LONGEST = 500

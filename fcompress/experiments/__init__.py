@@ -1,0 +1,1 @@
+"""Experiments: recipes for sweeps over widths, run as independent trials, drawn and compared."""
