@@ -133,8 +133,8 @@ def train(
         TrainingError: The loss is no longer finite (the last good checkpoint stays), the data
             cannot be trained on, or there is nothing to resume, or something else than asked for.
     """
-    data = _trainable(splits, config)
-    device = _device(config.device)
+    data = trainable(splits, config)
+    device = device_of(config.device)
     if out is not None:
         _check_can_save(model, out)
     run = _run(model, splits, config)
@@ -150,13 +150,13 @@ def train(
         except TypeError as error:
             raise damaged(out) from error
         # The run may have been killed after it wrote this state and before its checkpoint.
-        _remember(model, splits, earlier, config, records)
+        remember(model, splits, earlier, config, records)
         checkpoint.save(model, out)
     with _own_random_state(device):
         while len(records) < config.epochs:
             record = _epoch(model, optimizer, data, splits.test, config, out, progress, records)
             records.append(record)
-            _remember(model, splits, earlier, config, records)
+            remember(model, splits, earlier, config, records)
             if out is not None:
                 state = {
                     "model": model.state_dict(),
@@ -205,9 +205,9 @@ def _epoch(
     started = time.perf_counter()
     epoch = len(before)
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(_epoch_seed(config.seed, epoch, "data"))
-    _seed_dropout(device, _epoch_seed(config.seed, epoch, "dropout"))
-    steps = _steps(len(data), config.batch_size, generator)
+    generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch, "data"))
+    _seed_dropout(device, epoch_seed(config.seed, epoch, "dropout"))
+    steps = steps_of(len(data), config.batch_size, generator)
     loss_sum, right, seen = 0.0, 0, 0
     for step, positions in enumerate(steps):
         for group in optimizer.param_groups:
@@ -218,7 +218,7 @@ def _epoch(
         assert labels is not None
         loss, step_right = _step(model, optimizer, inputs, labels, config)
         if not math.isfinite(loss):
-            raise _diverged(
+            raise diverged(
                 f"the loss is {loss} at step {step + 1} of epoch {epoch + 1}", out, epoch
             )
         seen += len(labels)
@@ -227,7 +227,7 @@ def _epoch(
         if progress is not None:
             progress(Progress(epoch + 1, step + 1, len(steps), loss_sum / seen, right / seen))
     if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
-        raise _diverged(f"weights are not finite after epoch {epoch + 1}", out, epoch)
+        raise diverged(f"weights are not finite after epoch {epoch + 1}", out, epoch)
     return EpochRecord(
         epoch=epoch + 1,
         lr=learning_rate(config, epoch),
@@ -264,7 +264,8 @@ def _step(
         ) from error
 
 
-def _diverged(what: str, out: Path | None, epochs_done: int) -> TrainingError:
+def diverged(what: str, out: Path | None, epochs_done: int) -> TrainingError:
+    """The error of a loss or weight (`what`) that is no longer finite."""
     kept = "nothing was written"
     if out is not None:
         resume_file(out).unlink(missing_ok=True)  # resumed, it would diverge again
@@ -273,7 +274,7 @@ def _diverged(what: str, out: Path | None, epochs_done: int) -> TrainingError:
     return TrainingError(f"training diverged: {what}; {kept}; take a smaller learning rate")
 
 
-def _steps(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+def steps_of(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     """The positions of each step's examples: every example once, in random order."""
     steps = list(torch.randperm(count, generator=generator).split(size))
     if len(steps) > 1 and len(steps[-1]) == 1:
@@ -282,7 +283,12 @@ def _steps(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return steps
 
 
-def _trainable(splits: Splits, config: TrainConfig) -> Split:
+def trainable(splits: Splits, config: TrainConfig) -> Split:
+    """The training split.
+
+    Raises:
+        TrainingError: There is none, or it cannot be trained on as `config` says.
+    """
     spec = splits.info["spec"]
     if splits.train is None or not splits.train.has_labels:
         lack = "training split" if splits.train is None else "labels"
@@ -296,7 +302,12 @@ def _trainable(splits: Splits, config: TrainConfig) -> Split:
     return splits.train
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that a name of `DEVICES` stands for.
+
+    Raises:
+        TrainingError: It is not there.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device cuda: torch finds no GPU here; take device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -317,7 +328,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=momentum)
 
 
-def _epoch_seed(seed: int, epoch: int, purpose: str) -> int:
+def epoch_seed(seed: int, epoch: int, purpose: str) -> int:
     """A seed for one purpose in one epoch; hashed, so that neighbours are unrelated."""
     digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
@@ -365,7 +376,7 @@ def _check_can_save(model: nn.Module, out: Path) -> None:
         raise TrainingError(f"cannot write {out}: expected a file in a folder that exists")
 
 
-def _remember(
+def remember(
     model: nn.Module,
     splits: Splits,
     earlier: list[Any],

@@ -22,7 +22,7 @@ from fcompress.train_config import (
     default_config,
     learning_rate,
 )
-from fcompress.training import EpochRecord, Progress, _steps, accuracy, train
+from fcompress.training import EpochRecord, Progress, accuracy, steps_of, train
 
 DIGITS = {"in_channels": 1, "image_size": 8, "classes": 10}
 
@@ -92,14 +92,14 @@ def test_the_seed_decides(digits):
 
 def test_the_order_is_a_function_of_seed_and_epoch_and_covers_every_example():
     def steps(seed):
-        return _steps(65, 32, torch.Generator().manual_seed(seed))
+        return steps_of(65, 32, torch.Generator().manual_seed(seed))
 
     assert torch.equal(torch.cat(steps(1)), torch.cat(steps(1)))
     assert not torch.equal(torch.cat(steps(1)), torch.cat(steps(2)))
     assert torch.cat(steps(1)).sort().values.tolist() == list(range(65))
     # 65 = 32 + 33, not 32 + 32 + 1: batch norm cannot normalise a batch of one.
     assert [len(step) for step in steps(1)] == [32, 33]
-    assert [len(step) for step in _steps(66, 32, torch.Generator())] == [32, 32, 2]
+    assert [len(step) for step in steps_of(66, 32, torch.Generator())] == [32, 32, 2]
 
 
 def test_a_last_batch_of_one_does_not_stop_batch_norm(digits):
