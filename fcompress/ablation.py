@@ -6,7 +6,6 @@ activation, or, on request, a whole feature map, which is what the authors' publ
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -158,7 +157,7 @@ def measure_ablation(
     """Measure the prunable units of a network in one pass over the examples.
 
     Every batch is read once; the network then runs on it once for each proportion and order,
-    and, by layer, again for each layer, from that layer on.
+    from the first ablated layer on, and, by layer, again for each layer, from that layer on.
 
     Args:
         model: The network; comes back as it was.
@@ -279,7 +278,7 @@ class _Run:
             self.add(inputs[:left], None if truth is None else truth[:left])
             self.add(inputs[left:], None if truth is None else truth[left:])
             return
-        with self._prefix.recording() if left > 0 else nullcontext():
+        with self._prefix.recording():
             scores = class_scores(self._model, inputs)
         if not torch.isfinite(scores).all():
             raise UnsupportedNetworkError(
@@ -316,8 +315,7 @@ class _Run:
 
     def _ablated(self, inputs: Tensor, curve: int, masks: dict[str, Tensor]) -> Tensor:
         """Labels [n, places] of the ablated network."""
-        before = self._prefix.replaying(self._curves[curve][0]) if curve else nullcontext()
-        with before, ablate(self._model, masks):
+        with self._prefix.replaying(self._curves[curve][0]), ablate(self._model, masks):
             return self._scoring.labels_of(class_scores(self._model, inputs))
 
     def curve(self, number: int, name: str, units: int) -> AblationCurve:
