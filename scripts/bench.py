@@ -12,6 +12,7 @@ import click
 import effort
 import quality
 import quality_report
+import stacked
 import torch
 import torch_pruning
 import torchvision
@@ -151,6 +152,18 @@ def cost_of_shrinking(work: Path, data_root: Path | None, tol: float) -> None:
         click.echo(effort.line(row))
     RESULTS.mkdir(exist_ok=True)
     _write(RESULTS / "effort.json", json.dumps(rows, indent=1) + "\n")
+
+
+@main.command("stacked")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the rows as JSON, too.")
+def stacked_training(out: Path | None) -> None:
+    """Many small MLPs trained one after another and as one stack: processor time, one thread."""
+    rows = []
+    for shape in stacked.SHAPES:
+        rows.append(stacked.measure(*shape))
+        click.echo(stacked.line(rows[-1]))
+    if out is not None:
+        _write(out, json.dumps(rows, indent=1) + "\n")
 
 
 def _their_groups(model: torch.nn.Module, example: torch.Tensor) -> int:
