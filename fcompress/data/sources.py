@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torchvision.datasets.utils import check_integrity
@@ -58,7 +59,7 @@ def fashion_folders(root: Path | None) -> list[Path]:
 
 
 def read_fashion(request: Request) -> Raw:
-    """Load Fashion-MNIST from its idx files (plain or gzip).
+    """Load Fashion-MNIST from its idx files (plain or gzip); `size=14` shrinks its images.
 
     Raises:
         DataError: Not found anywhere, or a file is damaged.
@@ -97,8 +98,11 @@ def read_fashion(request: Request) -> Raw:
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     labels = labels.long()
     pool, official_test = (len(labels) for _, labels in parts)
+    side = request.number("size", images.shape[-1], least=1)
+    if side > min(images.shape[-2:]):
+        raise DataError(f"option size={side}: Fashion-MNIST's images have 28 pixels a side")
     return Raw(
-        examples=Stored(images[:, None], padding=4, flip=True),
+        examples=_shrunk(images[:, None], side),
         labels=labels,
         classes=len(FASHION_CLASSES),
         class_names=FASHION_CLASSES,
@@ -106,6 +110,18 @@ def read_fashion(request: Request) -> Raw:
         official_test=official_test,
         sha256=sha256_of([images, labels]),
     )
+
+
+def _shrunk(images: Tensor, side: int) -> Stored:
+    """Images [N, 1, H, W], uint8, brought to side x side: each pixel the mean of what it covers.
+
+    Augmentation moves them by as large a part of their side as it moves the originals.
+    """
+    whole = images.shape[-1]
+    if tuple(images.shape[-2:]) != (side, side):
+        parts = [F.adaptive_avg_pool2d(p.float(), side).round().byte() for p in images.split(4096)]
+        images = torch.cat(parts)
+    return Stored(images, padding=max(1, round(4 * side / whole)), flip=True)
 
 
 def _find_fashion(root: Path | None) -> Path | None:

@@ -47,7 +47,10 @@ class Dataset:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-_HOLDOUT = {"holdout": "0: train on the whole official training set, no other splits but test"}
+_HOLDOUT = {
+    "holdout": "0: train on the whole official training set, no other splits but test",
+    "train": "use only the first so many examples of the training split; the others stay whole",
+}
 _OFFICIAL = "official training set: calibration 8192, search 2000, certification 2000, rest train"
 _OWN = (
     "train 40%, calibration 20%, search 10%, certification 15%, test 15%; "
@@ -73,7 +76,7 @@ def datasets() -> dict[str, Dataset]:
             _OFFICIAL,
             "--data-root, the Debian package dataset-fashion-mnist, or --download",
             read_fashion,
-            _HOLDOUT,
+            {"size": "side that images are shrunk to, 28", **_HOLDOUT},
         ),
         Dataset(
             "cifar10",
@@ -268,6 +271,9 @@ def _cut(
 ) -> Splits:
     pool = len(raw.examples) - raw.official_test
     rows = cut(pool, raw.sizes, seed)
+    first = request.number("train", 0, least=1)
+    if first:
+        rows["train"] = _first(rows["train"], first, spec)
     if raw.official_test:
         rows["test"] = torch.arange(pool, len(raw.examples))
     labels = raw.labels if random_labels is None else _redrawn(raw, spec, random_labels)
@@ -303,6 +309,16 @@ def _cut(
     if request.preprocess is not None:
         info["preprocess"] = request.preprocess.to_dict()
     return Splits(**{role: splits.get(role) for role in ROLES}, info=info)
+
+
+def _first(rows: Tensor, count: int, spec: str) -> Tensor:
+    """The first rows of the training split: of a permutation, so a random subset (`train=N`)."""
+    if count > len(rows):
+        raise DataError(
+            f"{spec}: option train={count}, but the training split has {len(rows)} examples; take "
+            "fewer, or leave the option out"
+        )
+    return rows[:count]
 
 
 def _redrawn(raw: Raw, spec: str, seed: int) -> Tensor:
