@@ -8,7 +8,7 @@ import torch
 
 from fcompress.data import load_data
 from fcompress.errors import TrainingError
-from fcompress.experiments import stacked
+from fcompress.experiments import stacked, stacked_weights
 from fcompress.experiments.stacked import Run, train_stacked
 from fcompress.models import build
 from fcompress.train_config import OPTIMIZERS, TrainConfig
@@ -70,6 +70,14 @@ def test_every_network_ends_as_it_would_alone(optimizer, dimensions, depth, deca
         for q, r in zip(runs, results, strict=True)
     ]
     assert min(moved) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_large_tensors_are_moved_block_by_block(optimizer, monkeypatch):
+    monkeypatch.setattr(stacked_weights, "BLOCK", 5 * 8 * 5)  # 5 of 12 rows of 8 networks' fc1
+    runs = runs_of(5, optimizer)
+    assert len(runs) == 8
+    assert largest_difference(runs, train_stacked(runs)) < 1e-10
 
 
 def test_the_comparison_sees_another_rate_another_order_and_other_data():

@@ -17,6 +17,8 @@ from fcompress.training import MOMENTUM
 ADAM_BETAS = (0.9, 0.999)
 RMSPROP_ALPHA = 0.9
 EPSILON = 1e-8
+# Values that are moved at a time: few enough that all of an optimizer's passes find them in cache.
+BLOCK = 2**16
 
 
 class Rule:
@@ -36,30 +38,38 @@ class Rule:
 
     def step(self, values: Tensor, gradient: Tensor, rates: Tensor) -> None:
         """Move `values` [N, ...] in place; `rates` [N] is each network's learning rate."""
-        if self._decay:
-            gradient = gradient + self._decay * values
-        rates = rates.view(-1, *[1] * (values.dim() - 1))
-        if self._optimizer == "sgd":
-            values.sub_(rates * gradient)
-            return
         if self._mean is None:
-            self._mean = torch.zeros_like(values)
-            self._square = torch.zeros_like(values)
+            kept = values if self._optimizer != "sgd" else values[:0]
+            self._mean = torch.zeros_like(kept)
+            self._square = torch.zeros_like(kept)
         assert self._square is not None
         self._steps += 1
-        if self._optimizer == "momentum":
-            self._mean.mul_(MOMENTUM).add_(gradient)
-            values.addcmul_(rates, self._mean, value=-1)
+        rates = rates.view(-1, *[1] * (values.dim() - 1))
+        rows = max(1, BLOCK // values[:, :1].numel())
+        parts = [t.split(rows, 1) for t in (values, gradient, self._mean, self._square)]
+        for own in zip(*parts, strict=True):
+            self._step(*own, rates)
+
+    def _step(
+        self, values: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rates: Tensor
+    ) -> None:
+        if self._decay:
+            gradient = gradient + self._decay * values
+        if self._optimizer == "sgd":
+            values.addcmul_(rates, gradient, value=-1)
+        elif self._optimizer == "momentum":
+            mean.mul_(MOMENTUM).add_(gradient)
+            values.addcmul_(rates, mean, value=-1)
         elif self._optimizer == "rmsprop":
-            root = _running(self._square, gradient, RMSPROP_ALPHA).sqrt().add_(EPSILON)
-            self._mean.mul_(MOMENTUM).addcdiv_(gradient, root)
-            values.addcmul_(rates, self._mean, value=-1)
+            root = _running(square, gradient, RMSPROP_ALPHA).sqrt().add_(EPSILON)
+            mean.mul_(MOMENTUM).addcdiv_(gradient, root)
+            values.addcmul_(rates, mean, value=-1)
         else:
             first, second = (1 - beta**self._steps for beta in ADAM_BETAS)
-            self._mean.lerp_(gradient, 1 - ADAM_BETAS[0])
-            root = _running(self._square, gradient, ADAM_BETAS[1]).sqrt()
+            mean.lerp_(gradient, 1 - ADAM_BETAS[0])
+            root = _running(square, gradient, ADAM_BETAS[1]).sqrt()
             root.div_(second**0.5).add_(EPSILON)
-            values.sub_(root.reciprocal_().mul_(self._mean).mul_(rates / first))
+            values.addcmul_(rates / first, root.reciprocal_().mul_(mean), value=-1)
 
 
 def _running(square: Tensor, gradient: Tensor, keep: float) -> Tensor:
