@@ -47,8 +47,8 @@ class Rule:
         rates = rates.view(-1, *[1] * (values.dim() - 1))
         rows = max(1, BLOCK // values[:, :1].numel())
         parts = [t.split(rows, 1) for t in (values, gradient, self._mean, self._square)]
-        for own in zip(*parts, strict=True):
-            self._step(*own, rates)
+        for some, slopes, mean, square in zip(*parts, strict=True):
+            self._step(some, slopes, mean, square, rates)
 
     def _step(
         self, values: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rates: Tensor
