@@ -235,7 +235,7 @@ def gain(
                 network,
                 data,
                 progress=partial(progress, number),
-                **{**_widened_layers(network), **options},
+                **{**widened_layers(network), **options},
             )
         measured.append(network)
     return gain_of(measured, tolerance=tolerance, redundancy_tolerance=redundancy_tolerance)
@@ -253,7 +253,7 @@ def _called(model: nn.Module) -> str:
     return type(model).__name__ if record is None else record.architecture.name
 
 
-def _widened_layers(model: nn.Module) -> dict[str, Sequence[str]]:
+def widened_layers(model: nn.Module) -> dict[str, Sequence[str]]:
     """The layers to measure, as arguments of `analyze`, where the width applies to one only."""
     layer = _built(model)[1].get("layer")
     if layer is None:

@@ -4,6 +4,9 @@ Everything a user can cause derives from `FcompressError`; the command line prin
 message without a traceback and exits with 1.
 """
 
+import difflib
+from collections.abc import Iterable
+
 _LONGEST = 4000
 
 
@@ -48,3 +51,11 @@ class ToleranceError(FcompressError):
 
 class ResultWarning(UserWarning):
     """A result that holds, but says less than the user may think."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The wrong name, the closest right one, and all right ones, to end an error with."""
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{name!r}{hint} there are: {', '.join(names)}"

@@ -14,8 +14,7 @@ from typing import Any
 import torchvision
 
 from fcompress.architecture import Architecture, import_timm
-from fcompress.errors import ArchitectureError, DataError
-from fcompress.models.arguments import suggest
+from fcompress.errors import ArchitectureError, DataError, suggest
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _LARGEST = 2**14

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fcompress import checkpoint
 from fcompress.data import Split, Splits
-from fcompress.errors import TrainingError
-from fcompress.models import Network
+from fcompress.errors import DataError, FcompressError, TrainingError
+from fcompress.models import Network, families
 from fcompress.resume import damaged, read_resume, restore, resume_file, write_resume
 from fcompress.train_config import TrainConfig, learning_rate
 
@@ -170,6 +170,29 @@ def train(
     if out is not None:
         resume_file(out).unlink(missing_ok=True)
     return TrainResult(model.cpu().eval(), config, tuple(records), dict(splits.info), out)
+
+
+def fitting(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that make a network of a family fit the data that `Splits.info` describes.
+
+    Raises:
+        DataError: The data has no labels.
+        FcompressError: The family labels images, and the examples are none.
+    """
+    if info["classes"] is None:
+        raise DataError(f"{info['spec']} has no labels; training needs labelled examples")
+    shape = info["shape"]
+    if len(shape) == 3:
+        height, width = shape[1:]
+        size = height if height == width else [height, width]
+        return {"in_channels": shape[0], "image_size": size, "classes": info["classes"]}
+    known = families().get(family)
+    if known is not None and "in_features" not in known.arguments:
+        raise FcompressError(
+            f"{family} labels images, but the examples of {info['spec']} have the shape {shape}; "
+            "take mlp, or other data"
+        )
+    return {"in_features": math.prod(shape), "classes": info["classes"]}
 
 
 @torch.no_grad()

@@ -41,6 +41,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Write a network as files that run without fcompress.",
     ),
     "show": ("fcompress.cli.export_cmd", "show_command", "Say what a file is."),
+    "recipe": (
+        "fcompress.cli.recipe_cmd",
+        "recipe_command",
+        "Run the experiments of the paper, one command each.",
+    ),
     "models": ("fcompress.cli.train_cmd", "models_command", "List the network families."),
     "data": ("fcompress.cli.train_cmd", "data_command", "List the datasets, or describe one."),
 }

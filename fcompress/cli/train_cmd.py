@@ -15,7 +15,6 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fcompress.cli.output import existing_folder, json_option, stdout, write_json
-from fcompress.errors import DataError, FcompressError
 from fcompress.train_config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
 
 # torch takes seconds to import, so the commands import what needs it when they run.
@@ -135,12 +134,12 @@ def train_command(
 
     from fcompress.data import load_data
     from fcompress.models import build
-    from fcompress.training import train
+    from fcompress.training import fitting, train
 
     splits = load_data(
         spec, root=data_root, seed=data_seed, random_labels=random_labels, download=download
     )
-    arguments = {**_fitting(family, splits.info), **arguments}
+    arguments = {**fitting(family, splits.info), **arguments}
     network = build(family, seed=config.seed, **arguments)
     try:
         with _shown(config.epochs) as progress:
@@ -153,29 +152,6 @@ def train_command(
     record = {"family": family, "args": network.spec.args, "params": params, **result.to_dict()}
     if write_json(json_file, record):
         _show_result(family, params, result)
-
-
-def _fitting(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that make a network of the family fit the data."""
-    from fcompress.models import families
-
-    if info["classes"] is None:
-        raise DataError(f"{info['spec']} has no labels; training needs labelled examples")
-    shape = info["shape"]
-    if len(shape) == 3:
-        height, width = shape[1:]
-        size = height if height == width else [height, width]
-        return {"in_channels": shape[0], "image_size": size, "classes": info["classes"]}
-    known = families().get(family)
-    if known is not None and "in_features" not in known.arguments:
-        raise FcompressError(
-            f"{family} labels images, but the examples of {info['spec']} have the shape {shape}; "
-            "take mlp, or other data"
-        )
-    features = 1
-    for size in shape:
-        features *= size
-    return {"in_features": features, "classes": info["classes"]}
 
 
 @contextmanager

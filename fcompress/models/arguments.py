@@ -1,13 +1,12 @@
 """Arguments of network families: defaults, checks and errors that say what was expected."""
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from fcompress.errors import FcompressError
+from fcompress.errors import FcompressError, suggest
 from fcompress.models.init import check_init
 
 # Far above any network in use; a damaged file must not make us build for hours.
@@ -58,14 +57,6 @@ def resolve(
         except ValueError as error:
             raise FcompressError(f"{family}: {name} must be {error}, not {value!r}") from None
     return resolved
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The wrong name, the closest right one, and all right ones, to end an error with."""
-    names = list(known)
-    close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{name!r}{hint} there are: {', '.join(names)}"
 
 
 def whole(minimum: int = 1, maximum: int = _LARGEST) -> Callable[[Any], int]:

@@ -2,9 +2,8 @@
 
 import torch
 
-from fcompress.errors import FcompressError
+from fcompress.errors import FcompressError, suggest
 from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
-from fcompress.models.arguments import suggest
 from fcompress.models.base import Family, Network, Spec
 from fcompress.models.init import initialize
 

@@ -1,0 +1,203 @@
+"""`fcompress recipe`: the experiments of the paper, one command each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fcompress.cli.output import json_option, stdout, write_json
+from fcompress.experiments import spec
+from fcompress.train_config import DEVICES
+
+# torch takes seconds to import, so the commands import what needs it when they run.
+if TYPE_CHECKING:
+    from fcompress.experiments.results import Results
+
+
+@click.group("recipe")
+def recipe_command() -> None:
+    r"""Run the experiments of the paper, and compare them with its published figures.
+
+    \b
+    Example:
+      fcompress recipe run fig4d --scale small --out fig4d
+    """
+
+
+@recipe_command.command("list")
+@json_option
+def list_command(json_file: Path | None) -> None:
+    r"""List the recipes, what they reproduce and at which scales.
+
+    \b
+    Example:
+      fcompress recipe list
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("recipe", "reproduces", "what", "scales"):
+        table.add_column(heading, no_wrap=heading == "recipe")
+    records = []
+    for name, title, source, scales in spec.summaries():
+        table.add_row(name, source, title, " ".join(scales))
+        records.append({"name": name, "title": title, "source": source, "scales": list(scales)})
+    if write_json(json_file, records):
+        stdout().print(table)
+
+
+@recipe_command.command("run")
+@click.argument("name")
+@click.option(
+    "--scale",
+    type=click.Choice(spec.SCALES),
+    default="small",
+    show_default=True,
+    help="smoke: seconds; small: this machine; paper: as published.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of the results.  [default: NAME-SCALE]",
+)
+@click.option(
+    "--trials",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of the trials, for recipes to share.  [default: in --out]",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change the recipe, as in train.epochs=2; may be repeated.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Trials at once, each with one thread.  [default: processors]",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Run on a Ray cluster; local: start Ray here.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder in which datasets are looked for first.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Where to train and measure.",
+)
+@json_option
+def run_command(
+    name: str,
+    scale: str,
+    out: Path | None,
+    trials: Path | None,
+    changes: tuple[str, ...],
+    workers: int | None,
+    cluster: str | None,
+    data_root: Path | None,
+    device: str,
+    json_file: Path | None,
+) -> None:
+    r"""Run the recipe NAME (`fcompress recipe list`, or a file of your own), draw and compare.
+
+    What is finished is kept: the same command goes on where a run was stopped.
+
+    \b
+    Examples:
+      fcompress recipe run fig4d --scale paper --out fig4d
+      fcompress recipe run fig4c --set seeds=1 --set "curves.He.widths=[0.25, 0.5]"
+    """
+    recipe = spec.read(name, scale, changes)
+    out = out or Path(f"{recipe.name}-{scale}")
+
+    from fcompress.experiments import report, results
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def progress(done: int, total: int, trial: str, seconds: float) -> None:
+        console.print(f"{done}/{total} {trial} ({seconds:.1f} s)")
+
+    found = results.run(
+        recipe,
+        out,
+        trials=trials,
+        workers=workers or os.cpu_count() or 1,
+        cluster=cluster,
+        root=data_root,
+        device=device,
+        progress=progress,
+    )
+    command = " ".join(["fcompress recipe run", name, "--scale", scale, *_said(changes)])
+    report.write(found, out, command)
+    _show(found, out, json_file)
+
+
+@recipe_command.command("report")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def report_command(folder: Path, json_file: Path | None) -> None:
+    r"""Draw and compare what FOLDER holds, finished or not, without running anything.
+
+    \b
+    Example:
+      fcompress recipe report fig4d
+    """
+    from fcompress.experiments import report, results
+
+    found = results.load(folder)
+    recipe = found.recipe
+    report.write(found, folder, f"fcompress recipe run {recipe.name} --scale {recipe.scale}")
+    _show(found, folder, json_file)
+
+
+def _said(changes: tuple[str, ...]) -> list[str]:
+    return [f'--set "{change}"' for change in changes]
+
+
+def _show(results: Results, out: Path, json_file: Path | None) -> None:
+    from fcompress.experiments import tables
+
+    record = {"recipe": results.recipe.to_dict(), **tables.tables(results)}
+    if not write_json(json_file, record):
+        return
+    recipe = results.recipe
+    console = stdout()
+    finished = len(results.trials) - results.missing
+    console.print(
+        f"{recipe.name} ({recipe.source}), scale {recipe.scale}: {finished} of "
+        f"{len(results.trials)} networks",
+        soft_wrap=True,
+    )
+    compared = tables.compare(results)
+    if compared:
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in ("units", "published g", "here", "conclusion"):
+            table.add_column(heading, no_wrap=True)
+        for one in compared:
+            table.add_row(
+                one.quantity.replace("_", "-"),
+                tables.range_text(one.published),
+                tables.range_text(one.here),
+                {True: "same", False: "other", None: "-"}[one.same],
+            )
+        console.print(table)
+    for trial, reason in results.failed.items():
+        print(f"left out: {trial}: {reason}", file=sys.stderr)
+    console.print(f"wrote {out / 'summary.md'} and {out / 'figures'}", soft_wrap=True)

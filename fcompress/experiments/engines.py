@@ -1,0 +1,175 @@
+"""Engines: run trials in this process, in several on this machine, or on several machines.
+
+Every engine takes the same trials and gives the same records: a worker has one thread, and what
+it does depends on the trial alone. Trials of small MLPs that differ in little but their seeds go
+to a worker together and are trained as one program (`stacked`).
+"""
+
+import itertools
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fcompress.errors import FcompressError
+from fcompress.experiments.stacked_trials import perform_together, stack_key
+from fcompress.experiments.trials import Record, Trial, perform
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does in one go.
+
+    Attributes:
+        ids: Of the trials.
+        works: What they are; several only if they can be trained together.
+        scratch: Folder for what a killed trial goes on with; None where there is none.
+        root: Of the data.
+        device: As in `TrainConfig`.
+    """
+
+    ids: tuple[str, ...]
+    works: tuple[Record, ...]
+    scratch: Path | None
+    root: Path | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The records of a job, in the order of its trials, and the seconds it took."""
+
+    ids: tuple[str, ...]
+    records: tuple[Record, ...]
+    seconds: float
+
+
+def jobs_of(
+    trials: Sequence[Trial], scratch: Path | None, root: Path | None, device: str
+) -> list[Job]:
+    """Trials as jobs, in their order; trials with the same work are one."""
+    unique = list({trial.id: trial for trial in trials}.values())
+    bundles: dict[str, list[Trial]] = {}
+    for trial in unique:
+        bundles.setdefault(stack_key(trial.work) or trial.id, []).append(trial)
+    return [
+        Job(tuple(t.id for t in b), tuple(t.work for t in b), scratch, root, device)
+        for b in bundles.values()
+    ]
+
+
+def work_on(job: Job) -> Done:
+    """Do a job here and now."""
+    begin = time.perf_counter()
+    if len(job.works) > 1:
+        records = perform_together(job.works, job.root, job.device)
+    else:
+        folder = None if job.scratch is None else job.scratch / job.ids[0]
+        records = [perform(job.works[0], folder, job.root, job.device)]
+    return Done(job.ids, tuple(records), time.perf_counter() - begin)
+
+
+def run_here(jobs: Sequence[Job]) -> Iterator[Done]:
+    """One after the other in this process, with one thread as a worker has."""
+    threads = torch.get_num_threads()
+    for job in jobs:
+        torch.set_num_threads(1)
+        try:
+            done = work_on(job)
+        finally:
+            torch.set_num_threads(threads)
+        yield done
+
+
+def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
+    """In worker processes on this machine; results come as they are ready.
+
+    Raises:
+        FcompressError: A worker was killed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when a process starts
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    try:
+        waiting = iter(jobs)
+        # Few are handed over ahead, so that an interrupt leaves nothing in a queue.
+        running = {pool.submit(work_on, job) for job in itertools.islice(waiting, workers)}
+        while running:
+            ready: Future[Done] = next(as_completed(running))
+            running.remove(ready)
+            for job in itertools.islice(waiting, 1):
+                running.add(pool.submit(work_on, job))
+            yield ready.result()
+    except BrokenProcessPool as error:
+        raise FcompressError(
+            "a worker process was killed (by hand, or because memory ran out: take fewer "
+            "--workers); what was finished is kept, and the same command goes on from there"
+        ) from error
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_cluster(jobs: Sequence[Job], address: str, workers: int) -> Iterator[Done]:
+    """On the machines of a Ray cluster; needs the extra `cluster`, here and there.
+
+    Args:
+        jobs: What to do; a job that is lost with its machine is done again on another one.
+        address: "local" starts Ray on this machine with as many workers; else of a cluster.
+        workers: Jobs at once, at most.
+
+    Raises:
+        FcompressError: Ray is missing or cannot be reached, or gave a job up.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise FcompressError(
+            "a cluster needs Ray: pip install 'fcompress[cluster]' on every machine"
+        ) from error
+    try:
+        ray.init(
+            None if address == "local" else address,
+            num_cpus=workers if address == "local" else None,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise FcompressError(f"no Ray cluster at {address}: {error}") from error
+    gpus = 1 if jobs and jobs[0].device == "cuda" else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_work_alone)
+    try:
+        waiting = iter(jobs)
+        running = [remote.remote(job) for job in itertools.islice(waiting, workers)]
+        while running:
+            (ready,), running = ray.wait(running)
+            running += [remote.remote(job) for job in itertools.islice(waiting, 1)]
+            yield ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, FcompressError) else error from None
+    except ray.exceptions.RayError as error:
+        raise FcompressError(
+            f"the cluster gave a trial up ({type(error).__name__}); what was finished is kept, and "
+            "the same command goes on from there"
+        ) from error
+    finally:
+        ray.shutdown()
+
+
+def _work_alone(job: Job) -> Done:
+    torch.set_num_threads(1)
+    return work_on(job)

@@ -1,0 +1,31 @@
+"""What recipes can ask for: measures with the settings they take, and drawings.
+
+Names only, so that `fcompress recipe list` need not wait for torch; `trials` and `figures` hold
+what they stand for.
+"""
+
+MEASURES: dict[str, tuple[str, ...]] = {
+    "analyze": ("examples", "by_layer", "layer_examples", "unit", "orders", "redundancy_layers"),
+    "shrunk": (
+        "tolerances",
+        "method",
+        "objective",
+        "polish",
+        "polish_seconds",
+        "calibration",
+        "confidence",
+    ),
+    "constructions": ("examples", "orders", "balance"),
+}
+DRAWINGS: dict[str, str] = {
+    "growth": "prunable and redundant units against the width, with their gains",
+    "non_frivolous": "the same for all other units",
+    "accuracy": "test accuracy against the width",
+    "ablation": "unchanged labels against the share of ablated units, a line for each width",
+    "correlations": "correlations between the units of one layer, a violin for each width",
+    "layers": "prunable and redundant units of each layer against the width",
+    "params": "trainable parameters against the width",
+    "tolerances": "the gains at larger tolerances",
+    "shrunk": "size and accuracy before and after `shrink` against the width",
+    "constructions": "prunable and redundant units of a network and of twice as wide equals",
+}

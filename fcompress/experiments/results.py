@@ -1,0 +1,232 @@
+"""The folder of a recipe's results.
+
+recipe.json     what was asked for; says whose folder this is
+trials/*.json   one record each, written whole or not at all
+scratch/        what trials that were killed go on with
+log.jsonl       when each trial ended and how long it took
+figures/        PNG and SVG
+results.json    all trials and tables
+summary.md      one page
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcompress.errors import FcompressError
+from fcompress.experiments import engines
+from fcompress.experiments.spec import Recipe, recipe_of
+from fcompress.experiments.trials import FORMAT, Record, Trial, data_of, trials_of
+from fcompress.files import write_atomic
+
+MANIFEST = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A recipe with the records of its trials.
+
+    Attributes:
+        recipe: What was asked for.
+        trials: Every trial of it.
+        records: Trial id -> record, of those that are finished.
+    """
+
+    recipe: Recipe
+    trials: tuple[Trial, ...]
+    records: dict[str, Record]
+
+    def of(self, curve: str, width: float) -> list[Record]:
+        """Records of a curve's networks of one width that trained, by seed."""
+        chosen = [t for t in self.trials if (t.curve, t.width) == (curve, width)]
+        found = [self.records.get(t.id) for t in sorted(chosen, key=lambda t: t.seed)]
+        return [record for record in found if record is not None and "failed" not in record]
+
+    @property
+    def missing(self) -> int:
+        """Trials that are not finished."""
+        return sum(trial.id not in self.records for trial in self.trials)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Trials whose training did not converge: what, and why."""
+        return {
+            t.id: r["failed"] for t in self.trials if "failed" in (r := self.records.get(t.id, {}))
+        }
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    trials: Path | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    root: Path | None = None,
+    device: str = "auto",
+    progress: Callable[[int, int, str, float], object] = lambda done, all_, name, seconds: None,
+) -> Results:
+    """Run what is missing of a recipe.
+
+    Args:
+        recipe: Which one.
+        out: Folder of the results; made if it is not there.
+        trials: Folder of the records; None for the one in `out`. Recipes that share one share
+            the trials that they have in common.
+        workers: Trials at once.
+        cluster: Of a Ray cluster, see `engines.run_on_cluster`; None for this machine.
+        root: Folder in which datasets are looked for first.
+        device: "cpu", "cuda" or "auto".
+        progress: Called with trials done, of how many, the last one's name and its seconds.
+
+    Raises:
+        FcompressError: The folder holds other results, a record is damaged, data is missing, or
+            a worker was killed. What is finished by then is kept.
+    """
+    every = trials_of(recipe)
+    pool = _open(recipe, out, trials)
+    known = {t.id for t in every if (pool / f"{t.id}.json").exists()}
+    left = [t for t in every if t.id not in known]
+    for work in {t.work["data"].partition(":")[0]: t.work for t in left}.values():
+        if not work["data"].startswith("gaussian"):
+            data_of(work, root)  # says now, not in a worker, what is missing
+    scratch = None if cluster else out / "scratch"
+    jobs = engines.jobs_of(left, scratch, root, device)
+    if cluster is not None:
+        running = engines.run_on_cluster(jobs, cluster, workers)
+    elif workers == 1:
+        running = engines.run_here(jobs)
+    else:
+        running = engines.run_in_processes(jobs, min(workers, max(len(jobs), 1)))
+    total, done = len({t.id for t in every}), len(known)
+    for finished in running:
+        for name, record in zip(finished.ids, finished.records, strict=True):
+            _write(pool / f"{name}.json", record)
+            done += 1
+            progress(done, total, name, finished.seconds / len(finished.ids))
+        _log(out, finished)
+    if scratch is not None and scratch.is_dir() and not any(scratch.iterdir()):
+        scratch.rmdir()
+    return load(out)
+
+
+def load(out: Path) -> Results:
+    """Read a folder of results, whole or not.
+
+    Raises:
+        FcompressError: It is none, or of another version, or a record is damaged.
+    """
+    manifest = _manifest(out)
+    if manifest is None:
+        raise FcompressError(f"{out} holds no results: there is no {MANIFEST} in it")
+    recipe = recipe_of(manifest["recipe"])
+    pool = _pool(out, manifest)
+    trials = tuple(trials_of(recipe))
+    records = {}
+    for trial in trials:
+        path = pool / f"{trial.id}.json"
+        if path.exists():
+            records[trial.id] = _read(path)
+    return Results(recipe, trials, records)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write plain values, whole or not at all."""
+    _write(path, record)
+
+
+def _open(recipe: Recipe, out: Path, trials: Path | None) -> Path:
+    """Check whose folder this is, or make it ours; returns the folder of the records."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pool = (trials or out / "trials").resolve()
+        pool.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FcompressError(
+            f"cannot make the folder {error.filename}: {error.strerror}"
+        ) from error
+    manifest = _manifest(out)
+    wanted = json.loads(json.dumps(recipe.to_dict()))
+    if manifest is None:
+        if any(p for p in out.iterdir() if p.name != "trials"):
+            raise FcompressError(
+                f"{out} is not empty and holds no results of a recipe; choose another --out"
+            )
+        where = None if trials is None else os.path.relpath(pool, out.resolve())
+        _write(out / MANIFEST, {"format": FORMAT, "recipe": wanted, "trials": where})
+        return pool
+    held = manifest["recipe"]
+    for key in ("name", "scale"):
+        if held[key] != wanted[key]:
+            raise FcompressError(
+                f"{out} holds results of recipe {held['name']} at scale {held['scale']}, not of "
+                f"{wanted['name']} at {wanted['scale']}; choose another --out"
+            )
+    if held["curves"] != wanted["curves"]:
+        raise FcompressError(
+            f"{out} holds results of recipe {held['name']} with other settings "
+            f"({_difference(held['curves'], wanted['curves'])}); choose another --out, or run it "
+            "with the settings it was begun with"
+        )
+    if held != wanted:  # only what is drawn or said
+        _write(out / MANIFEST, {**manifest, "recipe": wanted})
+    return _pool(out, manifest)
+
+
+def _manifest(out: Path) -> Record | None:
+    path = out / MANIFEST
+    if not path.exists():
+        return None
+    found = _read(path)
+    if not isinstance(found, dict) or not {"format", "recipe", "trials"} <= found.keys():
+        raise FcompressError(f"{path} says nothing about results; choose another folder")
+    if found["format"] != FORMAT:
+        raise FcompressError(
+            f"{out} holds results of format {found['format']}, and this version writes "
+            f"{FORMAT}; choose another --out, or use the version that made them"
+        )
+    return found
+
+
+def _pool(out: Path, manifest: Record) -> Path:
+    """Folder of the records: its place is kept relative, so that both can be moved together."""
+    return out.resolve() / (manifest["trials"] or "trials")
+
+
+def _difference(held: Any, wanted: Any, place: str = "curves") -> str:
+    """Where two plain values first differ, in words."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in [*held, *wanted]:
+            if held.get(key) != wanted.get(key):
+                return _difference(held.get(key), wanted.get(key), str(key))
+    if isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
+        for one, other in zip(held, wanted, strict=True):
+            if one != other:
+                return _difference(one, other, place)
+    return f"{place}: {json.dumps(held)[:60]}, not {json.dumps(wanted)[:60]}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise FcompressError(
+            f"{path} cannot be read ({error}); delete it and run the recipe again"
+        ) from error
+
+
+def _write(path: Path, record: Any) -> None:
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def _log(out: Path, finished: engines.Done) -> None:
+    """One line for each job; a line that a full disk cuts off costs nothing but itself."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    line = {"ended": now, "trials": finished.ids, "seconds": round(finished.seconds, 2)}
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

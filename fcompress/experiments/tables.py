@@ -1,0 +1,273 @@
+"""Gains of a recipe beside the published ones, and the one-page summary."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fcompress.ablation import TOLERANCES
+from fcompress.errors import FcompressError
+from fcompress.experiments.measured import gains
+from fcompress.experiments.results import Results
+from fcompress.experiments.spec import folder
+from fcompress.growth import LAST, QUANTITIES, GainResult, Growth
+from fcompress.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
+
+PUBLISHED = "published_gains.json"
+# The words of the published file.
+PUBLISHED_AS = {
+    "prunable": "prunability",
+    "non_prunable": "non_prunability",
+    "redundant": "redundancy",
+    "non_redundant": "non_redundancy",
+}
+FRIVOLOUS = ("prunable", "redundant")
+LINEAR = 2.0  # the gain of what grows as the network does
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of a figure beside what was published.
+
+    Attributes:
+        quantity: One of `QUANTITIES`.
+        published: Smallest and largest published gain; None where not printed.
+        here: Smallest and largest gain of the curves, over the doublings that the published ones
+            take (all for prunable, the last three for redundant units).
+        all_doublings: The same over all doublings.
+        doublings: How many doublings `here` is over.
+        off: How far `here` reaches beyond the published range; None without one.
+        same: Whether both say the same about the question of the paper: do all curves of
+            frivolous units grow faster than the network (g > 2), all others slower? None if one
+            does not say.
+    """
+
+    quantity: str
+    published: tuple[float | None, float | None]
+    here: tuple[float, float] | None
+    all_doublings: tuple[float, float] | None
+    doublings: int
+    off: float | None
+    same: bool | None
+
+
+def compare(results: Results) -> list[Comparison]:
+    """The gains of a recipe beside the published ones; none without gains."""
+    found = gains(results) if _analyzed(results) else {}
+    if not found:
+        return []
+    by_layer = results.recipe.compare == "layers"
+    published = published_gains().get(results.recipe.published or "", {})
+    rows = []
+    for quantity in QUANTITIES:
+        curves = [
+            growth
+            for result in found.values()
+            for growth in (result.layers if by_layer else result.network)
+            if growth.quantity == quantity
+        ]
+        printed = published.get(PUBLISHED_AS[quantity], [None, None])
+        here = _range([paper_gain(c) for c in curves])
+        rows.append(
+            Comparison(
+                quantity=quantity,
+                published=(printed[0], printed[1]),
+                here=here,
+                all_doublings=_range([c.gain for c in curves]),
+                doublings=max(len(_taken(c)) for c in curves) if curves else 0,
+                off=_off(here, printed),
+                same=_same(quantity, here, printed),
+            )
+        )
+    return rows
+
+
+def published_gains() -> dict[str, dict[str, list[float | None]]]:
+    """The published gains of every figure, as the file beside the recipes has them."""
+    path = folder() / PUBLISHED
+    try:
+        figures: dict[str, dict[str, list[float | None]]] = json.loads(path.read_text())["figures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FcompressError(f"cannot read the published gains in {path}: {error}") from error
+    return figures
+
+
+def paper_gain(growth: Growth) -> float | None:
+    """The gain over the doublings that the published plots take (PROTOCOL section 3)."""
+    return growth.gain if growth.quantity.endswith("prunable") else growth.gain_last
+
+
+def tables(results: Results) -> dict[str, Any]:
+    """Everything that the figures show, as plain values."""
+    if not _analyzed(results):
+        return {"gains": {}, "compared": [], "accuracy": _accuracies(results)}
+    return {
+        "gains": {name: result.to_dict() for name, result in gains(results).items()},
+        "tolerances": {
+            f"{a:g}, {b:g}": {name: _short(result) for name, result in gains(results, a, b).items()}
+            for a, b in tolerance_pairs()
+        },
+        "compared": [asdict(row) for row in compare(results)],
+        "accuracy": _accuracies(results),
+    }
+
+
+def tolerance_pairs() -> Iterator[tuple[float, float]]:
+    """Tolerances of prunable and of redundant units, the main ones first."""
+    for number, tolerance in enumerate(TOLERANCES):
+        yield tolerance, REDUNDANCY_TOLERANCES[min(number, len(REDUNDANCY_TOLERANCES) - 1)]
+
+
+def summary(results: Results, command: str, seconds: float) -> str:
+    """One page: what was run, what came out, what is missing.
+
+    Args:
+        results: Of a recipe.
+        command: That made them.
+        seconds: Processor time of all trials, as the log has it.
+    """
+    recipe = results.recipe
+    lines = [f"# {recipe.name}: {recipe.title}", ""]
+    lines += [f"{recipe.source}, scale `{recipe.scale}`, made by `{command}`.", ""]
+    if recipe.note:
+        lines += [f"Not as in the paper: {recipe.note}.", ""]
+    if recipe.finding:
+        lines += [f"The paper: {recipe.finding}", ""]
+    compared = compare(results)
+    if compared:
+        lines += ["## Gains beside the published ones", "", *_compared(compared), ""]
+        lines += ["## Gains of every curve", "", *_gains(gains(results)), ""]
+    accuracies = _accuracies(results)
+    if any(accuracies.values()):
+        lines += ["## Test accuracy", "", *_accuracy_table(accuracies), ""]
+    lines += ["## What it rests on", "", *(f"- {fact}" for fact in _facts(results, seconds))]
+    return "\n".join(lines) + "\n"
+
+
+def row(cells: Sequence[object]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def head(names: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [row(names), "|" + " --- |" * len(names)]
+
+
+def range_text(values: Sequence[float | None] | None) -> str:
+    """A range of gains in words."""
+    if values is None or all(value is None for value in values):
+        return "-"
+    shown = [f"{value:.2f}" for value in values if value is not None]
+    return " to ".join(dict.fromkeys(shown))
+
+
+def _compared(rows: Sequence[Comparison]) -> Iterator[str]:
+    names = ["units", "published g", "here", "doublings", "all doublings", "off by", "conclusion"]
+    yield from head(names)
+    words = {True: "same", False: "other", None: "-"}
+    for one in rows:
+        off = "-" if one.off is None else f"{one.off:.2f}"
+        cells = [one.quantity.replace("_", "-"), range_text(one.published), range_text(one.here)]
+        cells += [str(one.doublings), range_text(one.all_doublings), off, words[one.same]]
+        yield row(cells)
+    yield ""
+    yield (
+        "g is the mean ratio of units when the width doubles, smallest to largest over the curves; "
+        "off: how far it reaches beyond the published range; the conclusion is whether all "
+        "frivolous units outgrow the network (g > 2), and all others lag behind it."
+    )
+
+
+def _gains(found: Mapping[str, GainResult]) -> Iterator[str]:
+    yield from head(["curve", "widths", "networks", *(q.replace("_", "-") for q in QUANTITIES)])
+    for name, result in found.items():
+        cells = [name, " ".join(f"{w:g}" for w in result.widths), str(sum(result.networks))]
+        for quantity in QUANTITIES:
+            growth = next(c for c in result.network if c.quantity == quantity)
+            cells.append("-" if growth.gain is None else f"{growth.gain:.2f}")
+            if growth.gain_last is not None and len(growth.ratios) > LAST:
+                cells[-1] += f" (last {LAST}: {growth.gain_last:.2f})"
+        yield row(cells)
+
+
+def _accuracies(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """Curve -> width -> mean and standard deviation of the test accuracy, and of training."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for curve in results.recipe.curves:
+        found[curve.name] = {}
+        for width in curve.widths:
+            trained = [r["train"] for r in results.of(curve.name, width) if r["train"]]
+            tested = [t["test_accuracy"] for t in trained if t["test_accuracy"] is not None]
+            if tested:
+                found[curve.name][f"{width:g}"] = {
+                    "mean": float(np.mean(tested)),
+                    "std": float(np.std(tested, ddof=1)) if len(tested) > 1 else 0.0,
+                    "train": float(np.mean([t["train_accuracy"][-1] for t in trained])),
+                    "networks": len(tested),
+                }
+    return found
+
+
+def _accuracy_table(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    widths = sorted({float(w) for by_width in accuracies.values() for w in by_width})
+    yield from head(["curve", *(f"{w:g}x" for w in widths)])
+    for name, by_width in accuracies.items():
+        cells = [name]
+        for width in widths:
+            one = by_width.get(f"{width:g}")
+            cells.append("-" if one is None else f"{one['mean']:.3f} ({one['train']:.3f})")
+        yield row(cells)
+    yield ""
+    yield "In brackets: training accuracy in the last epoch."
+
+
+def _facts(results: Results, seconds: float) -> Iterator[str]:
+    records = list(results.records.values())
+    yield f"{len(records)} of {len({t.id for t in results.trials})} trials, {seconds:.0f} s of work"
+    for spec in dict.fromkeys(r["data"]["spec"].partition(",seed=")[0] for r in records):
+        one = next(r["data"] for r in records if r["data"]["spec"].startswith(spec))
+        sizes = ", ".join(f"{role} {n:,}" for role, n in one["sizes"].items())
+        yield f"data {spec} ({sizes}), sha256 {one['sha256'][:12]}..."
+    for versions in dict.fromkeys(json.dumps(r["versions"]) for r in records):
+        yield ", ".join(f"{name} {number}" for name, number in json.loads(versions).items())
+    for trial, reason in results.failed.items():
+        yield f"left out: {trial}: {reason}"
+
+
+def _analyzed(results: Results) -> bool:
+    return all("analyze" in curve.measure for curve in results.recipe.curves)
+
+
+def _short(result: GainResult) -> dict[str, Any]:
+    return {c.quantity: {"gain": c.gain, "gain_last": c.gain_last} for c in result.network}
+
+
+def _taken(growth: Growth) -> tuple[float | None, ...]:
+    """The doublings that `paper_gain` is over."""
+    return growth.ratios if growth.quantity.endswith("prunable") else growth.ratios[-LAST:]
+
+
+def _range(values: Sequence[float | None]) -> tuple[float, float] | None:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None
+
+
+def _off(here: tuple[float, float] | None, printed: Sequence[float | None]) -> float | None:
+    low, high = printed
+    if here is None or low is None:
+        return None
+    return max(low - here[0], here[1] - (low if high is None else high), 0.0)
+
+
+def _same(
+    quantity: str, here: tuple[float, float] | None, printed: Sequence[float | None]
+) -> bool | None:
+    """Compares the end of the range that the question is about; see `Comparison.same`."""
+    end = 0 if quantity in FRIVOLOUS else 1
+    there = printed[end]
+    if here is None or there is None:
+        return None
+    return (here[end] > LINEAR) == (there > LINEAR)

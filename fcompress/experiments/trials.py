@@ -1,0 +1,244 @@
+"""One trial: a network of one width and one seed, trained and measured.
+
+A trial is plain values in and plain values out, so that it can run in another process or on
+another machine. Its identity is the hash of all that decides its result.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fcompress import checkpoint
+from fcompress.analysis import analyze, widened_layers
+from fcompress.cost import count
+from fcompress.data import Splits, load_data
+from fcompress.errors import TrainingError
+from fcompress.experiments.constructions import constructions
+from fcompress.experiments.shrinking import shrunk
+from fcompress.experiments.spec import Recipe
+from fcompress.models import Network, build, families
+from fcompress.outcome import versions
+from fcompress.resume import resume_file
+from fcompress.train_config import TrainConfig
+from fcompress.training import EpochRecord, TrainResult, accuracy, fitting, train
+
+# Of what a trial is and of what its record holds; a change makes old records unusable.
+FORMAT = 1
+
+Record = dict[str, Any]
+Measure = Callable[[nn.Module, Splits, Mapping[str, Any]], Record]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network of a recipe.
+
+    Attributes:
+        curve: Name of its curve.
+        width: Its width factor.
+        seed: Its number among those of this width, from 0.
+        work: All that decides the result, plain values; trials of two recipes with the same work
+            are the same.
+    """
+
+    curve: str
+    width: float
+    seed: int
+    work: Record
+
+    @property
+    def id(self) -> str:
+        """Name of its record: readable, and unique to the work."""
+        digest = hashlib.sha256(json.dumps(self.work, sort_keys=True).encode()).hexdigest()
+        return f"{self.work['family']}-{self.width:g}x-seed{self.seed}-{digest[:12]}"
+
+
+def trials_of(recipe: Recipe) -> list[Trial]:
+    """Every network of a recipe, widest first: the longest should not come last.
+
+    Raises:
+        FcompressError: A curve names a family or arguments that do not exist.
+    """
+    found = []
+    for curve in recipe.curves:
+        known = families()
+        if curve.family not in known:
+            build(curve.family)  # says which families there are
+        for width in curve.widths:
+            known[curve.family].resolve({**curve.args, "width": width})
+            for seed in range(curve.seeds):
+                work = {
+                    "format": FORMAT,
+                    "family": curve.family,
+                    "args": {**curve.args, "width": width},
+                    "data": curve.data.replace("{seed}", str(seed)),
+                    "random_labels": seed if curve.random_labels else None,
+                    "train": curve.train,
+                    "seed": seed,
+                    "measure": curve.measure,
+                }
+                found.append(Trial(curve.name, width, seed, work))
+    return sorted(found, key=lambda t: -t.width)
+
+
+def perform(work: Record, folder: Path | None, root: Path | None, device: str) -> Record:
+    """Run one trial.
+
+    Args:
+        work: Of a `Trial`.
+        folder: Where training keeps its state, so that a killed trial goes on within its
+            training; emptied at the end. None keeps nothing.
+        root: Of the data.
+        device: As in `TrainConfig`.
+
+    Returns:
+        Its record: {"work", "versions", "data", "params", "macs", "train", "measure"}, or with
+        "failed" (the reason) in place of the last two where no training converged.
+    """
+    splits = data_of(work, root)
+    if work["train"] is None:
+        return measured(work, splits, None, network_of(work, splits), device)
+    attempts: list[TrainResult | TrainingError] = []
+    for config in configs_of(work, device):
+        out = None if folder is None else folder / f"lr{config.lr:g}.pt"
+        try:
+            attempts.append(_trained(network_of(work, splits), splits, config, out))
+        except TrainingError as error:
+            attempts.append(error)
+    record = chosen(work, splits, attempts, device)
+    if folder is not None and folder.is_dir():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    return record
+
+
+def data_of(work: Record, root: Path | None) -> Splits:
+    """The data of a trial; the cut is the same for every seed, so test sets are too."""
+    return load_data(work["data"], root=root, random_labels=work["random_labels"])
+
+
+def network_of(work: Record, splits: Splits) -> Network:
+    """The network of a trial with its fresh weights."""
+    args = {**fitting(work["family"], splits.info), **work["args"]}
+    return build(work["family"], seed=work["seed"], **args)
+
+
+def configs_of(work: Record, device: str) -> list[TrainConfig]:
+    """How a trial trains: one config for each learning rate."""
+    rates = work["train"].get("lr", TrainConfig.lr)
+    settings = {**work["train"], "seed": work["seed"], "device": device}
+    return [
+        TrainConfig(**{**settings, "lr": rate})
+        for rate in (rates if isinstance(rates, list) else [rates])
+    ]
+
+
+def chosen(
+    work: Record, splits: Splits, attempts: Sequence[TrainResult | TrainingError], device: str
+) -> Record:
+    """Measure the attempt with the best test accuracy, the first of several.
+
+    Args:
+        work: Of the trial.
+        splits: Its data.
+        attempts: What training with each of its configs gave.
+        device: Where to measure.
+    """
+    tried = []
+    for config, attempt in zip(configs_of(work, device), attempts, strict=True):
+        if isinstance(attempt, TrainResult):
+            tried.append({"lr": config.lr, "test_accuracy": _tested(attempt, splits)})
+        else:
+            tried.append({"lr": config.lr, "failed": str(attempt)})
+    good = [a for a in attempts if isinstance(a, TrainResult)]
+    if not good:
+        return {**_head(work, splits), "failed": tried[0]["failed"], "tried": tried}
+    best = max(good, key=lambda result: _tested(result, splits) or 0.0)
+    return measured(work, splits, {"tried": tried, **_course(best, splits)}, best.model, device)
+
+
+def measured(
+    work: Record,
+    splits: Splits,
+    training: Record | None,
+    model: nn.Module,
+    device: str,
+) -> Record:
+    """The record of a network: what it costs, how it was trained, and every measure."""
+    model = model.eval()
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        model = model.cuda()
+    place = next(model.parameters()).device
+    inputs, _ = splits.need("test").batch(torch.arange(1), device=place)
+    cost = count(model, inputs)
+    settings = {name: {**own, "seed": work["seed"]} for name, own in work["measure"].items()}
+    return {
+        **_head(work, splits),
+        "params": cost.params,
+        "macs": cost.macs,
+        "train": training,
+        "measure": {name: MEASURES[name](model, splits, own) for name, own in settings.items()},
+    }
+
+
+def analyzed(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> Record:
+    """The measure `analyze`: prunable and redundant units on the test split."""
+    result = analyze(model, splits, **{**widened_layers(model), **settings})
+    record = result.to_dict()
+    keys = ("examples", "accuracy", "labels", "ablation", "redundancy", "skipped")
+    return {key: record[key] for key in keys}
+
+
+MEASURES: dict[str, Measure] = {
+    "analyze": analyzed,
+    "shrunk": shrunk,
+    "constructions": constructions,
+}
+
+
+def _trained(model: Network, splits: Splits, config: TrainConfig, out: Path | None) -> TrainResult:
+    """Train, or go on with what an earlier run left; a finished network is not trained again."""
+    if out is None:
+        return train(model, splits, config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not resume_file(out).exists():
+        known = checkpoint.load(out)
+        history = checkpoint.origin_of(known)["history"][-1]
+        if len(history["epochs"]) == config.epochs:
+            epochs = tuple(EpochRecord(**epoch) for epoch in history["epochs"])
+            return TrainResult(known, config, epochs, dict(splits.info), out)
+    return train(model, splits, config, out=out, resume=resume_file(out).exists())
+
+
+def _tested(result: TrainResult, splits: Splits) -> float | None:
+    if result.test_accuracy is None and splits.test is not None and splits.test.has_labels:
+        return accuracy(result.model, splits.test)
+    return result.test_accuracy
+
+
+def _course(result: TrainResult, splits: Splits) -> Record:
+    """How training went, without what differs from run to run."""
+    return {
+        "lr": result.config.lr,
+        "epochs": len(result.epochs),
+        "loss": [epoch.loss for epoch in result.epochs],
+        "train_accuracy": [epoch.train_accuracy for epoch in result.epochs],
+        "test_accuracy": _tested(result, splits),
+    }
+
+
+def _head(work: Record, splits: Splits) -> Record:
+    info = splits.info
+    keys = ("spec", "sha256", "identified_by", "seed", "random_labels", "sizes", "shape", "classes")
+    return {
+        "work": work,
+        "versions": versions(),
+        "data": {key: info[key] for key in keys},
+    }
