@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +197,6 @@ def _show(results: Results, out: Path, json_file: Path | None) -> None:
                 {True: "same", False: "other", None: "-"}[one.same],
             )
         console.print(table)
-    for trial, reason in results.failed.items():
-        print(f"left out: {trial}: {reason}", file=sys.stderr)
+    if results.failed:
+        click.echo(f"{len(results.failed)} trainings diverged; they are left out", err=True)
     console.print(f"wrote {out / 'summary.md'} and {out / 'figures'}", soft_wrap=True)

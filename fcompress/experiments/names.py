@@ -5,7 +5,15 @@ what they stand for.
 """
 
 MEASURES: dict[str, tuple[str, ...]] = {
-    "analyze": ("examples", "by_layer", "layer_examples", "unit", "orders", "redundancy_layers"),
+    "analyze": (
+        "examples",
+        "by_layer",
+        "layer_examples",
+        "unit",
+        "orders",
+        "layers",
+        "redundancy_layers",
+    ),
     "shrunk": (
         "tolerances",
         "method",

@@ -41,10 +41,26 @@ class Results:
     records: dict[str, Record]
 
     def of(self, curve: str, width: float) -> list[Record]:
-        """Records of a curve's networks of one width that trained, by seed."""
-        chosen = [t for t in self.trials if (t.curve, t.width) == (curve, width)]
-        found = [self.records.get(t.id) for t in sorted(chosen, key=lambda t: t.seed)]
-        return [record for record in found if record is not None and "failed" not in record]
+        """Records of a curve's networks of one width, by seed.
+
+        With several learning rates those of the best one: the highest test accuracy, averaged
+        over the networks ("Best" in the paper's Table 1), among the rates at which all of the
+        networks that are finished converged; the first of several.
+        """
+        by_rate: dict[float | None, list[Record | None]] = {}
+        for trial in sorted(self.trials, key=lambda t: t.seed):
+            if (trial.curve, trial.width) == (curve, width):
+                rate = None if trial.work["train"] is None else trial.work["train"]["lr"]
+                by_rate.setdefault(rate, []).append(self.records.get(trial.id))
+        if len(by_rate) == 1:
+            (only,) = by_rate.values()
+            return [r for r in only if r is not None and "failed" not in r]
+        best: list[Record] = []
+        for found in by_rate.values():
+            good = [r for r in found if r is not None and "failed" not in r]
+            if len(good) == len(found) and (not best or _accuracy(good) > _accuracy(best)):
+                best = good
+        return best
 
     @property
     def missing(self) -> int:
@@ -54,9 +70,8 @@ class Results:
     @property
     def failed(self) -> dict[str, str]:
         """Trials whose training did not converge: what, and why."""
-        return {
-            t.id: r["failed"] for t in self.trials if "failed" in (r := self.records.get(t.id, {}))
-        }
+        records = [(t.id, self.records.get(t.id, {})) for t in self.trials]
+        return {name: record["failed"] for name, record in records if "failed" in record}
 
 
 def run(
@@ -190,6 +205,11 @@ def _manifest(out: Path) -> Record | None:
             f"{FORMAT}; choose another --out, or use the version that made them"
         )
     return found
+
+
+def _accuracy(records: list[Record]) -> float:
+    """Mean test accuracy."""
+    return sum(record["train"]["test_accuracy"] or 0.0 for record in records) / len(records)
 
 
 def _pool(out: Path, manifest: Record) -> Path:

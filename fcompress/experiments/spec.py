@@ -20,8 +20,9 @@ and [paper] replace or add to it, and `like = "NAME"` begins with what another r
     seeds = 3
     train = { epochs = 500, lr = 0.01, schedule = "decay" }
 
-`train = "none"` leaves the networks as they were initialised; a list of learning rates is tried
-and the one with the best test accuracy taken; `{seed}` in `data` is the number of the network.
+`train = "none"` leaves the networks as they were initialised; of a list of learning rates the one
+with the best test accuracy is taken for each width; `{seed}` in `data` is the number of the
+network; `only` lists the curves that a scale has, where it has not all.
 Nothing here needs torch.
 """
 
@@ -45,7 +46,7 @@ SCALES = ("smoke", "small", "paper")
 CURVE_KEYS = ("family", "args", "data", "random_labels", "train", "widths", "seeds", "measure")
 _TEXTS = ("title", "source", "finding", "published", "compare", "note", "layer", "like")
 COMPARED = ("curves", "layers")
-_KEYS = (*_TEXTS, "draw", "curves", *CURVE_KEYS)
+_KEYS = (*_TEXTS, "draw", "only", "curves", *CURVE_KEYS)
 _TRAIN_KEYS = tuple(name for name in asdict(TrainConfig()) if name not in ("seed", "device"))
 UNTRAINED = "none"
 
@@ -264,6 +265,12 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
     curves = table.get("curves") or {str(table.get("family", name)): {}}
     if not isinstance(curves, Mapping):
         raise FcompressError(f"recipe {name}: curves = {curves!r}; expected a table of tables")
+    only = table.get("only", list(curves))
+    if not isinstance(only, list) or not only:
+        raise FcompressError(f"recipe {name}: only = {only!r}; expected a list of curves")
+    for curve in only:
+        if curve not in curves:
+            raise FcompressError(f"recipe {name}: no curve {suggest(curve, curves)}")
     shared = {key: table[key] for key in CURVE_KEYS if key in table}
     return Recipe(
         name=name,
@@ -276,7 +283,9 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
         draw=tuple(drawings),
         layer=table.get("layer"),
         note=table.get("note", ""),
-        curves=tuple(_curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items()),
+        curves=tuple(
+            _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only
+        ),
     )
 
 

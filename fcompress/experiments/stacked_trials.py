@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fcompress.data import Splits
-from fcompress.errors import TrainingError
 from fcompress.experiments.stacked import Run, train_stacked
-from fcompress.experiments.trials import Record, chosen, configs_of, data_of, network_of
+from fcompress.experiments.trials import Record, config_of, data_of, finished, network_of
 from fcompress.models.mlp import MLP
-from fcompress.training import TrainResult
 
 # Numbers in the weights of all networks that are trained at once; an optimizer doubles or triples
 # what that takes.
@@ -21,12 +19,13 @@ _SEED = re.compile(r",seed=\d+")
 def stack_key(work: Record) -> str | None:
     """What trials must have in common to be trained together; None for one that trains alone.
 
-    They may differ in their seeds and in their initial weights.
+    They may differ in their seeds, their initial weights and their learning rates.
     """
     if work["family"] != "mlp" or work["train"] is None or work["random_labels"] is not None:
         return None
     args = {name: value for name, value in work["args"].items() if name != "init"}
-    same = {**work, "seed": None, "args": args, "data": _SEED.sub("", work["data"])}
+    train = {**work["train"], "lr": None}
+    same = {**work, "seed": None, "args": args, "train": train, "data": _SEED.sub("", work["data"])}
     return json.dumps(same, sort_keys=True)
 
 
@@ -42,22 +41,25 @@ def perform_together(works: Sequence[Record], root: Path | None, device: str) ->
         Their records, in order, to rounding the same as if each had been trained alone.
     """
     data: dict[str, Splits] = {}
-    runs: list[Run] = []
+    networks: dict[str, MLP] = {}
+    runs = []
     for work in works:
-        if work["data"] not in data:
-            data[work["data"]] = data_of(work, root)
-        splits = data[work["data"]]
-        # The learning rates of a trial begin with the same weights; training leaves them alone.
-        network = network_of(work, splits)
-        assert isinstance(network, MLP)
-        runs += [Run(network, splits, config) for config in configs_of(work, device)]
-    attempts = iter([done for part in _parts(runs) for done in train_stacked(part)])
-    records = []
-    for work in works:
-        configs = configs_of(work, device)
-        own: list[TrainResult | TrainingError] = [next(attempts) for _ in configs]
-        records.append(chosen(work, data[work["data"]], own, device))
-    return records
+        spec = work["data"]
+        if spec not in data:
+            data[spec] = data_of(work, root)
+        # Networks that differ in their learning rate only begin with the same weights, which
+        # training leaves alone.
+        key = json.dumps([work["args"], work["seed"], spec])
+        if key not in networks:
+            network = network_of(work, data[spec])
+            assert isinstance(network, MLP)
+            networks[key] = network
+        runs.append(Run(networks[key], data[spec], config_of(work, device)))
+    attempts = [done for part in _parts(runs) for done in train_stacked(part)]
+    return [
+        finished(work, data[work["data"]], attempt, device)
+        for work, attempt in zip(works, attempts, strict=True)
+    ]
 
 
 def _parts(runs: Sequence[Run]) -> Iterator[list[Run]]:

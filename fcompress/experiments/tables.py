@@ -1,6 +1,7 @@
 """Gains of a recipe beside the published ones, and the one-page summary."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -233,8 +234,8 @@ def _facts(results: Results, seconds: float) -> Iterator[str]:
         yield f"data {spec} ({sizes}), sha256 {one['sha256'][:12]}..."
     for versions in dict.fromkeys(json.dumps(r["versions"]) for r in records):
         yield ", ".join(f"{name} {number}" for name, number in json.loads(versions).items())
-    for trial, reason in results.failed.items():
-        yield f"left out: {trial}: {reason}"
+    for reason, count in Counter(results.failed.values()).items():
+        yield f"{count} left out: {reason}"
 
 
 def _analyzed(results: Results) -> bool:

@@ -5,9 +5,10 @@ another machine. Its identity is the hash of all that decides its result.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fcompress.data import Splits, load_data
 from fcompress.errors import TrainingError
 from fcompress.experiments.constructions import constructions
 from fcompress.experiments.shrinking import shrunk
-from fcompress.experiments.spec import Recipe
+from fcompress.experiments.spec import Curve, Recipe
 from fcompress.models import Network, build, families
 from fcompress.outcome import versions
 from fcompress.resume import resume_file
@@ -37,7 +38,7 @@ Measure = Callable[[nn.Module, Splits, Mapping[str, Any]], Record]
 
 @dataclass(frozen=True)
 class Trial:
-    """One network of a recipe.
+    """One network of a recipe; with several learning rates to choose from, one for each.
 
     Attributes:
         curve: Name of its curve.
@@ -72,14 +73,14 @@ def trials_of(recipe: Recipe) -> list[Trial]:
             build(curve.family)  # says which families there are
         for width in curve.widths:
             known[curve.family].resolve({**curve.args, "width": width})
-            for seed in range(curve.seeds):
+            for seed, train_settings in itertools.product(range(curve.seeds), _rates(curve)):
                 work = {
                     "format": FORMAT,
                     "family": curve.family,
                     "args": {**curve.args, "width": width},
                     "data": curve.data.replace("{seed}", str(seed)),
                     "random_labels": seed if curve.random_labels else None,
-                    "train": curve.train,
+                    "train": train_settings,
                     "seed": seed,
                     "measure": curve.measure,
                 }
@@ -99,19 +100,22 @@ def perform(work: Record, folder: Path | None, root: Path | None, device: str) -
 
     Returns:
         Its record: {"work", "versions", "data", "params", "macs", "train", "measure"}, or with
-        "failed" (the reason) in place of the last two where no training converged.
+        "failed" (the reason) in place of all that follows "data" where training diverged.
     """
     splits = data_of(work, root)
+    network = network_of(work, splits)
     if work["train"] is None:
-        return measured(work, splits, None, network_of(work, splits), device)
-    attempts: list[TrainResult | TrainingError] = []
-    for config in configs_of(work, device):
-        out = None if folder is None else folder / f"lr{config.lr:g}.pt"
-        try:
-            attempts.append(_trained(network_of(work, splits), splits, config, out))
-        except TrainingError as error:
-            attempts.append(error)
-    record = chosen(work, splits, attempts, device)
+        return measured(work, splits, None, network, device)
+    out = None if folder is None else folder / "network.pt"
+    # Tested once, at the end: after each epoch it can take longer than the epoch.
+    fitted = replace(splits, test=None)
+    try:
+        attempt: TrainResult | TrainingError = _trained(
+            network, fitted, config_of(work, device), out
+        )
+    except TrainingError as error:
+        attempt = error
+    record = finished(work, splits, attempt, device)
     if folder is not None and folder.is_dir():
         for file in folder.iterdir():
             file.unlink()
@@ -130,38 +134,18 @@ def network_of(work: Record, splits: Splits) -> Network:
     return build(work["family"], seed=work["seed"], **args)
 
 
-def configs_of(work: Record, device: str) -> list[TrainConfig]:
-    """How a trial trains: one config for each learning rate."""
-    rates = work["train"].get("lr", TrainConfig.lr)
-    settings = {**work["train"], "seed": work["seed"], "device": device}
-    return [
-        TrainConfig(**{**settings, "lr": rate})
-        for rate in (rates if isinstance(rates, list) else [rates])
-    ]
+def config_of(work: Record, device: str) -> TrainConfig:
+    """How a trial trains."""
+    return TrainConfig(**{**work["train"], "seed": work["seed"], "device": device})
 
 
-def chosen(
-    work: Record, splits: Splits, attempts: Sequence[TrainResult | TrainingError], device: str
+def finished(
+    work: Record, splits: Splits, attempt: TrainResult | TrainingError, device: str
 ) -> Record:
-    """Measure the attempt with the best test accuracy, the first of several.
-
-    Args:
-        work: Of the trial.
-        splits: Its data.
-        attempts: What training with each of its configs gave.
-        device: Where to measure.
-    """
-    tried = []
-    for config, attempt in zip(configs_of(work, device), attempts, strict=True):
-        if isinstance(attempt, TrainResult):
-            tried.append({"lr": config.lr, "test_accuracy": _tested(attempt, splits)})
-        else:
-            tried.append({"lr": config.lr, "failed": str(attempt)})
-    good = [a for a in attempts if isinstance(a, TrainResult)]
-    if not good:
-        return {**_head(work, splits), "failed": tried[0]["failed"], "tried": tried}
-    best = max(good, key=lambda result: _tested(result, splits) or 0.0)
-    return measured(work, splits, {"tried": tried, **_course(best, splits)}, best.model, device)
+    """The record of a trial whose training ended, one way or the other."""
+    if isinstance(attempt, TrainingError):
+        return {**_head(work, splits), "failed": str(attempt)}
+    return measured(work, splits, _course(attempt, splits), attempt.model, device)
 
 
 def measured(
@@ -217,21 +201,26 @@ def _trained(model: Network, splits: Splits, config: TrainConfig, out: Path | No
     return train(model, splits, config, out=out, resume=resume_file(out).exists())
 
 
-def _tested(result: TrainResult, splits: Splits) -> float | None:
-    if result.test_accuracy is None and splits.test is not None and splits.test.has_labels:
-        return accuracy(result.model, splits.test)
-    return result.test_accuracy
-
-
 def _course(result: TrainResult, splits: Splits) -> Record:
     """How training went, without what differs from run to run."""
+    tested = result.test_accuracy
+    if tested is None and splits.test is not None and splits.test.has_labels:
+        tested = accuracy(result.model, splits.test)
     return {
         "lr": result.config.lr,
         "epochs": len(result.epochs),
         "loss": [epoch.loss for epoch in result.epochs],
         "train_accuracy": [epoch.train_accuracy for epoch in result.epochs],
-        "test_accuracy": _tested(result, splits),
+        "test_accuracy": tested,
     }
+
+
+def _rates(curve: Curve) -> list[Record | None]:
+    """The training settings of a curve, one for each learning rate."""
+    if curve.train is None:
+        return [None]
+    rates = curve.train.get("lr", TrainConfig.lr)
+    return [{**curve.train, "lr": r} for r in (rates if isinstance(rates, list) else [rates])]
 
 
 def _head(work: Record, splits: Splits) -> Record:
