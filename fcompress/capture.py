@@ -250,55 +250,38 @@ def ablate(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def redirect(model: nn.Module) -> Iterator[None]:
-    """Let a gradient through `nn.ReLU` and `nn.ReLU6` where they would stop all of it.
-
-    Outputs stay what they are. Where nothing of the gradient of an example gets through one of
-    these modules, the part that would raise its inputs goes through it as if the module were not
-    there, so that an input can be found that wakes a silent unit. (Lucid, the software of Olah,
-    Mordvintsev and Schubert 2017, does so in its first 16 steps: misc/redirected_relu_grad.py.)
+def before_relu(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """See what ReLUs were given, which for a residual sum is the output of no module.
 
     Args:
-        model: The network; its mode and weights are left as they are. ReLUs that are functions,
-            not modules, are not seen.
-    """
-    limits = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}
-    modules = {name: m for name, m in model.named_modules() if name and type(m) in limits}
-    # A ReLU in place overwrites the input, of which the sign is needed.
-    in_place = [module for module in modules.values() if module.inplace]
+        model: The network; its mode and weights are left as they are. Only `nn.ReLU` and
+            `nn.ReLU6` are seen, no functions.
 
-    def through(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return _Redirected.apply(args[0], limits[type(module)])
+    Yields:
+        Output of the latest forward pass -> what the ReLU that gave it was given; a tensor that no
+        ReLU gave comes back as it is.
+    """
+    modules = {n: m for n, m in model.named_modules() if n and type(m) in (nn.ReLU, nn.ReLU6)}
+    in_place = [module for module in modules.values() if module.inplace]
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append((output, args[0]))
+
+    def before(tensor: Tensor) -> Tensor:
+        return next((given for output, given in seen if output is tensor), tensor)
 
     try:
         for module in in_place:
-            module.inplace = False
+            module.inplace = False  # in place it overwrites what it was given
         with ExitStack() as stack:
+            stack.callback(model.register_forward_pre_hook(lambda *_: seen.clear()).remove)
             for module in modules.values():
-                stack.callback(module.register_forward_hook(through).remove)
-            yield
+                stack.callback(module.register_forward_hook(keep).remove)
+            yield before
     finally:
         for module in in_place:
             module.inplace = True
-
-
-class _Redirected(torch.autograd.Function):
-    """A ReLU with an upper limit, and the gradient of `redirect`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.limit = limit
-        return x.clamp(0.0, limit)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        passed = gradient * ((x > 0) & (x < ctx.limit))
-        # What is minimised falls with an input exactly where its gradient is negative.
-        raising = gradient.clamp_max(0.0) * (x <= 0)
-        stopped = (passed == 0).flatten(1).all(1).view(-1, *[1] * (x.dim() - 1))
-        return torch.where(stopped, raising, passed), None
 
 
 class Prefix:

@@ -5,11 +5,13 @@ spectrum divided by its frequency, so that all frequencies are learned equally f
 decorrelated; each step sees the images shifted, scaled and turned at random, so that only what
 survives it is drawn.
 
-Maximised is the mean over positions of the unit's output, as the layer gives it: for a stage of a
-ResNet that is after its last ReLU, whose input, a sum, is the output of no module. A unit that is
-silent on the first image would have no gradient, hence `capture.redirect`.
+Maximised is the mean over positions of what the unit's ReLU is given, or of its output where the
+layer does not end with one. After the ReLU, pixels that leave the unit off at their position would
+have no gradient: they would stay as they are by chance, edges that no unit asks for and that count
+in the total variation, and a unit that is off on the whole first image would never be drawn.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcompress.capture import evaluating, observe, redirect
+from fcompress.capture import before_relu, evaluating, observe
 from fcompress.errors import FcompressError
 from fcompress.layers import redundancy_layers
 
@@ -102,42 +104,42 @@ def feature_images(
         axis = _axis(model, layer, units, seen(torch.rand(2, *shape, device=device)))
         index = torch.tensor(units, device=device)
 
-        def outputs_of(images: Tensor) -> Tensor:
-            """[units, positions]: the output of each image's own unit."""
-            with observe(model, [layer]) as outputs:
-                model(seen(images))
-                maps = outputs[layer].movedim(axis + 1, 1)
-            maps = maps.reshape(*maps.shape[:2], -1)
-            return maps[torch.arange(len(index), device=device), index]
+        def own(output: Tensor) -> Tensor:
+            """[units, positions]: the values of each image's own unit."""
+            maps = output.movedim(axis + 1, 1)
+            return maps.reshape(*maps.shape[:2], -1)[torch.arange(len(index)), index]
 
-        before = outputs_of(painter.images()).mean(1)
-        with torch.enable_grad(), redirect(model):
-            spectrum = painter.spectrum.requires_grad_()
-            adam = torch.optim.Adam([spectrum], lr)
-            for _ in range(steps):
-                moved = transformed(painter.images(), generator)
-                # The images do not touch each other: the gradient of the sum is that of each.
-                loss = -outputs_of(moved).mean(1).sum()
-                if not torch.isfinite(loss):
-                    raise FcompressError(
-                        f"layer {layer} gives values that are not finite; the network cannot be "
-                        "visualised"
-                    )
-                (spectrum.grad,) = torch.autograd.grad(loss, [spectrum])
-                adam.step()
-        images = painter.images()
-        last = outputs_of(images)
+        with observe(model, [layer]) as outputs, before_relu(model) as given:
+            model(seen(painter.images()))
+            first = own(outputs[layer])
+            with torch.enable_grad():
+                spectrum = painter.spectrum.requires_grad_()
+                adam = torch.optim.Adam([spectrum], lr)
+                for _ in range(steps):
+                    model(seen(transformed(painter.canvases(), shape, generator)))
+                    # The images do not touch each other: the gradient of the sum is that of each.
+                    loss = -own(given(outputs[layer])).mean(1).sum()
+                    if not torch.isfinite(loss):
+                        raise FcompressError(
+                            f"layer {layer} gives values that are not finite; the network cannot "
+                            "be visualised"
+                        )
+                    (spectrum.grad,) = torch.autograd.grad(loss, [spectrum])
+                    adam.step()
+            images = painter.images()
+            model(seen(images))
+            last = own(outputs[layer])
     return FeatureImages(
         units=tuple(units),
         images=images.detach().float().cpu(),
-        before=before.double().cpu(),
+        before=first.mean(1).double().cpu(),
         after=last.mean(1).double().cpu(),
         dead=(last == 0).all(1).cpu(),
     )
 
 
 def unit_means(output: Tensor, axis: int) -> Tensor:
-    """What is maximised: mean over positions of each unit.
+    """Mean over positions of each unit's output, the activation that is reported.
 
     Args:
         output: [n, ...], of a layer.
@@ -150,28 +152,49 @@ def unit_means(output: Tensor, axis: int) -> Tensor:
     return maps.reshape(*maps.shape[:2], -1).mean(2)
 
 
-def transformed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale and turn each image at random, differentiably; what comes in is grey.
+def margin(size: int) -> int:
+    """Pixels that a canvas has on either side of an image of `size` pixels.
+
+    `transformed` looks at no point beyond: half the size, scaled and turned, and shifted.
+    """
+    angle = math.radians(ANGLE)
+    reach = (1 + SCALE) * (math.cos(angle) + math.sin(angle)) / 2
+    return math.ceil((reach - 0.5) * size + max(1.0, SHIFT * size))
+
+
+def transformed(canvases: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Look at the middle of each canvas, shifted, scaled and turned at random; differentiable.
 
     Args:
-        images: [n, C, H, W], between 0 and 1.
+        canvases: [n, C, H + 2 margin(H), W + 2 margin(W)].
+        shape: (C, H, W) of the images.
         generator: On the CPU; its draws do not depend on the device.
+
+    Returns:
+        [n, C, H, W].
     """
-    count, _, height, width = images.shape
+    count, channels, *canvas = canvases.shape
+    _, height, width = shape
     draws = 2 * torch.rand(4, count, generator=generator) - 1
     # A shift of less than a pixel would change nothing in a tiny image.
-    down, right = 2 * max(SHIFT, 1 / height) * draws[0], 2 * max(SHIFT, 1 / width) * draws[1]
+    down, right = (max(1.0, SHIFT * height) * draws[0], max(1.0, SHIFT * width) * draws[1])
     scale, angle = 1 + SCALE * draws[2], torch.deg2rad(ANGLE * draws[3])
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    # Coordinates run from -1 to 1 along either side, so that a turn has to know their ratio.
-    rows = torch.stack([cos, -sin * height / width, right, sin * width / height, cos, down], dim=1)
-    matrix = rows.view(count, 2, 3).to(images)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images - 0.5, grid, align_corners=False) + 0.5
+    # Coordinates run from -1 to 1 along each side, of the image as of the canvas.
+    across = torch.stack([cos * width, -sin * height, 2 * right], dim=1) / canvas[1]
+    along = torch.stack([sin * width, cos * height, 2 * down], dim=1) / canvas[0]
+    matrix = torch.stack([across, along], dim=1).to(canvases)
+    grid = F.affine_grid(matrix, [count, channels, height, width], align_corners=False)
+    return F.grid_sample(canvases, grid, align_corners=False)
 
 
 class _Painter:
     """Images and the spectrum that they are made of.
+
+    They are the middle of larger canvases: what the transformations bring in from beyond an
+    image's borders is drawn as well. Grey or a mirror image there would be part of what the unit
+    sees, and draws borders and corners of its own, which in small images are much of the total
+    variation.
 
     Args:
         count: How many images.
@@ -187,14 +210,16 @@ class _Painter:
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        channels, self._height, self._width = shape
-        down = torch.fft.fftfreq(self._height)[:, None]
-        right = torch.fft.rfftfreq(self._width)[None]
+        channels, *sides = shape
+        self._margins = [margin(side) for side in sides]
+        self._sides = [side + 2 * margin(side) for side in sides]
+        down = torch.fft.fftfreq(self._sides[0])[:, None]
+        right = torch.fft.rfftfreq(self._sides[1])[None]
         frequency = (down.square() + right.square()).sqrt()
         # The mean has frequency 0; it counts like the lowest other one.
-        lowest = 1.0 / max(self._height, self._width)
+        lowest = 1.0 / max(self._sides)
         self._scale = (1.0 / frequency.clamp_min(lowest)).to(device)
-        size = (count, channels, self._height, self._width // 2 + 1, 2)
+        size = (count, channels, self._sides[0], self._sides[1] // 2 + 1, 2)
         start = START_DEVIATION * torch.randn(size, generator=generator)
         self.spectrum = start.to(device)
         self._colours = None
@@ -204,10 +229,14 @@ class _Painter:
 
     def images(self) -> Tensor:
         """[count, C, H, W], between 0 and 1."""
+        (top, left), canvases = self._margins, self.canvases()
+        return canvases[..., top : self._sides[0] - top, left : self._sides[1] - left]
+
+    def canvases(self) -> Tensor:
+        """[count, C, H + 2 margin(H), W + 2 margin(W)], between 0 and 1."""
         spectrum = torch.view_as_complex(self.spectrum) * self._scale
-        size = (self._height, self._width)
         # Lucid divides by 4 as well, so that its learning rate suits both its ways to draw.
-        images = torch.fft.irfft2(spectrum, s=size, norm="ortho") / 4
+        images = torch.fft.irfft2(spectrum, s=self._sides, norm="ortho") / 4
         if self._colours is not None:
             images = torch.einsum("kc,ncij->nkij", self._colours, images)
         return images.sigmoid()
