@@ -152,21 +152,25 @@ def unit_means(output: Tensor, axis: int) -> Tensor:
     return maps.reshape(*maps.shape[:2], -1).mean(2)
 
 
-def margin(size: int) -> int:
-    """Pixels that a canvas has on either side of an image of `size` pixels.
+def margins(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that a canvas has on either side of an image.
 
-    `transformed` looks at no point beyond: half the size, scaled and turned, and shifted.
+    `transformed` looks at no point beyond: half the image, scaled and turned, and shifted.
     """
-    angle = math.radians(ANGLE)
-    reach = (1 + SCALE) * (math.cos(angle) + math.sin(angle)) / 2
-    return math.ceil((reach - 0.5) * size + max(1.0, SHIFT * size))
+    cos, sin = math.cos(math.radians(ANGLE)), math.sin(math.radians(ANGLE))
+
+    def beyond(side: int, other: int) -> int:
+        reach = (1 + SCALE) * (cos * side + sin * other) / 2
+        return math.ceil(reach - side / 2 + max(1.0, SHIFT * side))
+
+    return beyond(height, width), beyond(width, height)
 
 
 def transformed(canvases: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Look at the middle of each canvas, shifted, scaled and turned at random; differentiable.
 
     Args:
-        canvases: [n, C, H + 2 margin(H), W + 2 margin(W)].
+        canvases: [n, C, H, W] and the `margins` on either side.
         shape: (C, H, W) of the images.
         generator: On the CPU; its draws do not depend on the device.
 
@@ -211,8 +215,8 @@ class _Painter:
         device: torch.device,
     ) -> None:
         channels, *sides = shape
-        self._margins = [margin(side) for side in sides]
-        self._sides = [side + 2 * margin(side) for side in sides]
+        self._margins = margins(*sides)
+        self._sides = [side + 2 * m for side, m in zip(sides, self._margins, strict=True)]
         down = torch.fft.fftfreq(self._sides[0])[:, None]
         right = torch.fft.rfftfreq(self._sides[1])[None]
         frequency = (down.square() + right.square()).sqrt()
@@ -233,7 +237,7 @@ class _Painter:
         return canvases[..., top : self._sides[0] - top, left : self._sides[1] - left]
 
     def canvases(self) -> Tensor:
-        """[count, C, H + 2 margin(H), W + 2 margin(W)], between 0 and 1."""
+        """[count, C, H, W] and the `margins` on either side, between 0 and 1."""
         spectrum = torch.view_as_complex(self.spectrum) * self._scale
         # Lucid divides by 4 as well, so that its learning rate suits both its ways to draw.
         images = torch.fft.irfft2(spectrum, s=self._sides, norm="ortho") / 4
