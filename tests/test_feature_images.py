@@ -13,7 +13,13 @@ from trained import weights_of
 import fcompress
 from fcompress.capture import before_relu, evaluating, observe
 from fcompress.errors import FcompressError, UnsupportedNetworkError
-from fcompress.experiments.feature_images import feature_images, margins, transformed, unit_means
+from fcompress.experiments.feature_images import (
+    COLOURS,
+    feature_images,
+    margins,
+    transformed,
+    unit_means,
+)
 from fcompress.experiments.figure_images import figure
 from fcompress.experiments.visualise import compare, sheet_images, visualise
 
@@ -80,6 +86,22 @@ def test_colours_and_neurons():
     assert (found.after > found.before + 0.5).all()
     red, green, blue = found.images[0].mean((1, 2))
     assert min(red, green) > 0.8 and blue < 0.6
+
+
+def test_the_first_images_have_the_spectrum_and_the_colours_of_photographs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2), nn.Tanh(), nn.Linear(2, 2))
+    start = drawn(model, [0] * 400, "2", (3, 16, 16), steps=1, lr=1e-9).images.double().logit()
+    pixels = start - start.mean((2, 3), keepdim=True)
+    colours = torch.tensor(COLOURS, dtype=torch.float64)
+    wanted = torch.corrcoef(pixels.movedim(1, 0).reshape(3, -1))
+    covariance = colours @ colours.T
+    scale = covariance.diagonal().sqrt()
+    assert torch.allclose(wanted, covariance / scale / scale[:, None], atol=0.02)
+    # An amplitude of 1 / frequency: neighbours are much alike, as no white noise is.
+    grey = pixels.mean(1)
+    alike = (grey[:, 1:] * grey[:, :-1]).mean() / grey.square().mean()
+    assert 0.5 < alike < 0.8
 
 
 def test_everything_comes_back_as_it_was():
@@ -229,6 +251,8 @@ def test_comparison_and_figure(records):
         pytest.approx(-t.test.effect) for t in found.tests
     ]
     json.dumps(found.to_dict())
+    only = compare(thin[:1], wide[:1], permutations=10)
+    assert all(t.between_seeds is None for t in only.tests)
     picture = figure(thin[0], wide[0], found, ("1/4x", "1x"), "digits")
     assert len([a for a in picture.axes if a.images]) == 8
 
@@ -239,9 +263,19 @@ def test_a_planted_difference_is_found_in_its_stage(records):
         record["stages"][2]["raw"] = [v + 1000 for v in record["stages"][2]["raw"]]
     found = {(t.quantity, t.stage): t for t in compare(records[0.25], wide).tests}
     planted = found["raw", "layer2"]
+    assert planted.between_seeds < 1
     assert planted.test.effect == 1 and planted.p < 0.001
     again = {(t.quantity, t.stage): t for t in compare(records[0.25], records[1.0]).tests}
     assert all(found[key].test == again[key].test for key in found if key != ("raw", "layer2"))
+
+
+def test_seeds_that_differ_as_much_as_widths_are_seen(records):
+    wide = copy.deepcopy(records[1.0])
+    stage = wide[1]["stages"][2]
+    stage["raw"] = [v + 1000 for v in stage["raw"]]
+    found = {(t.quantity, t.stage): t for t in compare(records[0.25], wide).tests}
+    assert found["raw", "layer2"].between_seeds == 1
+    assert found["fourier", "layer2"].between_seeds < 1
 
 
 def test_units_that_stayed_dead_count_for_nothing(records):

@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from fcompress.experiments.visualise import QUANTITIES, Comparison, sheet_images
 
 GAP = 1  # white pixels between two images
-HEADINGS = ("stage", "quantity", "median thin", "median wide", "effect", "p", "p (Holm)")
+HEADINGS = (
+    "stage",
+    "quantity",
+    "median thin",
+    "median wide",
+    "effect",
+    "p",
+    "p (Holm)",
+    "between seeds",
+)
 
 
 def figure(
@@ -56,6 +65,7 @@ def figure(
             f"{test.test.effect:+.2f}",
             f"{test.test.p:.2g}",
             f"{test.p:.2g}",
+            "" if test.between_seeds is None else f"{test.between_seeds:.2f}",
         ]
         for quantity in QUANTITIES
         for test in comparison.tests
@@ -67,6 +77,7 @@ def figure(
         table.set_fontsize(8)
     counts = "{} thin and {} wide networks".format(*comparison.networks)
     note = "total variation; effect above 0: the wide ones' is larger (rank-biserial)"
+    note += "; between seeds: largest effect among networks of one width"
     drawn.suptitle("\n".join(part for part in (title, f"{counts}; {note}") if part), fontsize=9)
     return drawn
 

@@ -100,9 +100,7 @@ def rank_test(
     total, count = len(values), len(wide)
     expected = count * (total + 1) / 2
     seen = ranks[len(thin) :].sum() - expected
-    # Mann and Whitney: U is the rank sum less its smallest value.
-    pairs = len(thin) * count
-    superiority = (seen + pairs / 2) / pairs
+    effect = rank_biserial(thin, wide)
     exact = math.comb(total, count) <= permutations
     if exact:
         chosen = np.array(list(itertools.combinations(range(total), count)))
@@ -116,12 +114,20 @@ def rank_test(
     return RankTest(
         thin=len(thin),
         wide=count,
-        effect=2 * superiority - 1,
-        superiority=superiority,
+        effect=effect,
+        superiority=(effect + 1) / 2,
         p=p,
         permutations=permutations,
         exact=exact,
     )
+
+
+def rank_biserial(thin: Sequence[float], wide: Sequence[float]) -> float:
+    """P(wide > thin) - P(wide < thin) of a value drawn from each group, neither of them empty."""
+    ranks = midranks(np.asarray([*thin, *wide], dtype=np.float64))
+    least = len(wide) * (len(wide) + 1) / 2
+    # Mann and Whitney: U, the pairs in which the second is larger, is the rank sum less its least.
+    return 2 * float(ranks[len(thin) :].sum() - least) / (len(thin) * len(wide)) - 1
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -31,6 +31,7 @@ from fcompress.experiments.variation import (
     RankTest,
     fourier_variation,
     holm,
+    rank_biserial,
     rank_test,
     total_variation,
 )
@@ -62,6 +63,9 @@ class StageTest:
         wide: Of the wide networks'.
         test: Thin against wide; a positive effect means that the wide ones vary more.
         p: Corrected by Holm's method for the number of stages.
+        between_seeds: The largest size of the effect of one network against the others of its
+            width; None where no width has several networks. A difference between widths that is
+            not larger than this need not come from the width.
     """
 
     stage: str
@@ -70,6 +74,7 @@ class StageTest:
     wide: float
     test: RankTest
     p: float
+    between_seeds: float | None
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class Comparison:
 
     Attributes:
         tests: One for each quantity and stage, in order of execution. The values of all networks
-            of a group are put together: p speaks about units of these networks, not about others
-            that might have been trained.
+            of a group are put together, so that p speaks about units of these networks, not about
+            others that might have been trained: see `StageTest.between_seeds`.
         networks: How many thin and how many wide ones.
         untested: Stages in which one of the groups has no image at all.
     """
@@ -184,12 +189,13 @@ def compare(
             "were visualised alike"
         )
     names = [stage["layer"] for stage in thin[0]["stages"]]
+    places = {name: place for place, name in enumerate(names)}
     tests: list[StageTest] = []
     untested: list[str] = []
     for quantity in QUANTITIES:
         groups = {
             name: [_values(records, place, quantity) for records in (thin, wide)]
-            for place, name in enumerate(names)
+            for name, place in places.items()
         }
         tested = {name: pair for name, pair in groups.items() if all(pair)}
         untested = [name for name in names if name not in tested]
@@ -199,7 +205,15 @@ def compare(
         ]
         corrected = holm([test.p for test in found])
         tests += [
-            StageTest(name, quantity, float(np.median(a)), float(np.median(b)), test, p)
+            StageTest(
+                stage=name,
+                quantity=quantity,
+                thin=float(np.median(a)),
+                wide=float(np.median(b)),
+                test=test,
+                p=p,
+                between_seeds=_between_seeds([thin, wide], places[name], quantity),
+            )
             for (name, (a, b)), test, p in zip(tested.items(), found, corrected, strict=True)
         ]
     return Comparison(tuple(tests), (len(thin), len(wide)), tuple(untested))
@@ -300,6 +314,20 @@ def _png(images: Tensor) -> str:
     data = io.BytesIO()
     pictures.imsave(data, (255 * row).round().to(torch.uint8).numpy(), format="png")
     return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def _between_seeds(
+    groups: Sequence[Sequence[Mapping[str, Any]]], stage: int, quantity: str
+) -> float | None:
+    """Largest size of the effect of one network against the others of its group."""
+    effects = []
+    for group in groups:
+        for place, record in enumerate(group):
+            own = _values([record], stage, quantity)
+            others = _values([*group[:place], *group[place + 1 :]], stage, quantity)
+            if own and others:
+                effects.append(abs(rank_biserial(others, own)))
+    return max(effects, default=None)
 
 
 def _values(records: Sequence[Mapping[str, Any]], stage: int, quantity: str) -> list[float]:
