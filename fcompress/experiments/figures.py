@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from fcompress.ablation import TOLERANCES, proportions
 from fcompress.experiments import constructions as constructing
 from fcompress.experiments import shrinking
-from fcompress.experiments.measured import analyzed_of, gains
+from fcompress.experiments.measured import analyzed_of, correlations_of, gains
 from fcompress.experiments.results import Results
 from fcompress.experiments.spec import Curve
-from fcompress.experiments.tables import paper_gain, range_text, tolerance_pairs
+from fcompress.experiments.tables import paper_gain, range_text, shown, tolerance_pairs
 from fcompress.growth import GainResult, Growth
-from fcompress.redundancy import HISTOGRAM_BINS, Correlations
+from fcompress.redundancy import HISTOGRAM_BINS
 
 DOTS_PER_INCH = 130
 FRIVOLOUS, OTHERS = ("prunable", "redundant"), ("non_prunable", "non_redundant")
@@ -45,7 +45,7 @@ def layers(results: Results) -> Figure | None:
     panels = figure.subplots(len(found), 2, squeeze=False)
     for (name, result), pair in zip(found.items(), panels, strict=True):
         for axes, quantity in zip(pair, FRIVOLOUS, strict=True):
-            curves = [c for c in result.layers if c.quantity == quantity]
+            curves = [c for c in shown(results, result) if c.quantity == quantity]
             for curve, colour in zip(curves, colours(len(curves)), strict=True):
                 _growth_line(axes, result, curve, colour, curve.name)
             _growth_axes(axes, result.widths, f"{quantity}, {name}", curves)
@@ -125,7 +125,7 @@ def correlations(results: Results) -> Figure | None:
     centres = (np.arange(HISTOGRAM_BINS) + 0.5) / HISTOGRAM_BINS
     for (curve, colour), axes in zip(_curves(results), panels, strict=True):
         for place, width in enumerate(curve.widths):
-            found = layer_correlations(results, curve.name, width)
+            found = correlations_of(results.of(curve.name, width), results.recipe.layer)
             if not found:
                 continue
             counts = np.mean([np.array(f.histogram) / f.pairs for f in found], axis=0)
@@ -142,17 +142,6 @@ def correlations(results: Results) -> Figure | None:
         axes.set_ylabel(f"|correlation| of two units of {results.recipe.layer}")
         axes.set_title(f"{curve.name} (bar and number: mean)", fontsize=10)
     return figure
-
-
-def layer_correlations(results: Results, curve: str, width: float) -> list[Correlations]:
-    """Of the recipe's `layer`, the last one without such a choice, of each network."""
-    found = []
-    for record in results.of(curve, width):
-        by_name = {layer.name: layer for layer in analyzed_of(record).redundancy.layers}
-        layer = by_name.get(results.recipe.layer or "", list(by_name.values())[-1])
-        if layer.correlations is not None:
-            found.append(layer.correlations)
-    return found
 
 
 def tolerances(results: Results) -> Figure | None:
@@ -238,13 +227,13 @@ def _growth_panels(results: Results, quantities: Sequence[str]) -> Figure | None
         return None
     figure = _figure(results, (11, 4.8))
     for axes, quantity in zip(figure.subplots(1, 2), quantities, strict=True):
-        shown = []
+        drawn = []
         for (name, result), colour in zip(found.items(), colours(len(found)), strict=True):
             curve = next(c for c in result.network if c.quantity == quantity)
             _growth_line(axes, result, curve, colour, name)
-            shown.append(curve)
+            drawn.append(curve)
         widest = max(found.values(), key=lambda result: len(result.widths))
-        _growth_axes(axes, widest.widths, f"{quantity.replace('_', '-')} units", shown)
+        _growth_axes(axes, widest.widths, f"{quantity.replace('_', '-')} units", drawn)
     return figure
 
 

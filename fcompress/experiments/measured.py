@@ -1,6 +1,6 @@
 """Records of `analyze` as results again, and the gains of a recipe's curves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,17 @@ def gains(
                 tolerance=tolerance,
                 redundancy_tolerance=redundancy_tolerance,
             )
+    return found
+
+
+def correlations_of(records: Sequence[Record], name: str | None) -> list[Correlations]:
+    """Correlations of the units of a layer, the last one if none is named, of each network."""
+    found = []
+    for record in records:
+        by_name = {layer.name: layer for layer in analyzed_of(record).redundancy.layers}
+        layer = by_name.get(name or "", list(by_name.values())[-1])
+        if layer.correlations is not None:
+            found.append(layer.correlations)
     return found
 
 

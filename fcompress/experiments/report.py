@@ -8,7 +8,8 @@ from typing import BinaryIO
 from fcompress.errors import FcompressError
 from fcompress.experiments.figures import draw, files
 from fcompress.experiments.results import Results, write_json
-from fcompress.experiments.tables import summary, tables
+from fcompress.experiments.summary import summary
+from fcompress.experiments.tables import tables
 from fcompress.files import write_atomic
 
 

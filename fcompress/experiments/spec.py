@@ -281,7 +281,7 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
         published=table.get("published") or None,
         compare=table.get("compare", COMPARED[0]),
         draw=tuple(drawings),
-        layer=table.get("layer"),
+        layer=table.get("layer") or None,
         note=table.get("note", ""),
         curves=tuple(
             _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only

@@ -1,8 +1,7 @@
-"""Gains of a recipe beside the published ones, and the one-page summary."""
+"""What a recipe found, in numbers: gains beside the published ones, accuracies."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,17 +55,16 @@ class Comparison:
 
 def compare(results: Results) -> list[Comparison]:
     """The gains of a recipe beside the published ones; none without gains."""
-    found = gains(results) if _analyzed(results) else {}
+    found = gains(results) if analyzed(results) else {}
     if not found:
         return []
-    by_layer = results.recipe.compare == "layers"
     published = published_gains().get(results.recipe.published or "", {})
     rows = []
     for quantity in QUANTITIES:
         curves = [
             growth
             for result in found.values()
-            for growth in (result.layers if by_layer else result.network)
+            for growth in shown(results, result)
             if growth.quantity == quantity
         ]
         printed = published.get(PUBLISHED_AS[quantity], [None, None])
@@ -83,6 +81,14 @@ def compare(results: Results) -> list[Comparison]:
             )
         )
     return rows
+
+
+def shown(results: Results, result: GainResult) -> Sequence[Growth]:
+    """The curves that a recipe compares: of the network, of its layers, or of one of them."""
+    recipe = results.recipe
+    if recipe.compare == "curves":
+        return result.network
+    return [g for g in result.layers if recipe.layer in (None, g.name)]
 
 
 def published_gains() -> dict[str, dict[str, list[float | None]]]:
@@ -102,8 +108,8 @@ def paper_gain(growth: Growth) -> float | None:
 
 def tables(results: Results) -> dict[str, Any]:
     """Everything that the figures show, as plain values."""
-    if not _analyzed(results):
-        return {"gains": {}, "compared": [], "accuracy": _accuracies(results)}
+    if not analyzed(results):
+        return {"gains": {}, "compared": [], "accuracy": accuracies(results)}
     return {
         "gains": {name: result.to_dict() for name, result in gains(results).items()},
         "tolerances": {
@@ -111,7 +117,7 @@ def tables(results: Results) -> dict[str, Any]:
             for a, b in tolerance_pairs()
         },
         "compared": [asdict(row) for row in compare(results)],
-        "accuracy": _accuracies(results),
+        "accuracy": accuracies(results),
     }
 
 
@@ -119,42 +125,6 @@ def tolerance_pairs() -> Iterator[tuple[float, float]]:
     """Tolerances of prunable and of redundant units, the main ones first."""
     for number, tolerance in enumerate(TOLERANCES):
         yield tolerance, REDUNDANCY_TOLERANCES[min(number, len(REDUNDANCY_TOLERANCES) - 1)]
-
-
-def summary(results: Results, command: str, seconds: float) -> str:
-    """One page: what was run, what came out, what is missing.
-
-    Args:
-        results: Of a recipe.
-        command: That made them.
-        seconds: Processor time of all trials, as the log has it.
-    """
-    recipe = results.recipe
-    lines = [f"# {recipe.name}: {recipe.title}", ""]
-    lines += [f"{recipe.source}, scale `{recipe.scale}`, made by `{command}`.", ""]
-    if recipe.note:
-        lines += [f"Not as in the paper: {recipe.note}.", ""]
-    if recipe.finding:
-        lines += [f"The paper: {recipe.finding}", ""]
-    compared = compare(results)
-    if compared:
-        lines += ["## Gains beside the published ones", "", *_compared(compared), ""]
-        lines += ["## Gains of every curve", "", *_gains(gains(results)), ""]
-    accuracies = _accuracies(results)
-    if any(accuracies.values()):
-        lines += ["## Test accuracy", "", *_accuracy_table(accuracies), ""]
-    lines += ["## What it rests on", "", *(f"- {fact}" for fact in _facts(results, seconds))]
-    return "\n".join(lines) + "\n"
-
-
-def row(cells: Sequence[object]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def head(names: Sequence[str]) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [row(names), "|" + " --- |" * len(names)]
 
 
 def range_text(values: Sequence[float | None] | None) -> str:
@@ -165,36 +135,7 @@ def range_text(values: Sequence[float | None] | None) -> str:
     return " to ".join(dict.fromkeys(shown))
 
 
-def _compared(rows: Sequence[Comparison]) -> Iterator[str]:
-    names = ["units", "published g", "here", "doublings", "all doublings", "off by", "conclusion"]
-    yield from head(names)
-    words = {True: "same", False: "other", None: "-"}
-    for one in rows:
-        off = "-" if one.off is None else f"{one.off:.2f}"
-        cells = [one.quantity.replace("_", "-"), range_text(one.published), range_text(one.here)]
-        cells += [str(one.doublings), range_text(one.all_doublings), off, words[one.same]]
-        yield row(cells)
-    yield ""
-    yield (
-        "g is the mean ratio of units when the width doubles, smallest to largest over the curves; "
-        "off: how far it reaches beyond the published range; the conclusion is whether all "
-        "frivolous units outgrow the network (g > 2), and all others lag behind it."
-    )
-
-
-def _gains(found: Mapping[str, GainResult]) -> Iterator[str]:
-    yield from head(["curve", "widths", "networks", *(q.replace("_", "-") for q in QUANTITIES)])
-    for name, result in found.items():
-        cells = [name, " ".join(f"{w:g}" for w in result.widths), str(sum(result.networks))]
-        for quantity in QUANTITIES:
-            growth = next(c for c in result.network if c.quantity == quantity)
-            cells.append("-" if growth.gain is None else f"{growth.gain:.2f}")
-            if growth.gain_last is not None and len(growth.ratios) > LAST:
-                cells[-1] += f" (last {LAST}: {growth.gain_last:.2f})"
-        yield row(cells)
-
-
-def _accuracies(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+def accuracies(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     """Curve -> width -> mean and standard deviation of the test accuracy, and of training."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for curve in results.recipe.curves:
@@ -212,33 +153,8 @@ def _accuracies(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def _accuracy_table(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
-    widths = sorted({float(w) for by_width in accuracies.values() for w in by_width})
-    yield from head(["curve", *(f"{w:g}x" for w in widths)])
-    for name, by_width in accuracies.items():
-        cells = [name]
-        for width in widths:
-            one = by_width.get(f"{width:g}")
-            cells.append("-" if one is None else f"{one['mean']:.3f} ({one['train']:.3f})")
-        yield row(cells)
-    yield ""
-    yield "In brackets: training accuracy in the last epoch."
-
-
-def _facts(results: Results, seconds: float) -> Iterator[str]:
-    records = list(results.records.values())
-    yield f"{len(records)} of {len({t.id for t in results.trials})} trials, {seconds:.0f} s of work"
-    for spec in dict.fromkeys(r["data"]["spec"].partition(",seed=")[0] for r in records):
-        one = next(r["data"] for r in records if r["data"]["spec"].startswith(spec))
-        sizes = ", ".join(f"{role} {n:,}" for role, n in one["sizes"].items())
-        yield f"data {spec} ({sizes}), sha256 {one['sha256'][:12]}..."
-    for versions in dict.fromkeys(json.dumps(r["versions"]) for r in records):
-        yield ", ".join(f"{name} {number}" for name, number in json.loads(versions).items())
-    for reason, count in Counter(results.failed.values()).items():
-        yield f"{count} left out: {reason}"
-
-
-def _analyzed(results: Results) -> bool:
+def analyzed(results: Results) -> bool:
+    """Whether the recipe measures frivolous units by `analyze`."""
     return all("analyze" in curve.measure for curve in results.recipe.curves)
 
 

@@ -1,0 +1,202 @@
+"""The one-page summary of a recipe's results."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fcompress.ablation import TOLERANCES
+from fcompress.experiments import shrinking, tables
+from fcompress.experiments.constructions import KINDS, NARROW
+from fcompress.experiments.measured import analyzed_of, correlations_of, gains
+from fcompress.experiments.results import Results
+from fcompress.experiments.tables import Comparison, range_text
+from fcompress.experiments.trials import Record
+from fcompress.growth import LAST, QUANTITIES, GainResult
+from fcompress.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
+
+
+def summary(results: Results, command: str, seconds: float) -> str:
+    """One page: what was run, what came out, what is missing.
+
+    Args:
+        results: Of a recipe.
+        command: That made them.
+        seconds: Processor time of all trials, as the log has it.
+    """
+    recipe = results.recipe
+    lines = [f"# {recipe.name}: {recipe.title}", ""]
+    lines += [f"{recipe.source}, scale `{recipe.scale}`, made by `{command}`.", ""]
+    if recipe.note:
+        lines += [f"Not as in the paper: {recipe.note}.", ""]
+    if recipe.finding:
+        lines += [f"The paper: {recipe.finding}", ""]
+    compared = tables.compare(results)
+    if compared:
+        lines += ["## Gains beside the published ones", "", *_compared(compared), ""]
+        lines += ["## Gains of every curve", "", *_gains(gains(results)), ""]
+    if tables.analyzed(results):
+        lines += ["## Shares of prunable and redundant units", "", *_shares(results), ""]
+    if "correlations" in recipe.draw:
+        lines += ["## Mean |correlation| of two units", "", *_correlations(results), ""]
+    for measure, (heading, table) in _OF_MEASURES.items():
+        if all(measure in curve.measure for curve in recipe.curves):
+            lines += [f"## {heading}", "", *table(results), ""]
+    accuracies = tables.accuracies(results)
+    if any(accuracies.values()):
+        lines += ["## Test accuracy", "", *_accuracy_table(accuracies), ""]
+    lines += ["## What it rests on", "", *(f"- {fact}" for fact in _facts(results, seconds))]
+    return "\n".join(lines) + "\n"
+
+
+def row(cells: Sequence[object]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def head(names: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [row(names), "|" + " --- |" * len(names)]
+
+
+def _compared(rows: Sequence[Comparison]) -> Iterator[str]:
+    names = ["units", "published g", "here", "doublings", "all doublings", "off by", "conclusion"]
+    yield from head(names)
+    words = {True: "same", False: "other", None: "-"}
+    for one in rows:
+        off = "-" if one.off is None else f"{one.off:.2f}"
+        cells = [one.quantity.replace("_", "-"), range_text(one.published), range_text(one.here)]
+        cells += [str(one.doublings), range_text(one.all_doublings), off, words[one.same]]
+        yield row(cells)
+    yield ""
+    yield (
+        "g is the mean ratio of units when the width doubles, smallest to largest over the curves; "
+        "off: how far it reaches beyond the published range; the conclusion is whether all "
+        "frivolous units outgrow the network (g > 2), and all others lag behind it."
+    )
+
+
+def _gains(found: Mapping[str, GainResult]) -> Iterator[str]:
+    yield from head(["curve", "widths", "networks", *(q.replace("_", "-") for q in QUANTITIES)])
+    for name, result in found.items():
+        cells = [name, " ".join(f"{w:g}" for w in result.widths), str(sum(result.networks))]
+        for quantity in QUANTITIES:
+            growth = next(c for c in result.network if c.quantity == quantity)
+            cells.append("-" if growth.gain is None else f"{growth.gain:.2f}")
+            if growth.gain_last is not None and len(growth.ratios) > LAST:
+                cells[-1] += f" (last {LAST}: {growth.gain_last:.2f})"
+        yield row(cells)
+
+
+def _shares(results: Results) -> Iterator[str]:
+    """p* of the network and the redundant share of its layers, means over networks."""
+
+    def cell(records: Sequence[Record]) -> str:
+        found = [analyzed_of(record) for record in records]
+        prunable = [one.ablation.network.share(TOLERANCES[0]) for one in found]
+        redundant = [one.redundancy.share(REDUNDANCY_TOLERANCES[0]) for one in found]
+        return f"{np.mean(prunable):.3f} / {np.mean(redundant):.3f}"
+
+    yield from _by_width(results, cell)
+
+
+def _correlations(results: Results) -> Iterator[str]:
+    def cell(records: Sequence[Record]) -> str:
+        found = correlations_of(records, results.recipe.layer)
+        units = np.mean([one.units for one in found]) if found else 0
+        return f"{np.mean([one.mean for one in found]):.3f} ({units:.0f} units)" if found else "-"
+
+    yield from _by_width(results, cell)
+    yield ""
+    yield f"Of {results.recipe.layer or 'the last layer'}; units that never vary are not compared."
+
+
+def _constructions(results: Results) -> Iterator[str]:
+    records = _first_curve(results)
+    yield from head(
+        ["network", "prunable, random", "prunable, removed first", "redundant", "logits"]
+    )
+    for name in (NARROW, *KINDS):
+        found = [r["measure"]["constructions"]["networks"][name] for r in records]
+        cells = [name]
+        for key in ("prunable", "removable", "redundant"):
+            cells.append(f"{np.mean([one[key] for one in found]):.1f}")
+        cells.append("-" if name == NARROW else f"{max(o['logit_difference'] for o in found):.1e}")
+        yield row(cells)
+    yield ""
+    yield (
+        f"Units, means over {len(records)} networks; random: in random order at a tolerance of "
+        "0.2; first: the doubled half, where its removal changes no label, then those of "
+        "the narrow network; logits: largest difference from the narrow network's, relative."
+    )
+
+
+def _shrunk(results: Results) -> Iterator[str]:
+    curve = results.recipe.curves[0]
+    found = {width: results.of(curve.name, width) for width in curve.widths}
+    yield from head(
+        ["tolerance", "width", "params before", "after", "after / 1x as trained", "MACs after / 1x",
+         "agreement", "accuracy"]
+    )  # fmt: skip
+    for size in shrinking.sizes({w: r for w, r in found.items() if r}):
+        ratios = [
+            "-" if one is None else f"{after / one:.3f}"
+            for after, one in (
+                (size.params[1], size.params_of_1x),
+                (size.macs[1], size.macs_of_1x),
+            )
+        ]
+        accuracy = "-"
+        if size.accuracy is not None:
+            accuracy = f"{size.accuracy[0]:.3f} -> {size.accuracy[1]:.3f}"
+        yield row(
+            [f"{size.tolerance:g}", f"{size.width:g}x", f"{size.params[0]:,.0f}",
+             f"{size.params[1]:,.0f}", *ratios, f"{size.agreement:.3f}", accuracy]
+        )  # fmt: skip
+
+
+_OF_MEASURES: dict[str, tuple[str, Callable[[Results], Iterator[str]]]] = {
+    "constructions": ("Frivolous units of the constructions", _constructions),
+    "shrunk": ("Sizes before and after `shrink`", _shrunk),
+}
+
+
+def _first_curve(results: Results) -> list[Record]:
+    curve = results.recipe.curves[0]
+    return [record for width in curve.widths for record in results.of(curve.name, width)]
+
+
+def _by_width(results: Results, cell: Callable[[Sequence[Record]], str]) -> Iterator[str]:
+    """A row for each curve, a column for each width."""
+    widths = sorted({width for curve in results.recipe.curves for width in curve.widths})
+    yield from head(["curve", *(f"{w:g}x" for w in widths)])
+    for curve in results.recipe.curves:
+        found = [results.of(curve.name, width) for width in widths]
+        yield row([curve.name, *(cell(records) if records else "-" for records in found)])
+
+
+def _accuracy_table(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    widths = sorted({float(w) for by_width in accuracies.values() for w in by_width})
+    yield from head(["curve", *(f"{w:g}x" for w in widths)])
+    for name, by_width in accuracies.items():
+        cells = [name]
+        for width in widths:
+            one = by_width.get(f"{width:g}")
+            cells.append("-" if one is None else f"{one['mean']:.3f} ({one['train']:.3f})")
+        yield row(cells)
+    yield ""
+    yield "In brackets: training accuracy in the last epoch."
+
+
+def _facts(results: Results, seconds: float) -> Iterator[str]:
+    records = list(results.records.values())
+    yield f"{len(records)} of {len({t.id for t in results.trials})} trials, {seconds:.0f} s of work"
+    for spec in dict.fromkeys(r["data"]["spec"].partition(",seed=")[0] for r in records):
+        one = next(r["data"] for r in records if r["data"]["spec"].startswith(spec))
+        sizes = ", ".join(f"{role} {n:,}" for role, n in one["sizes"].items())
+        yield f"data {spec} ({sizes}), sha256 {one['sha256'][:12]}..."
+    for versions in dict.fromkeys(json.dumps(r["versions"]) for r in records):
+        yield ", ".join(f"{name} {number}" for name, number in json.loads(versions).items())
+    for reason, count in Counter(results.failed.values()).items():
+        yield f"{count} left out: {reason}"
