@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fcompress.ablation import TOLERANCES, proportions
 from fcompress.experiments import constructions as constructing
-from fcompress.experiments import shrinking
+from fcompress.experiments import figure_images, shrinking, visualise
 from fcompress.experiments.measured import analyzed_of, correlations_of, gains
 from fcompress.experiments.results import Results
 from fcompress.experiments.spec import Curve
@@ -184,6 +184,22 @@ def constructions(results: Results) -> Figure | None:
     return constructing.figure(records, _title(results)) if records else None
 
 
+def images(results: Results) -> Figure | None:
+    """Images of units of the first curve's narrowest and widest networks (Fig. 5)."""
+    curve = results.recipe.curves[0]
+    ends = curve.widths[0], curve.widths[-1]
+    thin, wide = (
+        [record["measure"]["visualise"] for record in results.of(curve.name, width)]
+        for width in ends
+    )
+    if not thin or not wide:
+        return None
+    labels = f"{ends[0]:g}x", f"{ends[1]:g}x"
+    return figure_images.figure(
+        thin[0], wide[0], visualise.compare(thin, wide), labels, _title(results)
+    )
+
+
 DRAWINGS: dict[str, Drawing] = {
     drawing.__name__: drawing
     for drawing in (
@@ -197,6 +213,7 @@ DRAWINGS: dict[str, Drawing] = {
         tolerances,
         shrunk,
         constructions,
+        images,
     )
 }
 

@@ -23,6 +23,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "calibration",
         "confidence",
     ),
+    "visualise": ("units", "steps", "lr", "layers", "sheet", "examples"),
     "constructions": ("examples", "orders", "balance"),
 }
 DRAWINGS: dict[str, str] = {
@@ -35,5 +36,6 @@ DRAWINGS: dict[str, str] = {
     "params": "trainable parameters against the width",
     "tolerances": "the gains at larger tolerances",
     "shrunk": "size and accuracy before and after `shrink` against the width",
+    "images": "images of units of the narrowest and the widest networks, and how much they vary",
     "constructions": "prunable and redundant units of a network and of twice as wide equals",
 }

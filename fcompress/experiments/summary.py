@@ -13,6 +13,7 @@ from fcompress.experiments.measured import analyzed_of, correlations_of, gains
 from fcompress.experiments.results import Results
 from fcompress.experiments.tables import Comparison, range_text
 from fcompress.experiments.trials import Record
+from fcompress.experiments.visualise import compare
 from fcompress.growth import LAST, QUANTITIES, GainResult
 from fcompress.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
 
@@ -156,8 +157,30 @@ def _shrunk(results: Results) -> Iterator[str]:
         )  # fmt: skip
 
 
+def _images(results: Results) -> Iterator[str]:
+    curve = results.recipe.curves[0]
+    thin, wide = (
+        [record["measure"]["visualise"] for record in results.of(curve.name, width)]
+        for width in (curve.widths[0], curve.widths[-1])
+    )
+    if not thin or not wide:
+        return
+    yield from head(["stage", "of", "median thin", "wide", "effect", "p (Holm)", "between seeds"])
+    for test in compare(thin, wide).tests:
+        between = "-" if test.between_seeds is None else f"{test.between_seeds:.2f}"
+        cells = [test.stage, test.quantity, f"{test.thin:.3g}", f"{test.wide:.3g}"]
+        yield row([*cells, f"{test.test.effect:+.2f}", f"{test.p:.2g}", between])
+    yield ""
+    yield (
+        "Total variation of images and of their Fourier transforms; effect: rank-biserial, above 0 "
+        "where the wide networks' images vary more; between seeds: the largest effect among "
+        "networks of one width, which a difference between widths should exceed."
+    )
+
+
 _OF_MEASURES: dict[str, tuple[str, Callable[[Results], Iterator[str]]]] = {
     "constructions": ("Frivolous units of the constructions", _constructions),
+    "visualise": ("Total variation of feature images, widest against narrowest", _images),
     "shrunk": ("Sizes before and after `shrink`", _shrunk),
 }
 
@@ -198,5 +221,6 @@ def _facts(results: Results, seconds: float) -> Iterator[str]:
         yield f"data {spec} ({sizes}), sha256 {one['sha256'][:12]}..."
     for versions in dict.fromkeys(json.dumps(r["versions"]) for r in records):
         yield ", ".join(f"{name} {number}" for name, number in json.loads(versions).items())
-    for reason, count in Counter(results.failed.values()).items():
-        yield f"{count} left out: {reason}"
+    diverged = [results.records[name]["work"]["train"]["lr"] for name in results.failed]
+    for rate, count in Counter(diverged).items():
+        yield f"{count} trainings at learning rate {rate:g} diverged and are left out"

@@ -23,6 +23,7 @@ from fcompress.errors import TrainingError
 from fcompress.experiments.constructions import constructions
 from fcompress.experiments.shrinking import shrunk
 from fcompress.experiments.spec import Curve, Recipe
+from fcompress.experiments.visualise import visualise
 from fcompress.models import Network, build, families
 from fcompress.outcome import versions
 from fcompress.resume import resume_file
@@ -183,6 +184,7 @@ def analyzed(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> R
 MEASURES: dict[str, Measure] = {
     "analyze": analyzed,
     "shrunk": shrunk,
+    "visualise": visualise,
     "constructions": constructions,
 }
 
