@@ -42,6 +42,18 @@ def without_numbers(line: str) -> str:
     return " ".join(re.sub("─+", "─", line).split())
 
 
+def options_of(name: str) -> set[str]:
+    """Options of a command, those of its subcommands included."""
+    found = command(name)
+    every = [found, *(found.commands.values() if isinstance(found, click.Group) else ())]
+    return {
+        option
+        for one in every
+        for parameter in one.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
 def command(name: str) -> click.Command:
     found = main.get_command(click.Context(main), name)
     assert found is not None
@@ -68,14 +80,8 @@ def test_commands_and_options_in_the_readme_exist():
     for line, _ in runs():
         program, name, *words = shlex.split(line)
         assert program == "fcompress" and name in COMMANDS
-        known = {option for parameter in command(name).params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known
-    everywhere = {
-        option
-        for name in COMMANDS
-        for parameter in command(name).params
-        for option in (*parameter.opts, *parameter.secondary_opts)
-    }
+        assert {word for word in words if word.startswith("--")} <= options_of(name)
+    everywhere = {option for name in COMMANDS for option in options_of(name)}
     own = {"--slow"}  # of scripts/test
     assert set(re.findall(r"(?<!\S)`?(--[a-z][a-z-]+)", README)) <= everywhere | own
 
