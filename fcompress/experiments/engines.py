@@ -8,10 +8,13 @@ to a worker together and are trained as one program (`stacked`).
 import itertools
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,22 +98,29 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
         FcompressError: A worker was killed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when a process starts
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+
+    def submit(job: Job) -> Future[Done]:
+        # This may start a process. It inherits that it hears no interrupt: Ctrl-C goes to all
+        # processes of a terminal, and it is this one that ends the others.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(work_on, job)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
     try:
         waiting = iter(jobs)
         # Few are handed over ahead, so that an interrupt leaves nothing in a queue.
-        running = {pool.submit(work_on, job) for job in itertools.islice(waiting, workers)}
+        running = {submit(job) for job in itertools.islice(waiting, workers)}
         while running:
-            ready: Future[Done] = next(as_completed(running))
-            running.remove(ready)
-            for job in itertools.islice(waiting, 1):
-                running.add(pool.submit(work_on, job))
-            yield ready.result()
+            ready, running = wait(running, return_when=FIRST_COMPLETED)
+            good = [future for future in ready if future.exception() is None]
+            # What is done is handed on before the failure of another is.
+            for future in [*good, *(ready - set(good))]:
+                yield future.result()
+            running |= {submit(job) for job in itertools.islice(waiting, len(good))}
     except BrokenProcessPool as error:
         raise FcompressError(
             "a worker process was killed (by hand, or because memory ran out: take fewer "
@@ -120,6 +130,20 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """One thread; and no worker outlives the process that it works for."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """A worker whose parent was killed would train on, into files that a new run works on."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def run_on_cluster(jobs: Sequence[Job], address: str, workers: int) -> Iterator[Done]:

@@ -12,7 +12,8 @@ summary.md      one page
 import datetime
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def run(
     """
     every = trials_of(recipe)
     pool = _open(recipe, out, trials)
-    known = {t.id for t in every if (pool / f"{t.id}.json").exists()}
+    known = _records(every, pool)  # a damaged one is found now, not when all others are done
     left = [t for t in every if t.id not in known]
     for work in {t.work["data"].partition(":")[0]: t.work for t in left}.values():
         if not work["data"].startswith("gaussian"):
@@ -121,6 +122,8 @@ def run(
     for finished in running:
         for name, record in zip(finished.ids, finished.records, strict=True):
             _write(pool / f"{name}.json", record)
+            if scratch is not None:
+                shutil.rmtree(scratch / name, ignore_errors=True)
             done += 1
             progress(done, total, name, finished.seconds / len(finished.ids))
         _log(out, finished)
@@ -139,14 +142,8 @@ def load(out: Path) -> Results:
     if manifest is None:
         raise FcompressError(f"{out} holds no results: there is no {MANIFEST} in it")
     recipe = recipe_of(manifest["recipe"])
-    pool = _pool(out, manifest)
     trials = tuple(trials_of(recipe))
-    records = {}
-    for trial in trials:
-        path = pool / f"{trial.id}.json"
-        if path.exists():
-            records[trial.id] = _read(path)
-    return Results(recipe, trials, records)
+    return Results(recipe, trials, _records(trials, _pool(out, manifest)))
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -156,22 +153,22 @@ def write_json(path: Path, record: Any) -> None:
 
 def _open(recipe: Recipe, out: Path, trials: Path | None) -> Path:
     """Check whose folder this is, or make it ours; returns the folder of the records."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        pool = (trials or out / "trials").resolve()
-        pool.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FcompressError(
-            f"cannot make the folder {error.filename}: {error.strerror}"
-        ) from error
     manifest = _manifest(out)
     wanted = json.loads(json.dumps(recipe.to_dict()))
     if manifest is None:
-        if any(p for p in out.iterdir() if p.name != "trials"):
+        pool = trials or out / "trials"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if any(p for p in out.iterdir() if p.name != "trials"):
+                raise FcompressError(
+                    f"{out} is not empty and holds no results of a recipe; choose another --out"
+                )
+            pool.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
             raise FcompressError(
-                f"{out} is not empty and holds no results of a recipe; choose another --out"
-            )
-        where = None if trials is None else os.path.relpath(pool, out.resolve())
+                f"cannot make the folder {error.filename}: {error.strerror}"
+            ) from error
+        where = None if trials is None else os.path.relpath(pool.resolve(), out.resolve())
         _write(out / MANIFEST, {"format": FORMAT, "recipe": wanted, "trials": where})
         return pool
     held = manifest["recipe"]
@@ -187,9 +184,14 @@ def _open(recipe: Recipe, out: Path, trials: Path | None) -> Path:
             f"({_difference(held['curves'], wanted['curves'])}); choose another --out, or run it "
             "with the settings it was begun with"
         )
+    pool = _pool(out, manifest)
+    if trials is not None and trials.resolve() != pool.resolve():
+        raise FcompressError(
+            f"the trials of {out} are in {pool.resolve()}; give that folder as --trials, or none"
+        )
     if held != wanted:  # only what is drawn or said
         _write(out / MANIFEST, {**manifest, "recipe": wanted})
-    return _pool(out, manifest)
+    return pool
 
 
 def _manifest(out: Path) -> Record | None:
@@ -230,6 +232,21 @@ def _difference(held: Any, wanted: Any, place: str = "curves") -> str:
     return f"{place}: {json.dumps(held)[:60]}, not {json.dumps(wanted)[:60]}"
 
 
+def _records(trials: Sequence[Trial], pool: Path) -> dict[str, Record]:
+    """Trial id -> record, of those that are finished."""
+    records = {}
+    for trial in trials:
+        path = pool / f"{trial.id}.json"
+        if trial.id not in records and path.exists():
+            record = _read(path)
+            if not isinstance(record, dict) or record.get("work") != trial.work:
+                raise FcompressError(
+                    f"{path} is no record of this trial; delete it and run the recipe again"
+                )
+            records[trial.id] = record
+    return records
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -248,5 +265,9 @@ def _log(out: Path, finished: engines.Done) -> None:
     """One line for each job; a line that a full disk cuts off costs nothing but itself."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     line = {"ended": now, "trials": finished.ids, "seconds": round(finished.seconds, 2)}
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    path = out / "log.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise FcompressError(f"cannot write {path}: {error.strerror}") from error

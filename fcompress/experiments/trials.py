@@ -95,7 +95,7 @@ def perform(work: Record, folder: Path | None, root: Path | None, device: str) -
     Args:
         work: Of a `Trial`.
         folder: Where training keeps its state, so that a killed trial goes on within its
-            training; emptied at the end. None keeps nothing.
+            training; of no use when the record is kept. None keeps nothing.
         root: Of the data.
         device: As in `TrainConfig`.
 
@@ -116,12 +116,7 @@ def perform(work: Record, folder: Path | None, root: Path | None, device: str) -
         )
     except TrainingError as error:
         attempt = error
-    record = finished(work, splits, attempt, device)
-    if folder is not None and folder.is_dir():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-    return record
+    return finished(work, splits, attempt, device)
 
 
 def data_of(work: Record, root: Path | None) -> Splits:
