@@ -1,6 +1,7 @@
 """The figures of a recipe, in the form of the paper's, as PNG and SVG."""
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import matplotlib
@@ -235,7 +236,16 @@ def files(figure: Figure) -> dict[str, bytes]:
             FigureCanvasAgg(figure)
             figure.savefig(buffer, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
             found[kind] = buffer.getvalue()
+    found["svg"] = _numbered(found["svg"])
     return found
+
+
+def _numbered(svg: bytes) -> bytes:
+    """Number the clipping paths: their names hash positions, whose last digits vary."""
+    for number, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
+        for form in (b'id="%s"', b"url(#%s)"):
+            svg = svg.replace(form % name, form % b"clip%d" % number)
+    return svg
 
 
 def _growth_panels(results: Results, quantities: Sequence[str]) -> Figure | None:
