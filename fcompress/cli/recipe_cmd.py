@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,6 +137,7 @@ def run_command(
     found = results.run(
         recipe,
         out,
+        command=_command(name, scale, changes),
         trials=trials,
         workers=workers or os.cpu_count() or 1,
         cluster=cluster,
@@ -143,8 +145,7 @@ def run_command(
         device=device,
         progress=progress,
     )
-    command = " ".join(["fcompress recipe run", name, "--scale", scale, *_said(changes)])
-    report.write(found, out, command)
+    report.write(found, out)
     _show(found, out, json_file)
 
 
@@ -161,13 +162,14 @@ def report_command(folder: Path, json_file: Path | None) -> None:
     from fcompress.experiments import report, results
 
     found = results.load(folder)
-    recipe = found.recipe
-    report.write(found, folder, f"fcompress recipe run {recipe.name} --scale {recipe.scale}")
+    report.write(found, folder)
     _show(found, folder, json_file)
 
 
-def _said(changes: tuple[str, ...]) -> list[str]:
-    return [f'--set "{change}"' for change in changes]
+def _command(name: str, scale: str, changes: tuple[str, ...]) -> str:
+    """What makes the same results anywhere, ready for a shell."""
+    said = [part for change in changes for part in ("--set", change)]
+    return shlex.join(["fcompress", "recipe", "run", name, "--scale", scale, *said])
 
 
 def _show(results: Results, out: Path, json_file: Path | None) -> None:

@@ -21,6 +21,7 @@ from fcompress.growth import GainResult, Growth
 from fcompress.redundancy import HISTOGRAM_BINS
 
 DOTS_PER_INCH = 130
+MOST_NAMES = 20  # in a legend beside a curve that is to be seen
 FRIVOLOUS, OTHERS = ("prunable", "redundant"), ("non_prunable", "non_redundant")
 
 # Name -> function; those that show something else than gains stand in files of their own.
@@ -282,7 +283,11 @@ def _growth_axes(axes: Axes, widths: Sequence[float], title: str, curves: Sequen
     known = [g for g in (paper_gain(curve) for curve in curves) if g is not None]
     ends = range_text((min(known), max(known))) if known else "-"
     axes.set_title(f"{title}, g {ends}", fontsize=10)
-    axes.legend(fontsize=7)
+    if len(curves) <= MOST_NAMES:
+        axes.legend(fontsize=7)
+    else:
+        said = f"{len(curves)} curves in the order of depth: the first dark, the last light"
+        axes.text(0.02, 0.98, said, transform=axes.transAxes, va="top", fontsize=7)
 
 
 def _a_panel_for_each_curve(results: Results) -> tuple[Figure, list[Axes]]:

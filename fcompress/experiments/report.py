@@ -13,13 +13,12 @@ from fcompress.experiments.tables import tables
 from fcompress.files import write_atomic
 
 
-def write(results: Results, out: Path, command: str) -> None:
+def write(results: Results, out: Path) -> None:
     """Write figures/, results.json and summary.md into the folder of the results.
 
     Args:
         results: Finished or not.
         out: Their folder.
-        command: That made them, for the page.
 
     Raises:
         FcompressError: The folder cannot be written to.
@@ -50,7 +49,7 @@ def write(results: Results, out: Path, command: str) -> None:
         ],
     }
     write_json(out / "results.json", record)
-    page = summary(results, command, _seconds(out))
+    page = summary(results, _seconds(out))
     page += "".join(f"\n![{name}](figures/{name}.png)\n" for name in names)
     write_atomic(out / "summary.md", partial(_put, page.encode()))
 

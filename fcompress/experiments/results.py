@@ -33,11 +33,13 @@ class Results:
 
     Attributes:
         recipe: What was asked for.
+        command: That asked for it.
         trials: Every trial of it.
         records: Trial id -> record, of those that are finished.
     """
 
     recipe: Recipe
+    command: str
     trials: tuple[Trial, ...]
     records: dict[str, Record]
 
@@ -79,6 +81,7 @@ def run(
     recipe: Recipe,
     out: Path,
     *,
+    command: str = "",
     trials: Path | None = None,
     workers: int = 1,
     cluster: str | None = None,
@@ -91,6 +94,7 @@ def run(
     Args:
         recipe: Which one.
         out: Folder of the results; made if it is not there.
+        command: Said in the report; "" for the one without changes to the recipe.
         trials: Folder of the records; None for the one in `out`. Recipes that share one share
             the trials that they have in common.
         workers: Trials at once.
@@ -104,7 +108,7 @@ def run(
             a worker was killed. What is finished by then is kept.
     """
     every = trials_of(recipe)
-    pool = _open(recipe, out, trials)
+    pool = _open(recipe, out, command, trials)
     known = _records(every, pool)  # a damaged one is found now, not when all others are done
     left = [t for t in every if t.id not in known]
     for work in {t.work["data"].partition(":")[0]: t.work for t in left}.values():
@@ -143,7 +147,10 @@ def load(out: Path) -> Results:
         raise FcompressError(f"{out} holds no results: there is no {MANIFEST} in it")
     recipe = recipe_of(manifest["recipe"])
     trials = tuple(trials_of(recipe))
-    return Results(recipe, trials, _records(trials, _pool(out, manifest)))
+    command = (
+        manifest.get("command") or f"fcompress recipe run {recipe.name} --scale {recipe.scale}"
+    )
+    return Results(recipe, command, trials, _records(trials, _pool(out, manifest)))
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -151,7 +158,7 @@ def write_json(path: Path, record: Any) -> None:
     _write(path, record)
 
 
-def _open(recipe: Recipe, out: Path, trials: Path | None) -> Path:
+def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
     """Check whose folder this is, or make it ours; returns the folder of the records."""
     manifest = _manifest(out)
     wanted = json.loads(json.dumps(recipe.to_dict()))
@@ -169,7 +176,10 @@ def _open(recipe: Recipe, out: Path, trials: Path | None) -> Path:
                 f"cannot make the folder {error.filename}: {error.strerror}"
             ) from error
         where = None if trials is None else os.path.relpath(pool.resolve(), out.resolve())
-        _write(out / MANIFEST, {"format": FORMAT, "recipe": wanted, "trials": where})
+        _write(
+            out / MANIFEST,
+            {"format": FORMAT, "command": command, "recipe": wanted, "trials": where},
+        )
         return pool
     held = manifest["recipe"]
     for key in ("name", "scale"):
@@ -189,8 +199,8 @@ def _open(recipe: Recipe, out: Path, trials: Path | None) -> Path:
         raise FcompressError(
             f"the trials of {out} are in {pool.resolve()}; give that folder as --trials, or none"
         )
-    if held != wanted:  # only what is drawn or said
-        _write(out / MANIFEST, {**manifest, "recipe": wanted})
+    if (held, manifest.get("command")) != (wanted, command):  # only what is drawn or said
+        _write(out / MANIFEST, {**manifest, "recipe": wanted, "command": command})
     return pool
 
 

@@ -175,7 +175,7 @@ def read(name: str, scale: str, changes: Sequence[str] = ()) -> Recipe:
     chosen = content[scale]
     merged = _merged({k: v for k, v in content.items() if k not in SCALES}, chosen)
     for change in changes:
-        merged = _merged(merged, _change(change, path.stem))
+        merged = _merged(merged, _change(change, path.stem, _curves(path.stem, merged)))
     return _resolved(path.stem, scale, merged)
 
 
@@ -224,20 +224,40 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _change(text: str, name: str) -> dict[str, Any]:
+def _change(text: str, name: str, curves: Iterable[str]) -> dict[str, Any]:
     """The table that `a.b=value` stands for."""
-    key, equals, value = text.partition("=")
-    if not (key.strip() and equals):
-        raise FcompressError(f"{text!r}: expected KEY=VALUE, as in train.epochs=2")
+    for place in (i for i, character in enumerate(text) if character == "="):
+        parts = _key(text[:place])
+        if parts:  # else the sign stands within a quoted name
+            break
+    else:
+        raise FcompressError(
+            f"{text!r}: expected KEY=VALUE, as in train.epochs=2; a name with spaces in quotes, as "
+            'in curves."a b".seeds=2'
+        )
     try:
-        read = tomllib.loads(f"value = {value}")["value"]
+        read = tomllib.loads(f"value = {text[place + 1 :]}")["value"]
     except tomllib.TOMLDecodeError:
-        read = value.strip()
-    parts = [part.strip() for part in key.split(".")]
+        read = text[place + 1 :].strip()
     _check_keys(name, "", {parts[0]: None}, _KEYS)
+    if parts[0] == "curves" and len(parts) > 1 and parts[1] not in curves:
+        raise FcompressError(f"recipe {name}: no curve {suggest(parts[1], curves)}")
     for part in reversed(parts):
         read = {part: read}
     return dict(read)
+
+
+def _key(text: str) -> list[str]:
+    """The parts of a dotted TOML key; none if it is not one."""
+    try:
+        table = tomllib.loads(f"{text.strip()} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    parts = []
+    while isinstance(table, dict):
+        ((part, table),) = table.items()
+        parts.append(part)
+    return parts
 
 
 def _check_keys(name: str, where: str, table: Iterable[str], allowed: Iterable[str]) -> None:
@@ -262,9 +282,7 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
     for drawing in drawings:
         if drawing not in DRAWINGS:
             raise FcompressError(f"recipe {name}: no drawing {suggest(drawing, DRAWINGS)}")
-    curves = table.get("curves") or {str(table.get("family", name)): {}}
-    if not isinstance(curves, Mapping):
-        raise FcompressError(f"recipe {name}: curves = {curves!r}; expected a table of tables")
+    curves = _curves(name, table)
     only = table.get("only", list(curves))
     if not isinstance(only, list) or not only:
         raise FcompressError(f"recipe {name}: only = {only!r}; expected a list of curves")
@@ -287,6 +305,14 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
             _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only
         ),
     )
+
+
+def _curves(name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name -> what a curve changes; one that changes nothing for a recipe without any."""
+    curves = table.get("curves") or {str(table.get("family", name)): {}}
+    if not isinstance(curves, Mapping):
+        raise FcompressError(f"recipe {name}: curves = {curves!r}; expected a table of tables")
+    return curves
 
 
 def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:

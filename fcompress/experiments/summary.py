@@ -18,17 +18,16 @@ from fcompress.growth import LAST, QUANTITIES, GainResult
 from fcompress.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
 
 
-def summary(results: Results, command: str, seconds: float) -> str:
+def summary(results: Results, seconds: float) -> str:
     """One page: what was run, what came out, what is missing.
 
     Args:
         results: Of a recipe.
-        command: That made them.
         seconds: Processor time of all trials, as the log has it.
     """
     recipe = results.recipe
     lines = [f"# {recipe.name}: {recipe.title}", ""]
-    lines += [f"{recipe.source}, scale `{recipe.scale}`, made by `{command}`.", ""]
+    lines += [f"{recipe.source}, scale `{recipe.scale}`, made by `{results.command}`.", ""]
     if recipe.note:
         lines += [f"Not as in the paper: {recipe.note}.", ""]
     if recipe.finding:
