@@ -100,6 +100,7 @@ def analyze(
     seed: int = 0,
     layers: Sequence[str] | None = None,
     redundancy_layers: Sequence[str] | None = None,
+    groups: bool = True,
     root: Path | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 256,
@@ -130,6 +131,7 @@ def analyze(
         layers: Addresses of the layers to ablate; None for PROTOCOL 1.2's.
         redundancy_layers: Addresses of the layers to analyse for redundancy; None for PROTOCOL
             2.5's.
+        groups: Whether to find what can be excised, which for deep networks takes seconds.
         root: Folder in which remembered data is looked for instead of the one given then.
         device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
         batch_size: Examples at a time, where the data is not in batches yet.
@@ -183,7 +185,7 @@ def analyze(
             progress=reporting("ablation"),
         )
         cost = count(work, some)
-        groups, left_alone = _groups(model, some)
+        found, left_alone = _groups(model, some) if groups else ({}, ())
         costs = _layer_costs(work, some, cost, prunable, redundant)
     family, args = _built(model)
     return AnalyzeResult(
@@ -198,7 +200,7 @@ def analyze(
         redundancy=redundant,
         cost=cost,
         layer_costs=costs,
-        groups=groups,
+        groups=found,
         skipped=(*prunable.skipped, *redundant.skipped, *left_alone),
     )
 

@@ -170,7 +170,7 @@ def measured(
 
 def analyzed(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> Record:
     """The measure `analyze`: prunable and redundant units on the test split."""
-    result = analyze(model, splits, **{**widened_layers(model), **settings})
+    result = analyze(model, splits, groups=False, **{**widened_layers(model), **settings})
     record = result.to_dict()
     keys = ("examples", "accuracy", "labels", "ablation", "redundancy", "skipped")
     return {key: record[key] for key in keys}
