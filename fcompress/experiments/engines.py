@@ -82,13 +82,18 @@ def work_on(job: Job) -> Done:
 def run_here(jobs: Sequence[Job]) -> Iterator[Done]:
     """One after the other in this process, with one thread as a worker has."""
     threads = torch.get_num_threads()
-    for job in jobs:
-        torch.set_num_threads(1)
-        try:
-            done = work_on(job)
-        finally:
-            torch.set_num_threads(threads)
-        yield done
+    _set_threads(1)
+    try:
+        for job in jobs:
+            yield work_on(job)
+    finally:
+        _set_threads(threads)
+
+
+def _set_threads(number: int) -> None:
+    """Set what is not set yet: torch 2.15 empties a cache of oneDNN then, which can crash."""
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
 
 def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
@@ -134,7 +139,7 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
 
 def _begin_worker() -> None:
     """One thread; and no worker outlives the process that it works for."""
-    torch.set_num_threads(1)
+    _set_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -195,5 +200,5 @@ def run_on_cluster(jobs: Sequence[Job], address: str, workers: int) -> Iterator[
 
 
 def _work_alone(job: Job) -> Done:
-    torch.set_num_threads(1)
+    _set_threads(1)
     return work_on(job)
