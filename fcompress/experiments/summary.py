@@ -141,11 +141,8 @@ def _shrunk(results: Results) -> Iterator[str]:
     )  # fmt: skip
     for size in shrinking.sizes({w: r for w, r in found.items() if r}):
         ratios = [
-            "-" if one is None else f"{after / one:.3f}"
-            for after, one in (
-                (size.params[1], size.params_of_1x),
-                (size.macs[1], size.macs_of_1x),
-            )
+            "-" if ratio is None else f"{ratio:.3f}"
+            for ratio in (size.params_of_1x, size.macs_of_1x)
         ]
         accuracy = "-"
         if size.accuracy is not None:
