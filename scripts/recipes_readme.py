@@ -22,7 +22,9 @@ from fcompress.experiments.spec import tomllib
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "recipes" / "results"
 README = ROOT / "recipes" / "README.md"
-BEGIN, END = "<!-- table: scripts/recipes_readme.py -->", "<!-- end of the table -->"
+TABLE = "<!-- table: scripts/recipes_readme.py -->", "<!-- end of the table -->"
+FIGURES = "<!-- figures: scripts/recipes_readme.py -->", "<!-- end of the figures -->"
+SHOWN = 2  # figures of a recipe
 FRIVOLOUS = ("prunable", "redundant")
 
 
@@ -39,6 +41,9 @@ def keep(folder: Path) -> dict[str, Any]:
             image.convert("RGB").quantize(128).save(small, "png", optimize=True)
         (there / "figures" / picture.name).write_bytes(small.getvalue())
     del record["trials"]
+    asked = json.loads((folder / "recipe.json").read_text())
+    name, scale = record["recipe"]["name"], record["recipe"]["scale"]
+    record["command"] = asked.get("command") or f"fcompress recipe run {name} --scale {scale}"
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     (there / "results.json").write_text(text)
     return record
@@ -64,6 +69,16 @@ def line(record: dict[str, Any], verdicts: dict[str, Any]) -> str:
     return "| " + " | ".join([*cells, published, here, same]) + " |"
 
 
+def pictures(record: dict[str, Any]) -> list[str]:
+    """The figures of one of the paper's own figures, with the command that made them."""
+    recipe = record["recipe"]
+    folder = KEPT / recipe["name"] / "figures"
+    found = [name for name in recipe["draw"][:SHOWN] if (folder / f"{name}.png").exists()]
+    lines = [f"### {recipe['source']}: {recipe['title']}", "", f"`{record['command']}`", ""]
+    shown = [f"![{recipe['name']}, {n}](results/{recipe['name']}/figures/{n}.png)" for n in found]
+    return [*lines, *(line for picture in shown for line in (picture, ""))]
+
+
 def main(folders: list[str]) -> None:
     """Copy, and write the table anew for everything that is kept."""
     for folder in folders:
@@ -73,10 +88,14 @@ def main(folders: list[str]) -> None:
     records.sort(key=lambda r: (r["recipe"]["source"][:4] != "Fig.", r["recipe"]["source"]))
     table = ["| experiment | recipe | scale | published | here | same conclusion? |"]
     table += ["|" + " --- |" * 6, *(line(record, verdicts) for record in records)]
+    own = [r for r in records if r["recipe"]["source"].startswith("Fig.")]
+    figures = [line for record in own for line in pictures(record)]
     text = README.read_text()
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    block = "\n".join([BEGIN, "", *table, "", END])
-    README.write_text(re.sub(pattern, lambda _: block, text, flags=re.S))
+    for (begin, end), lines in ((TABLE, [*table, ""]), (FIGURES, figures)):
+        block = "\n".join([begin, "", *lines, end])
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        text = re.sub(pattern, lambda _, block=block: block, text, flags=re.S)
+    README.write_text(text)
 
 
 def _range(ends: list[float | None] | None) -> str:
