@@ -39,3 +39,12 @@ DRAWINGS: dict[str, str] = {
     "images": "images of units of the narrowest and the widest networks, and how much they vary",
     "constructions": "prunable and redundant units of a network and of twice as wide equals",
 }
+# What a drawing shows comes from this measure; the others need none.
+DRAWN_FROM: dict[str, str] = {
+    **dict.fromkeys(
+        ("growth", "non_frivolous", "ablation", "correlations", "layers", "tolerances"), "analyze"
+    ),
+    "shrunk": "shrunk",
+    "images": "visualise",
+    "constructions": "constructions",
+}

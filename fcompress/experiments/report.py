@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fcompress.errors import FcompressError
-from fcompress.experiments.figures import draw, files
+from fcompress.experiments.figures import DRAWINGS, draw, files
 from fcompress.experiments.results import Results, write_json
 from fcompress.experiments.summary import summary
 from fcompress.experiments.tables import tables
@@ -33,6 +33,9 @@ def write(results: Results, out: Path) -> None:
         names.append(name)
         for kind, content in files(figure).items():
             write_atomic(folder / f"{name}.{kind}", partial(_put, content))
+    for path in folder.iterdir():
+        if path.stem in DRAWINGS and path.stem not in names:
+            path.unlink()  # of another time: it shows what these results do not
     record = {
         "recipe": results.recipe.to_dict(),
         **tables(results),

@@ -131,8 +131,7 @@ def run(
             done += 1
             progress(done, total, name, finished.seconds / len(finished.ids))
         _log(out, finished)
-    if scratch is not None and scratch.is_dir() and not any(scratch.iterdir()):
-        scratch.rmdir()
+    shutil.rmtree(out / "scratch", ignore_errors=True)  # a killed run may have left something
     return load(out)
 
 
@@ -216,6 +215,10 @@ def _manifest(out: Path) -> Record | None:
             f"{out} holds results of format {found['format']}, and this version writes "
             f"{FORMAT}; choose another --out, or use the version that made them"
         )
+    try:
+        recipe_of(found["recipe"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise FcompressError(f"{path} holds no recipe ({error}); choose another folder") from error
     return found
 
 

@@ -27,6 +27,7 @@ Nothing here needs torch.
 """
 
 import copy
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from fcompress.errors import FcompressError, suggest
-from fcompress.experiments.names import DRAWINGS, MEASURES
+from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES
 from fcompress.train_config import TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -49,6 +50,9 @@ COMPARED = ("curves", "layers")
 _KEYS = (*_TEXTS, "draw", "only", "curves", *CURVE_KEYS)
 _TRAIN_KEYS = tuple(name for name in asdict(TrainConfig()) if name not in ("seed", "device"))
 UNTRAINED = "none"
+# Type of a setting -> types that stand for it in TOML, in words.
+_KINDS = {int: ((int,), "a whole number"), bool: ((bool,), "true or false"),
+          float: ((int, float), "a number"), str: ((str,), "a text")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,16 @@ def folder() -> Path:
     )
 
 
+def published_gains() -> dict[str, dict[str, list[float | None]]]:
+    """The published gains of every figure, as the file beside the recipes has them."""
+    path = folder() / "published_gains.json"
+    try:
+        figures: dict[str, dict[str, list[float | None]]] = json.loads(path.read_text())["figures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FcompressError(f"cannot read the published gains in {path}: {error}") from error
+    return figures
+
+
 def known() -> dict[str, Path]:
     """The file of every recipe of the project by name."""
     return {path.stem: path for path in sorted(folder().glob("*.toml"))}
@@ -204,8 +218,10 @@ def _content(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     like = content.pop("like", None)
     if like is None:
         return content
+    if not isinstance(like, str):
+        raise FcompressError(f"recipe {path.stem}: like = {like!r}; expected a text")
     beside = path.with_name(f"{like}.toml")
-    base = _content(beside if beside.is_file() else find(str(like)), (*seen, path))
+    base = _content(beside if beside.is_file() else find(like), (*seen, path))
     if "curves" in content:
         base.pop("curves", None)  # other curves, not more of them
         for scale in SCALES:
@@ -224,7 +240,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _change(text: str, name: str, curves: Iterable[str]) -> dict[str, Any]:
+def _change(text: str, name: str, curves: Mapping[str, Any]) -> dict[str, Any]:
     """The table that `a.b=value` stands for."""
     for place in (i for i, character in enumerate(text) if character == "="):
         parts = _key(text[:place])
@@ -242,9 +258,23 @@ def _change(text: str, name: str, curves: Iterable[str]) -> dict[str, Any]:
     _check_keys(name, "", {parts[0]: None}, _KEYS)
     if parts[0] == "curves" and len(parts) > 1 and parts[1] not in curves:
         raise FcompressError(f"recipe {name}: no curve {suggest(parts[1], curves)}")
+    if parts[0] in CURVE_KEYS and all(_says(own, parts) for own in curves.values()):
+        key = ".".join(parts)
+        raise FcompressError(
+            f"recipe {name}: each curve has a {key} of its own; change curves.NAME.{key} instead"
+        )
     for part in reversed(parts):
         read = {part: read}
     return dict(read)
+
+
+def _says(table: Any, parts: Sequence[str]) -> bool:
+    """Whether a table holds a value at a dotted key."""
+    for part in parts:
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+    return True
 
 
 def _key(text: str) -> list[str]:
@@ -282,6 +312,11 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
     for drawing in drawings:
         if drawing not in DRAWINGS:
             raise FcompressError(f"recipe {name}: no drawing {suggest(drawing, DRAWINGS)}")
+    published = table.get("published")
+    if published and published not in published_gains():
+        raise FcompressError(
+            f"recipe {name}: no published gains {suggest(published, published_gains())}"
+        )
     curves = _curves(name, table)
     only = table.get("only", list(curves))
     if not isinstance(only, list) or not only:
@@ -290,20 +325,27 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
         if curve not in curves:
             raise FcompressError(f"recipe {name}: no curve {suggest(curve, curves)}")
     shared = {key: table[key] for key in CURVE_KEYS if key in table}
+    found = tuple(
+        _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only
+    )
+    for drawing in drawings:
+        measure = DRAWN_FROM.get(drawing)
+        if measure is not None and not all(measure in curve.measure for curve in found):
+            raise FcompressError(
+                f"recipe {name}: the drawing {drawing} needs measure.{measure} of every curve"
+            )
     return Recipe(
         name=name,
         scale=scale,
         title=table.get("title", name),
         source=table.get("source", ""),
         finding=table.get("finding", ""),
-        published=table.get("published") or None,
+        published=published or None,
         compare=table.get("compare", COMPARED[0]),
         draw=tuple(drawings),
         layer=table.get("layer") or None,
         note=table.get("note", ""),
-        curves=tuple(
-            _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only
-        ),
+        curves=found,
     )
 
 
@@ -362,7 +404,14 @@ def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
 
 
 def _check_training(where: str, train: Mapping[str, Any]) -> None:
-    rates = train.get("lr", TrainConfig.lr)
+    usual = asdict(TrainConfig())
+    rates = train.get("lr", usual["lr"])
+    for key, value in train.items():
+        kind = type(usual[key])
+        if kind in _KINDS and key != "lr" and type(value) not in _KINDS[kind][0]:
+            raise FcompressError(
+                f"recipe {where}: train: {key} = {value!r}; expected {_KINDS[kind][1]}"
+            )
     for rate in rates if isinstance(rates, list) else [rates]:
         try:
             TrainConfig(**{**train, "lr": rate})

@@ -1,6 +1,5 @@
 """What a recipe found, in numbers: gains beside the published ones, accuracies."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from fcompress.ablation import TOLERANCES
-from fcompress.errors import FcompressError
 from fcompress.experiments.measured import gains
 from fcompress.experiments.results import Results
-from fcompress.experiments.spec import folder
+from fcompress.experiments.spec import published_gains
 from fcompress.growth import LAST, QUANTITIES, GainResult, Growth
 from fcompress.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
 
-PUBLISHED = "published_gains.json"
 # The words of the published file.
 PUBLISHED_AS = {
     "prunable": "prunability",
@@ -89,16 +86,6 @@ def shown(results: Results, result: GainResult) -> Sequence[Growth]:
     if recipe.compare == "curves":
         return result.network
     return [g for g in result.layers if recipe.layer in (None, g.name)]
-
-
-def published_gains() -> dict[str, dict[str, list[float | None]]]:
-    """The published gains of every figure, as the file beside the recipes has them."""
-    path = folder() / PUBLISHED
-    try:
-        figures: dict[str, dict[str, list[float | None]]] = json.loads(path.read_text())["figures"]
-    except (OSError, ValueError, KeyError) as error:
-        raise FcompressError(f"cannot read the published gains in {path}: {error}") from error
-    return figures
 
 
 def paper_gain(growth: Growth) -> float | None:
