@@ -6,11 +6,13 @@ What the paper's data goes through is run as it is; only widths, epochs and size
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 from data_files import png
 from test_data_sources import small_cifar
 
 from fcompress.cli import main
+from fcompress.data import load_data
 from fcompress.experiments import spec
 from fcompress.experiments.trials import trials_of
 
@@ -78,11 +80,19 @@ def test_cifar10_with_random_labels_and_augmentation(small_cifar, tmp_path):
     assert not found["ResNet56, random labels"]["work"]["train"].get("augment")
 
 
+def test_images_are_contiguous(small_imagenet):
+    """Images with the channels last make torch 2.15 write outside its memory; see `take`."""
+    train = load_data("imagenet,size=75,holdout=0", root=small_imagenet).train
+    for augment in (None, torch.Generator().manual_seed(0)):
+        inputs, _ = train.batch(torch.arange(6), augment=augment)
+        assert inputs.shape == (6, 3, 75, 75) and inputs.is_contiguous()
+
+
 def test_imagenet(small_imagenet, tmp_path):
     out = tmp_path / "out"
     small = [
-        "widths=[0.03125]",
-        "curves.Inception-v3.widths=[0.03125]",
+        "widths=[0.125]",
+        "curves.Inception-v3.widths=[0.125]",
         "curves.Inception-v3-layer.widths=[0.25]",
         "curves.Inception-v3.data=imagenet,size=75,holdout=0",
         "curves.Inception-v3-layer.data=imagenet,size=75,holdout=0",
@@ -114,7 +124,7 @@ def test_inception_layer_by_layer(small_imagenet, tmp_path):
     out = tmp_path / "out"
     small = [
         "data=imagenet,size=75,holdout=0",
-        "widths=[0.03125, 0.0625]",
+        "widths=[0.125, 0.25]",
         "train.epochs=1",
         "train.batch_size=6",
         "measure.analyze.orders=1",

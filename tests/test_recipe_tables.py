@@ -174,7 +174,7 @@ def test_a_single_rate_leaves_out_only_what_diverged(tmp_path):
     recipe = own(tmp_path, "seeds=2", "train.lr=0.1", "widths=[0.25]")
     results = filled(recipe, rated({0.1: (None, 0.8)}))
     assert [r["work"]["seed"] for r in results.of("mlp", 0.25)] == [1]
-    assert "1 left out" in summary(results, 0.0)
+    assert "1 trainings at learning rate 0.1 diverged" in summary(results, 0.0)
 
 
 # --- beside the published -------------------------------------------------------------------------

@@ -216,7 +216,9 @@ class OnDisk:
             images = list(threads.map(lambda job: self._one(*job), jobs))
         if not images:
             return torch.empty(0, *self.shape, dtype=torch.uint8)
-        return torch.from_numpy(np.stack(images))
+        # Not as decoded, channels last: in that layout torch 2.15 writes outside its memory on the
+        # way back through 1x1 convolutions of few channels and stride 2 (ResNets), on the CPU.
+        return torch.from_numpy(np.ascontiguousarray(np.stack(images)))
 
     def _one(self, row: int, draw: list[float] | None) -> np.ndarray:
         image = decode(self.folder / self.names[row], self.channels)

@@ -82,18 +82,12 @@ def work_on(job: Job) -> Done:
 def run_here(jobs: Sequence[Job]) -> Iterator[Done]:
     """One after the other in this process, with one thread as a worker has."""
     threads = torch.get_num_threads()
-    _set_threads(1)
+    torch.set_num_threads(1)
     try:
         for job in jobs:
             yield work_on(job)
     finally:
-        _set_threads(threads)
-
-
-def _set_threads(number: int) -> None:
-    """Set what is not set yet: torch 2.15 empties a cache of oneDNN then, which can crash."""
-    if torch.get_num_threads() != number:
-        torch.set_num_threads(number)
+        torch.set_num_threads(threads)
 
 
 def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
@@ -139,7 +133,7 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> Iterator[Done]:
 
 def _begin_worker() -> None:
     """One thread; and no worker outlives the process that it works for."""
-    _set_threads(1)
+    torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -200,5 +194,5 @@ def run_on_cluster(jobs: Sequence[Job], address: str, workers: int) -> Iterator[
 
 
 def _work_alone(job: Job) -> Done:
-    _set_threads(1)
+    torch.set_num_threads(1)
     return work_on(job)

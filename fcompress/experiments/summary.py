@@ -27,7 +27,8 @@ def summary(results: Results, seconds: float) -> str:
     """
     recipe = results.recipe
     lines = [f"# {recipe.name}: {recipe.title}", ""]
-    lines += [f"{recipe.source}, scale `{recipe.scale}`, made by `{results.command}`.", ""]
+    where = f"{recipe.source}, scale" if recipe.source else "Scale"
+    lines += [f"{where} `{recipe.scale}`, made by `{results.command}`.", ""]
     if recipe.note:
         lines += [f"Not as in the paper: {recipe.note}.", ""]
     if recipe.finding:
