@@ -17,7 +17,10 @@ from typing import Any
 
 from PIL import Image
 
-from fcompress.experiments.spec import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "recipes" / "results"
