@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from recipe_runs import recipe, run
 
 from fcompress import files
-from fcompress.cli import main
 from fcompress.experiments import results, spec
 
 OWN = """
@@ -28,17 +27,6 @@ train = { epochs = 1 }
 measure.analyze = { examples = 20, by_layer = false, orders = 1 }
 [smoke]
 """
-
-
-def recipe(*arguments, code=0):
-    result = CliRunner().invoke(main, ["recipe", *map(str, arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run(name, out, *arguments, code=0):
-    ordinary = ["--scale", "smoke", "--workers", 1, "--device", "cpu", "--out", out]
-    return recipe("run", name, *ordinary, *arguments, code=code)
 
 
 def fails(*arguments, code=1):

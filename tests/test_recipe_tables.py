@@ -219,6 +219,7 @@ def test_published_and_here(tmp_path, monkeypatch):
     [
         ("prunable", (2.1, 3.0), [2.05, 2.2], True),
         ("prunable", (1.9, 3.0), [2.05, 2.2], False),
+        ("prunable", (2.0, 2.0), [2.03, 2.14], False),  # as the network does
         ("prunable", (1.9, 3.0), [1.97, 2.7], True),  # some do not outgrow, in both
         ("redundant", (1.9, 3.0), [None, 2.2], None),
         ("non_prunable", (1.5, 1.9), [1.7, 1.98], True),

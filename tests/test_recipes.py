@@ -4,10 +4,9 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
+from recipe_runs import recipe, run
 
-from fcompress.cli import main
 from fcompress.experiments import spec
 from fcompress.experiments.names import DRAWINGS
 from fcompress.experiments.trials import trials_of
@@ -15,17 +14,6 @@ from fcompress.experiments.trials import trials_of
 SMOKE = [name for name, _, _, scales in spec.summaries() if "smoke" in scales]
 # These are run twice; together they draw everything that there is.
 AGAIN = ("fig1c", "fig2", "fig4d", "alexnet_layers", "constructions", "fig5", "shrink_widths")
-
-
-def recipe(*arguments, code=0):
-    result = CliRunner().invoke(main, ["recipe", *map(str, arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run(name, out, *arguments, code=0):
-    ordinary = ["--scale", "smoke", "--workers", 1, "--device", "cpu", "--out", out]
-    return recipe("run", name, *ordinary, *arguments, code=code)
 
 
 def written(folder):

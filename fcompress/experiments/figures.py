@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -16,7 +16,7 @@ from fcompress.experiments import figure_images, shrinking, visualise
 from fcompress.experiments.measured import analyzed_of, correlations_of, gains
 from fcompress.experiments.results import Results
 from fcompress.experiments.spec import Curve
-from fcompress.experiments.tables import paper_gain, range_text, shown, tolerance_pairs
+from fcompress.experiments.tables import accuracies, paper_gain, range_text, shown, tolerance_pairs
 from fcompress.growth import GainResult, Growth
 from fcompress.redundancy import HISTOGRAM_BINS
 
@@ -56,41 +56,20 @@ def layers(results: Results) -> Figure | None:
 
 def accuracy(results: Results) -> Figure | None:
     """Test accuracy against the width (Fig. 1)."""
-    figure = _figure(results, (6, 4.4))
-    axes = figure.subplots()
-    for curve, colour in _curves(results):
-        points = []
-        for width in curve.widths:
-            trained = [r["train"] for r in results.of(curve.name, width) if r["train"]]
-            tested = [t["test_accuracy"] for t in trained if t["test_accuracy"] is not None]
-            if tested:
-                points.append((width, np.mean(tested), _std(tested)))
-        if points:
-            _errors(axes, points, colour, curve.name)
-    if not axes.lines:
-        return None
-    _width_axis(axes, _widths(results))
-    axes.set_ylabel("test accuracy")
-    axes.legend(fontsize=8)
-    return figure
+    points = {
+        name: [(float(width), one["mean"], one["std"]) for width, one in by_width.items()]
+        for name, by_width in accuracies(results).items()
+    }
+    return _against_width(results, points, "test accuracy")
 
 
 def params(results: Results) -> Figure | None:
     """Trainable parameters against the width (appendix)."""
-    figure = _figure(results, (6, 4.4))
-    axes = figure.subplots()
-    for curve, colour in _curves(results):
-        found = [(w, results.of(curve.name, w)) for w in curve.widths]
-        points = [(w, float(records[0]["params"]), 0.0) for w, records in found if records]
-        if points:
-            _errors(axes, points, colour, curve.name)
-    if not axes.lines:
-        return None
-    _width_axis(axes, _widths(results))
-    axes.set_yscale("log")
-    axes.set_ylabel("parameters")
-    axes.legend(fontsize=8)
-    return figure
+    points = {}
+    for curve in results.recipe.curves:
+        found = [(width, results.of(curve.name, width)) for width in curve.widths]
+        points[curve.name] = [(w, float(own[0]["params"]), 0.0) for w, own in found if own]
+    return _against_width(results, points, "parameters", scale="log")
 
 
 def ablation(results: Results) -> Figure | None:
@@ -177,26 +156,18 @@ def shrunk(results: Results) -> Figure | None:
 
 def constructions(results: Results) -> Figure | None:
     """Prunable and redundant units of the narrow network and of the paper's wide ones."""
-    records = [
-        record["measure"]["constructions"]
-        for curve in results.recipe.curves[:1]
-        for width in curve.widths
-        for record in results.of(curve.name, width)
-    ]
+    widths = results.recipe.curves[0].widths
+    records = [one for width in widths for one in results.measured("constructions", width)]
     return constructing.figure(records, _title(results)) if records else None
 
 
 def images(results: Results) -> Figure | None:
     """Images of units of the first curve's narrowest and widest networks (Fig. 5)."""
-    curve = results.recipe.curves[0]
-    ends = curve.widths[0], curve.widths[-1]
-    thin, wide = (
-        [record["measure"]["visualise"] for record in results.of(curve.name, width)]
-        for width in ends
-    )
+    widths = results.recipe.curves[0].widths
+    thin, wide = (results.measured("visualise", width) for width in (widths[0], widths[-1]))
     if not thin or not wide:
         return None
-    labels = f"{ends[0]:g}x", f"{ends[1]:g}x"
+    labels = f"{widths[0]:g}x", f"{widths[-1]:g}x"
     return figure_images.figure(
         thin[0], wide[0], visualise.compare(thin, wide), labels, _title(results)
     )
@@ -290,6 +261,27 @@ def _growth_axes(axes: Axes, widths: Sequence[float], title: str, curves: Sequen
         axes.text(0.02, 0.98, said, transform=axes.transAxes, va="top", fontsize=7)
 
 
+def _against_width(
+    results: Results,
+    points: Mapping[str, Sequence[tuple[float, float, float]]],
+    label: str,
+    scale: str = "linear",
+) -> Figure | None:
+    """A line for each curve that has (width, value, deviation) points; None without any."""
+    figure = _figure(results, (6, 4.4))
+    axes = figure.subplots()
+    for curve, colour in _curves(results):
+        if points[curve.name]:
+            _errors(axes, points[curve.name], colour, curve.name)
+    if not axes.lines:
+        return None
+    _width_axis(axes, sorted({w for curve in results.recipe.curves for w in curve.widths}))
+    axes.set_yscale(scale)
+    axes.set_ylabel(label)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def _a_panel_for_each_curve(results: Results) -> tuple[Figure, list[Axes]]:
     count = len(results.recipe.curves)
     columns = min(count, 3)
@@ -333,10 +325,6 @@ def _width_axis(axes: Axes, widths: Sequence[float]) -> None:
     axes.set_xlabel("width factor")
 
 
-def _widths(results: Results) -> list[float]:
-    return sorted({width for curve in results.recipe.curves for width in curve.widths})
-
-
 def _curves(results: Results) -> list[tuple[Curve, object]]:
     curves = results.recipe.curves
     return list(zip(curves, colours(len(curves)), strict=True))
@@ -345,7 +333,3 @@ def _curves(results: Results) -> list[tuple[Curve, object]]:
 def colours(count: int) -> list[object]:
     """So many colours that can be told apart, the first dark."""
     return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count)))
-
-
-def _std(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -65,6 +65,11 @@ class Results:
                 best = good
         return best
 
+    def measured(self, measure: str, width: float) -> list[Record]:
+        """What a measure gave for the first curve's networks of one width, by seed."""
+        found = self.of(self.recipe.curves[0].name, width)
+        return [record["measure"][measure] for record in found]
+
     @property
     def missing(self) -> int:
         """Trials that are not finished."""
@@ -125,7 +130,7 @@ def run(
     total, done = len({t.id for t in every}), len(known)
     for finished in running:
         for name, record in zip(finished.ids, finished.records, strict=True):
-            _write(pool / f"{name}.json", record)
+            write_json(pool / f"{name}.json", record)
             if scratch is not None:
                 shutil.rmtree(scratch / name, ignore_errors=True)
             done += 1
@@ -154,7 +159,8 @@ def load(out: Path) -> Results:
 
 def write_json(path: Path, record: Any) -> None:
     """Write plain values, whole or not at all."""
-    _write(path, record)
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
@@ -175,7 +181,7 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
                 f"cannot make the folder {error.filename}: {error.strerror}"
             ) from error
         where = None if trials is None else os.path.relpath(pool.resolve(), out.resolve())
-        _write(
+        write_json(
             out / MANIFEST,
             {"format": FORMAT, "command": command, "recipe": wanted, "trials": where},
         )
@@ -199,7 +205,7 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
             f"the trials of {out} are in {pool.resolve()}; give that folder as --trials, or none"
         )
     if (held, manifest.get("command")) != (wanted, command):  # only what is drawn or said
-        _write(out / MANIFEST, {**manifest, "recipe": wanted, "command": command})
+        write_json(out / MANIFEST, {**manifest, "recipe": wanted, "command": command})
     return pool
 
 
@@ -267,11 +273,6 @@ def _read(path: Path) -> Any:
         raise FcompressError(
             f"{path} cannot be read ({error}); delete it and run the recipe again"
         ) from error
-
-
-def _write(path: Path, record: Any) -> None:
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _log(out: Path, finished: engines.Done) -> None:

@@ -114,12 +114,13 @@ def _correlations(results: Results) -> Iterator[str]:
 
 
 def _constructions(results: Results) -> Iterator[str]:
-    records = _first_curve(results)
+    widths = results.recipe.curves[0].widths
+    records = [one for width in widths for one in results.measured("constructions", width)]
     yield from head(
         ["network", "prunable, random", "prunable, removed first", "redundant", "logits"]
     )
     for name in (NARROW, *KINDS):
-        found = [r["measure"]["constructions"]["networks"][name] for r in records]
+        found = [one["networks"][name] for one in records]
         cells = [name]
         for key in ("prunable", "removable", "redundant"):
             cells.append(f"{np.mean([one[key] for one in found]):.1f}")
@@ -155,11 +156,8 @@ def _shrunk(results: Results) -> Iterator[str]:
 
 
 def _images(results: Results) -> Iterator[str]:
-    curve = results.recipe.curves[0]
-    thin, wide = (
-        [record["measure"]["visualise"] for record in results.of(curve.name, width)]
-        for width in (curve.widths[0], curve.widths[-1])
-    )
+    widths = results.recipe.curves[0].widths
+    thin, wide = (results.measured("visualise", width) for width in (widths[0], widths[-1]))
     if not thin or not wide:
         return
     yield from head(["stage", "of", "median thin", "wide", "effect", "p (Holm)", "between seeds"])
@@ -180,11 +178,6 @@ _OF_MEASURES: dict[str, tuple[str, Callable[[Results], Iterator[str]]]] = {
     "visualise": ("Total variation of feature images, widest against narrowest", _images),
     "shrunk": ("Sizes before and after `shrink`", _shrunk),
 }
-
-
-def _first_curve(results: Results) -> list[Record]:
-    curve = results.recipe.curves[0]
-    return [record for width in curve.widths for record in results.of(curve.name, width)]
 
 
 def _by_width(results: Results, cell: Callable[[Sequence[Record]], str]) -> Iterator[str]:
