@@ -32,6 +32,7 @@ from fcompress.cli.network_options import (
 from fcompress.cli.output import (
     FILE_COLUMNS,
     FloatRange,
+    data_root_option,
     existing_folder,
     json_option,
     stdout,
@@ -51,12 +52,7 @@ def _measuring_options(command: _Command) -> _Command:
     """The options that `analyze` and `gain` have in common."""
     options = [
         click.option("--data", metavar="SPEC", help="Data to measure on (`fcompress data`)."),
-        click.option(
-            "--data-root",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Folder in which datasets are looked for first.",
-        ),
+        data_root_option,
         click.option(
             "--unit",
             type=click.Choice(["element", "map"]),

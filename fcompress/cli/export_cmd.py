@@ -15,7 +15,14 @@ from fcompress.cli.network_options import (
     open_data,
     open_network,
 )
-from fcompress.cli.output import FloatRange, existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import (
+    FloatRange,
+    data_root_option,
+    existing_folder,
+    json_option,
+    stdout,
+    write_json,
+)
 from fcompress.contents import KINDS, Contents, describe_file
 from fcompress.exporting import EXAMPLES, ExportResult, export, format_of
 
@@ -63,12 +70,7 @@ def export_targets(
     help="Most examples to run the file on.",
 )
 @click.option("--data", metavar="SPEC", help="Other data than THIN remembers.")
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder in which datasets are looked for first.",
-)
+@data_root_option
 @json_option
 @network_options
 def export_command(

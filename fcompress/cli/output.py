@@ -1,4 +1,4 @@
-"""What commands have in common: tables on stdout and JSON files."""
+"""What commands have in common: options, tables on stdout and JSON files."""
 
 import json
 import math
@@ -62,6 +62,16 @@ def json_option(command: _Command) -> _Command:
         callback=existing_folder,
         metavar="FILE",
         help="Write the result for machines; - for stdout, instead of text.",
+    )(command)
+
+
+def data_root_option(command: _Command) -> _Command:
+    """The option `--data-root DIR`, as argument `data_root`."""
+    return click.option(
+        "--data-root",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder in which datasets are looked for first.",
     )(command)
 
 

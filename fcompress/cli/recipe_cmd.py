@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcompress.cli.output import json_option, stdout, write_json
+from fcompress.cli.output import data_root_option, json_option, stdout, write_json
 from fcompress.experiments import spec
 from fcompress.train_config import DEVICES
 
@@ -89,12 +89,7 @@ def list_command(json_file: Path | None) -> None:
     metavar="ADDRESS",
     help="Run on a Ray cluster; local: start Ray here.",
 )
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder in which datasets are looked for first.",
-)
+@data_root_option
 @click.option(
     "--device",
     type=click.Choice(DEVICES),

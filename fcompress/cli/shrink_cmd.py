@@ -25,6 +25,7 @@ from fcompress.cli.network_options import (
 from fcompress.cli.output import (
     FloatRange,
     Multiple,
+    data_root_option,
     existing_folder,
     json_option,
     stdout,
@@ -42,12 +43,6 @@ from fcompress.plots import shrink_png
 from fcompress.report import agreement_sentence, change_rows, verdict
 
 _DATA = click.option("--data", metavar="SPEC", help="Other data than MODEL was trained on.")
-_ROOT = click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder in which datasets are looked for first.",
-)
 _DEVICE = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -152,7 +147,7 @@ _CONFIDENCE = click.option(
 @_CONFIDENCE
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all choices.")
 @_DATA
-@_ROOT
+@data_root_option
 @network_options
 @_DEVICE
 def shrink_command(
@@ -235,7 +230,7 @@ def shrink_command(
 @json_option
 @_CONFIDENCE
 @_DATA
-@_ROOT
+@data_root_option
 @network_options
 @_DEVICE
 def verify_command(

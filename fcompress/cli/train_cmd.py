@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from fcompress.cli.output import existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import data_root_option, existing_folder, json_option, stdout, write_json
 from fcompress.train_config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
 
 # torch takes seconds to import, so the commands import what needs it when they run.
@@ -87,12 +87,7 @@ def _number(text: str) -> int | float | str:
     "--seed", type=int, default=0, show_default=True, help="Of weights, shuffling and dropout."
 )
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Of how the data is cut.")
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder in which datasets are looked for first.",
-)
+@data_root_option
 @click.option("--download", is_flag=True, help="Fetch a public dataset that is not here.")
 @click.option(
     "--device",
@@ -245,12 +240,7 @@ def models_command(json_file: Path | None) -> None:
 
 @click.command("data")
 @click.argument("spec", required=False)
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder in which datasets are looked for first.",
-)
+@data_root_option
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Of how SPEC is cut.")
 @click.option("--download", is_flag=True, help="Fetch SPEC if it is not here.")
 @json_option
