@@ -213,7 +213,7 @@ def test_what_is_trained_together(change, together):
 
 def test_jobs_are_trials_once_and_in_order(mixed):
     every = trials_of(spec.read(str(mixed), "smoke"))
-    jobs = jobs_of([*every, *every], None, None, "cpu")
+    jobs = jobs_of([*every, *every], None, None, None, "cpu")
     ids = [name for job in jobs for name in job.ids]
     assert sorted(ids) == sorted({trial.id for trial in every})
     assert sorted(len(job.ids) for job in jobs) == [1] * 8 + [4, 4]

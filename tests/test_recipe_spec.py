@@ -11,7 +11,7 @@ from fcompress.experiments import names, spec, trials
 from fcompress.experiments.figures import DRAWINGS
 from fcompress.experiments.spec import SCALES, Recipe, known, read, recipe_of, summaries
 from fcompress.experiments.tables import PUBLISHED_AS, published_gains
-from fcompress.experiments.trials import MEASURES, trials_of
+from fcompress.experiments.trials import MEASURES, network_name, trials_of
 
 AT = [(name, scale) for name, _, _, scales in summaries() for scale in scales]
 
@@ -106,8 +106,10 @@ def test_paper_scale_is_the_papers():
     regularized = {c.name: c for c in read("fig4b", "paper").curves}
     assert regularized["all three"].train["epochs"] == 1000
     assert regularized["all three"].args["dropout"] == 0.5
-    rates = {c.train["lr"] / c.train["batch_size"] for c in read("lr_batch", "paper").curves}
-    assert len(rates) == 1
+    scaled = {
+        (c.family, c.train["lr"] / c.train["batch_size"]) for c in read("lr_batch", "paper").curves
+    }
+    assert scaled == {("alexnet", 0.01 / 128), ("resnet56", 0.1 / 128)}
     inceptions = {c.name: c for c in read("fig3ab", "paper").curves}
     assert inceptions["Inception-v3"].widths == (0.25, 0.5, 1.0)
     assert inceptions["Inception-v3-layer"].widths == (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -223,12 +225,14 @@ def test_rates_and_seeds_become_trials(tmp_path):
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_recipes_share_trials(scale):
     """The same networks, whatever is drawn of them, are trained once."""
-    ids = {name: {t.id for t in trials_of(read(name, scale))} for name in known() if
-           (name, scale) in AT}  # fmt: skip
-    assert ids["fig1c"] == ids["fig4c"]
-    assert ids["fig2"] < ids["fig4c"] and ids["alexnet_layers"] < ids["fig4c"]
+    trials = {name: trials_of(read(name, scale)) for name in known() if (name, scale) in AT}
+    ids = {name: {t.id for t in own} for name, own in trials.items()}
+    assert ids["fig1c"] == ids["fig4c"] and ids["alexnet_layers"] < ids["fig4c"]
     assert ids["fig1b"] == ids["fig4a"] and ids["fig1a"] == ids["fig3ab"]
     assert ids["fig4a"].isdisjoint(ids["fig4d"])
+    assert ids["fig2"].isdisjoint(ids["fig4c"]), "more is measured of the networks"
+    networks = {name: {network_name(t.work) for t in own} for name, own in trials.items()}
+    assert networks["fig2"] < networks["fig4c"]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def list_command(json_file: Path | None) -> None:
     help="Folder of the trials, for recipes to share.  [default: in --out]",
 )
 @click.option(
+    "--networks",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the trained networks here, and train none that is here already.",
+)
+@click.option(
     "--set",
     "changes",
     multiple=True,
@@ -103,6 +109,7 @@ def run_command(
     scale: str,
     out: Path | None,
     trials: Path | None,
+    networks: Path | None,
     changes: tuple[str, ...],
     workers: int | None,
     cluster: str | None,
@@ -134,6 +141,7 @@ def run_command(
         out,
         command=_command(name, scale, changes),
         trials=trials,
+        networks=networks,
         workers=workers or os.cpu_count() or 1,
         cluster=cluster,
         root=data_root,

@@ -23,7 +23,7 @@ import torch
 
 from fcompress.errors import FcompressError
 from fcompress.experiments.stacked_trials import perform_together, stack_key
-from fcompress.experiments.trials import Record, Trial, perform
+from fcompress.experiments.trials import Record, Trial, network_name, perform
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Job:
     Attributes:
         ids: Of the trials.
         works: What they are; several only if they can be trained together.
-        scratch: Folder for what a killed trial goes on with; None where there is none.
+        out: File of the trained network, see `perform`; None where there is none.
         root: Of the data.
         device: As in `TrainConfig`.
     """
 
     ids: tuple[str, ...]
     works: tuple[Record, ...]
-    scratch: Path | None
+    out: Path | None
     root: Path | None
     device: str
 
@@ -55,17 +55,37 @@ class Done:
 
 
 def jobs_of(
-    trials: Sequence[Trial], scratch: Path | None, root: Path | None, device: str
+    trials: Sequence[Trial],
+    scratch: Path | None,
+    networks: Path | None,
+    root: Path | None,
+    device: str,
 ) -> list[Job]:
-    """Trials as jobs, in their order; trials with the same work are one."""
+    """Trials as jobs, in their order; trials with the same work are one.
+
+    Args:
+        trials: What there is to do.
+        scratch: Folder for what a killed trial goes on with; None for no such thing.
+        networks: Folder to keep every trained network in, each in a file of its own, for which
+            each is trained by itself; None to keep none.
+        root: Of the data.
+        device: As in `TrainConfig`.
+    """
     unique = list({trial.id: trial for trial in trials}.values())
+    if networks is not None:
+        files = {t.id: networks / f"{network_name(t.work)}.pt" for t in unique}
+        return [Job((t.id,), (t.work,), files[t.id], root, device) for t in unique]
     bundles: dict[str, list[Trial]] = {}
     for trial in unique:
         bundles.setdefault(stack_key(trial.work) or trial.id, []).append(trial)
-    return [
-        Job(tuple(t.id for t in b), tuple(t.work for t in b), scratch, root, device)
-        for b in bundles.values()
-    ]
+    jobs = []
+    for bundle in bundles.values():
+        out = None
+        if scratch is not None and len(bundle) == 1:
+            out = scratch / bundle[0].id / "network.pt"
+        works = tuple(trial.work for trial in bundle)
+        jobs.append(Job(tuple(trial.id for trial in bundle), works, out, root, device))
+    return jobs
 
 
 def work_on(job: Job) -> Done:
@@ -74,8 +94,7 @@ def work_on(job: Job) -> Done:
     if len(job.works) > 1:
         records = perform_together(job.works, job.root, job.device)
     else:
-        folder = None if job.scratch is None else job.scratch / job.ids[0]
-        records = [perform(job.works[0], folder, job.root, job.device)]
+        records = [perform(job.works[0], job.out, job.root, job.device)]
     return Done(job.ids, tuple(records), time.perf_counter() - begin)
 
 

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from fcompress.ablation import TOLERANCES, proportions
 from fcompress.experiments import constructions as constructing
 from fcompress.experiments import figure_images, shrinking, visualise
-from fcompress.experiments.measured import analyzed_of, correlations_of, gains
+from fcompress.experiments.measured import analyzed_of, correlations_of, gains, responses_of
 from fcompress.experiments.results import Results
 from fcompress.experiments.spec import Curve
 from fcompress.experiments.tables import accuracies, paper_gain, range_text, shown, tolerance_pairs
+from fcompress.experiments.trials import Record
 from fcompress.growth import GainResult, Growth
-from fcompress.redundancy import HISTOGRAM_BINS
+from fcompress.redundancy import HISTOGRAM_BINS, Correlations
 
 DOTS_PER_INCH = 130
 MOST_NAMES = 20  # in a legend beside a curve that is to be seen
@@ -102,11 +103,26 @@ def ablation(results: Results) -> Figure | None:
 
 def correlations(results: Results) -> Figure | None:
     """Correlations of all pairs of units of one layer, by width (Fig. 2c-d)."""
+    layer = results.recipe.layer
+    return _violins(
+        results, lambda records: correlations_of(records, layer), layer or "the last layer"
+    )
+
+
+def responses(results: Results) -> Figure | None:
+    """The same before the nonlinearity, where units that a ReLU silences still respond."""
+    layer = results.recipe.curves[0].measure["responses"]["layer"]
+    return _violins(results, responses_of, f"{layer}, before its nonlinearity")
+
+
+def _violins(
+    results: Results, correlations_in: Callable[[Sequence[Record]], list[Correlations]], where: str
+) -> Figure:
     figure, panels = _a_panel_for_each_curve(results)
     centres = (np.arange(HISTOGRAM_BINS) + 0.5) / HISTOGRAM_BINS
     for (curve, colour), axes in zip(_curves(results), panels, strict=True):
         for place, width in enumerate(curve.widths):
-            found = correlations_of(results.of(curve.name, width), results.recipe.layer)
+            found = correlations_in(results.of(curve.name, width))
             if not found:
                 continue
             counts = np.mean([np.array(f.histogram) / f.pairs for f in found], axis=0)
@@ -120,7 +136,7 @@ def correlations(results: Results) -> Figure | None:
         axes.set_xticks(range(len(curve.widths)), [f"{w:g}x" for w in curve.widths])
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("width factor")
-        axes.set_ylabel(f"|correlation| of two units of {results.recipe.layer}")
+        axes.set_ylabel(f"|correlation| of two units of {where}", fontsize=8)
         axes.set_title(f"{curve.name} (bar and number: mean)", fontsize=10)
     return figure
 
@@ -183,6 +199,7 @@ DRAWINGS: dict[str, Drawing] = {
         params,
         ablation,
         correlations,
+        responses,
         tolerances,
         shrunk,
         constructions,

@@ -102,6 +102,12 @@ def correlations_of(records: Sequence[Record], name: str | None) -> list[Correla
     return found
 
 
+def responses_of(records: Sequence[Record]) -> list[Correlations]:
+    """Correlations that the measure `responses` found in each network."""
+    found = [_correlations(record["measure"]["responses"]["correlations"]) for record in records]
+    return [one for one in found if one is not None]
+
+
 def _curve(record: Mapping[str, Any]) -> AblationCurve:
     accuracy = record["accuracy"]
     return AblationCurve(
@@ -114,7 +120,6 @@ def _curve(record: Mapping[str, Any]) -> AblationCurve:
 
 
 def _layer(record: Mapping[str, Any]) -> LayerRedundancy:
-    pairs = record["correlations"]
     return LayerRedundancy(
         name=record["name"],
         units=record["units"],
@@ -122,13 +127,12 @@ def _layer(record: Mapping[str, Any]) -> LayerRedundancy:
         explained=tuple(record["explained"]),
         dead=tuple(record["dead"]),
         constant=tuple(record["constant"]),
-        correlations=None
-        if pairs is None
-        else Correlations(
-            units=pairs["units"],
-            pairs=pairs["pairs"],
-            mean=pairs["mean"],
-            quantiles=tuple(pairs["quantiles"]),
-            histogram=tuple(pairs["histogram"]),
-        ),
+        correlations=_correlations(record["correlations"]),
     )
+
+
+def _correlations(record: Mapping[str, Any] | None) -> Correlations | None:
+    if record is None:
+        return None
+    lists = {key: tuple(record[key]) for key in ("quantiles", "histogram")}
+    return Correlations(**{**record, **lists})

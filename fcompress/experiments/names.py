@@ -25,13 +25,17 @@ MEASURES: dict[str, tuple[str, ...]] = {
     ),
     "visualise": ("units", "steps", "lr", "layers", "sheet", "examples"),
     "constructions": ("examples", "orders", "balance"),
+    "responses": ("layer", "examples"),
 }
+# Settings that a measure cannot do without.
+REQUIRED: dict[str, tuple[str, ...]] = {"responses": ("layer",)}
 DRAWINGS: dict[str, str] = {
     "growth": "prunable and redundant units against the width, with their gains",
     "non_frivolous": "the same for all other units",
     "accuracy": "test accuracy against the width",
     "ablation": "unchanged labels against the share of ablated units, a line for each width",
     "correlations": "correlations between the units of one layer, a violin for each width",
+    "responses": "the same of a layer before its nonlinearity",
     "layers": "prunable and redundant units of each layer against the width",
     "params": "trainable parameters against the width",
     "tolerances": "the gains at larger tolerances",
@@ -47,4 +51,5 @@ DRAWN_FROM: dict[str, str] = {
     "shrunk": "shrunk",
     "images": "visualise",
     "constructions": "constructions",
+    "responses": "responses",
 }

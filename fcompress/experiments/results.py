@@ -88,6 +88,7 @@ def run(
     *,
     command: str = "",
     trials: Path | None = None,
+    networks: Path | None = None,
     workers: int = 1,
     cluster: str | None = None,
     root: Path | None = None,
@@ -102,6 +103,8 @@ def run(
         command: Said in the report; "" for the one without changes to the recipe.
         trials: Folder of the records; None for the one in `out`. Recipes that share one share
             the trials that they have in common.
+        networks: Folder to keep trained networks in; one that is there is not trained again,
+            whatever is measured of it. On a cluster all machines must see it. None keeps none.
         workers: Trials at once.
         cluster: Of a Ray cluster, see `engines.run_on_cluster`; None for this machine.
         root: Folder in which datasets are looked for first.
@@ -120,7 +123,13 @@ def run(
         if not work["data"].startswith("gaussian"):
             data_of(work, root)  # says now, not in a worker, what is missing
     scratch = None if cluster else out / "scratch"
-    jobs = engines.jobs_of(left, scratch, root, device)
+    if networks is not None:
+        networks = networks.resolve()
+        try:
+            networks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FcompressError(f"cannot make the folder {networks}: {error.strerror}") from error
+    jobs = engines.jobs_of(left, scratch, networks, root, device)
     if cluster is not None:
         running = engines.run_on_cluster(jobs, cluster, workers)
     elif workers == 1:

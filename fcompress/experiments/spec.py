@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from fcompress.errors import FcompressError, suggest
-from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES
+from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES, REQUIRED
 from fcompress.train_config import TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -389,6 +389,9 @@ def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
         if not isinstance(settings, Mapping):
             raise FcompressError(f"recipe {where}: measure.{measure}: expected a table")
         _check_keys(where, f"measure.{measure}", settings, MEASURES[measure])
+        for key in REQUIRED.get(measure, ()):
+            if key not in settings:
+                raise FcompressError(f"recipe {where}: measure.{measure}: {key} is missing")
         measures[measure] = dict(settings)
     return Curve(
         name=name,

@@ -9,13 +9,14 @@ import numpy as np
 from fcompress.ablation import TOLERANCES
 from fcompress.experiments import shrinking, tables
 from fcompress.experiments.constructions import KINDS, NARROW
-from fcompress.experiments.measured import analyzed_of, correlations_of, gains
+from fcompress.experiments.measured import analyzed_of, correlations_of, gains, responses_of
 from fcompress.experiments.results import Results
 from fcompress.experiments.tables import Comparison, range_text
 from fcompress.experiments.trials import Record
 from fcompress.experiments.visualise import compare
 from fcompress.growth import LAST, QUANTITIES, GainResult
 from fcompress.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
+from fcompress.redundancy import Correlations
 
 
 def summary(results: Results, seconds: float) -> str:
@@ -103,14 +104,23 @@ def _shares(results: Results) -> Iterator[str]:
 
 
 def _correlations(results: Results) -> Iterator[str]:
-    def cell(records: Sequence[Record]) -> str:
-        found = correlations_of(records, results.recipe.layer)
-        units = np.mean([one.units for one in found]) if found else 0
-        return f"{np.mean([one.mean for one in found]):.3f} ({units:.0f} units)" if found else "-"
-
-    yield from _by_width(results, cell)
+    layer = results.recipe.layer
+    yield from _by_width(results, lambda records: _mean_of(correlations_of(records, layer)))
     yield ""
-    yield f"Of {results.recipe.layer or 'the last layer'}; units that never vary are not compared."
+    yield f"Of {layer or 'the last layer'}; units that never vary are not compared."
+
+
+def _responses(results: Results) -> Iterator[str]:
+    yield from _by_width(results, lambda records: _mean_of(responses_of(records)))
+    yield ""
+    yield f"Of {results.recipe.curves[0].measure['responses']['layer']}."
+
+
+def _mean_of(found: Sequence[Correlations]) -> str:
+    if not found:
+        return "-"
+    units = np.mean([one.units for one in found])
+    return f"{np.mean([one.mean for one in found]):.3f} ({units:.0f} units)"
 
 
 def _constructions(results: Results) -> Iterator[str]:
@@ -174,6 +184,7 @@ def _images(results: Results) -> Iterator[str]:
 
 
 _OF_MEASURES: dict[str, tuple[str, Callable[[Results], Iterator[str]]]] = {
+    "responses": ("Mean |correlation| of two units before the nonlinearity", _responses),
     "constructions": ("Frivolous units of the constructions", _constructions),
     "visualise": ("Total variation of feature images, widest against narrowest", _images),
     "shrunk": ("Sizes before and after `shrink`", _shrunk),

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from fcompress import checkpoint
 from fcompress.analysis import analyze, widened_layers
 from fcompress.cost import count
 from fcompress.data import Splits, load_data
-from fcompress.errors import TrainingError
+from fcompress.errors import FcompressError, TrainingError
 from fcompress.experiments.constructions import constructions
 from fcompress.experiments.shrinking import shrunk
 from fcompress.experiments.spec import Curve, Recipe
 from fcompress.experiments.visualise import visualise
 from fcompress.models import Network, build, families
 from fcompress.outcome import versions
+from fcompress.redundancy import measure_redundancy
 from fcompress.resume import resume_file
 from fcompress.train_config import TrainConfig
 from fcompress.training import EpochRecord, TrainResult, accuracy, fitting, train
@@ -57,8 +58,12 @@ class Trial:
     @property
     def id(self) -> str:
         """Name of its record: readable, and unique to the work."""
-        digest = hashlib.sha256(json.dumps(self.work, sort_keys=True).encode()).hexdigest()
-        return f"{self.work['family']}-{self.width:g}x-seed{self.seed}-{digest[:12]}"
+        return _named(self.work, self.work)
+
+
+def network_name(work: Record) -> str:
+    """Name of the trained network: as the id of the trial, but the same whatever is measured."""
+    return _named(work, {key: value for key, value in work.items() if key != "measure"})
 
 
 def trials_of(recipe: Recipe) -> list[Trial]:
@@ -89,13 +94,13 @@ def trials_of(recipe: Recipe) -> list[Trial]:
     return sorted(found, key=lambda t: -t.width)
 
 
-def perform(work: Record, folder: Path | None, root: Path | None, device: str) -> Record:
+def perform(work: Record, out: Path | None, root: Path | None, device: str) -> Record:
     """Run one trial.
 
     Args:
         work: Of a `Trial`.
-        folder: Where training keeps its state, so that a killed trial goes on within its
-            training; of no use when the record is kept. None keeps nothing.
+        out: File of the trained network, and with another ending of what a killed training goes
+            on from; a network that is there is not trained again. None keeps nothing.
         root: Of the data.
         device: As in `TrainConfig`.
 
@@ -107,7 +112,6 @@ def perform(work: Record, folder: Path | None, root: Path | None, device: str) -
     network = network_of(work, splits)
     if work["train"] is None:
         return measured(work, splits, None, network, device)
-    out = None if folder is None else folder / "network.pt"
     # Tested once, at the end: after each epoch it can take longer than the epoch.
     fitted = replace(splits, test=None)
     try:
@@ -176,11 +180,24 @@ def analyzed(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> R
     return {key: record[key] for key in keys}
 
 
+def responses(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> Record:
+    """The measure `responses`: correlations of units before their nonlinearity, test split.
+
+    `layer` is the address of a convolution or linear layer. Units that a ReLU silences on every
+    example have no correlation behind it, but may all respond alike before it.
+    """
+    batches = splits.need("test").batches(limit=settings.get("examples"))
+    found = measure_redundancy(model, batches, layers=[settings["layer"]])
+    layer = asdict(found.layers[0])
+    return {"examples": found.examples, **{k: layer[k] for k in ("name", "units", "correlations")}}
+
+
 MEASURES: dict[str, Measure] = {
     "analyze": analyzed,
     "shrunk": shrunk,
     "visualise": visualise,
     "constructions": constructions,
+    "responses": responses,
 }
 
 
@@ -189,13 +206,22 @@ def _trained(model: Network, splits: Splits, config: TrainConfig, out: Path | No
     if out is None:
         return train(model, splits, config)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not resume_file(out).exists():
-        known = checkpoint.load(out)
-        history = checkpoint.origin_of(known)["history"][-1]
-        if len(history["epochs"]) == config.epochs:
-            epochs = tuple(EpochRecord(**epoch) for epoch in history["epochs"])
-            return TrainResult(known, config, epochs, dict(splits.info), out)
-    return train(model, splits, config, out=out, resume=resume_file(out).exists())
+    if not out.exists() or resume_file(out).exists():
+        return train(model, splits, config, out=out, resume=resume_file(out).exists())
+    known = checkpoint.load(out)
+    origin = checkpoint.origin_of(known)
+    data, history = origin["data"] or {}, (origin["history"] or [{}])[-1]
+    where = {"device": history.get("config", {}).get("device")}
+    if (
+        getattr(known, "spec", None) != model.spec
+        or history.get("config") != {**asdict(config), **where}
+        or any(data.get(key) != splits.info[key] for key in ("sha256", "random_labels"))
+    ):
+        raise FcompressError(
+            f"{out} is not the network that its name says; delete it, or choose another folder"
+        )
+    epochs = tuple(EpochRecord(**epoch) for epoch in history["epochs"])
+    return TrainResult(known, config, epochs, dict(splits.info), out)
 
 
 def _course(result: TrainResult, splits: Splits) -> Record:
@@ -218,6 +244,11 @@ def _rates(curve: Curve) -> list[Record | None]:
         return [None]
     rates = curve.train.get("lr", TrainConfig.lr)
     return [{**curve.train, "lr": r} for r in (rates if isinstance(rates, list) else [rates])]
+
+
+def _named(work: Record, decisive: Record) -> str:
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return f"{work['family']}-{work['args']['width']:g}x-seed{work['seed']}-{digest[:12]}"
 
 
 def _head(work: Record, splits: Splits) -> Record:
