@@ -55,7 +55,7 @@ def test_random_labels_do_not_depend_on_the_subset(small_fashion):
         ("train=61", "60 examples"),
         ("train=0", "1 or more"),
         ("train=many", "whole number"),
-        ("size=29", "28 pixels"),
+        ("size=300", "at most 299"),
         ("size=0", "1 or more"),
     ],
 )
@@ -86,6 +86,21 @@ def test_size_takes_means_of_pixels(small_fashion):
     assert uneven.info["shape"] == [1, 9, 9]
     same = load_data("fashion-mnist,size=28", root=small_fashion)
     assert torch.equal(same.test.examples.take(rows).double(), images)
+
+
+def test_size_enlarges_when_images_are_taken(small_fashion):
+    whole = load_data("fashion-mnist", root=small_fashion)
+    large = load_data("fashion-mnist,size=75", root=small_fashion)
+    assert large.info["shape"] == [1, 75, 75]
+    rows = whole.test.rows
+    taken = large.test.examples.take(rows)
+    assert taken.dtype == torch.uint8 and taken.shape == (len(rows), 1, 75, 75)
+    images = whole.test.examples.take(rows).float()
+    expected = torch.nn.functional.interpolate(images, (75, 75), mode="bilinear")
+    assert (taken - expected).abs().max() < 1.01
+    assert large.info["augmentation"] == whole.info["augmentation"]
+    assert large.info["sha256"] == whole.info["sha256"]
+    assert reload_data(large.info).info == large.info
 
 
 def test_small_images_move_by_less(small_fashion):

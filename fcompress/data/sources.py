@@ -16,13 +16,15 @@ import torchvision
 from torch import Tensor
 from torchvision.datasets.utils import check_integrity
 
-from fcompress.data.examples import Raw, Request, Stored, sha256_of
+from fcompress.data.examples import Examples, Raw, Request, Rescaled, Stored, sha256_of
 from fcompress.data.splits import official_sizes
 from fcompress.errors import DataError
+from fcompress.preprocess import Preprocess
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CLASSES = tuple(torchvision.datasets.FashionMNIST.classes)
 IDX_UBYTE = 8
+LARGEST_SIDE = 299  # what the largest networks of the registry take
 # Images and labels of this kind pack to a half or a tenth; zeros alone to a thousandth.
 MOST_UNPACKED = 100
 
@@ -99,10 +101,10 @@ def read_fashion(request: Request) -> Raw:
     labels = labels.long()
     pool, official_test = (len(labels) for _, labels in parts)
     side = request.number("size", images.shape[-1], least=1)
-    if side > min(images.shape[-2:]):
-        raise DataError(f"option size={side}: Fashion-MNIST's images have 28 pixels a side")
+    if side > LARGEST_SIDE:
+        raise DataError(f"option size={side}: expected at most {LARGEST_SIDE}")
     return Raw(
-        examples=_shrunk(images[:, None], side),
+        examples=_of_side(images[:, None], side),
         labels=labels,
         classes=len(FASHION_CLASSES),
         class_names=FASHION_CLASSES,
@@ -112,12 +114,16 @@ def read_fashion(request: Request) -> Raw:
     )
 
 
-def _shrunk(images: Tensor, side: int) -> Stored:
-    """Images [N, 1, H, W], uint8, brought to side x side: each pixel the mean of what it covers.
+def _of_side(images: Tensor, side: int) -> Examples:
+    """Images [N, 1, H, W], uint8, brought to side x side.
 
-    Augmentation moves them by as large a part of their side as it moves the originals.
+    Smaller: each pixel the mean of what it covers; augmentation moves them by as large a part of
+    their side as it moves the originals. Larger: bilinear, when they are taken.
     """
     whole = images.shape[-1]
+    if side > whole:
+        scaling = Preprocess("option size")
+        return Rescaled(Stored(images, padding=4, flip=True), (side, side), 1, scaling)
     if tuple(images.shape[-2:]) != (side, side):
         parts = [F.adaptive_avg_pool2d(p.float(), side).round().byte() for p in images.split(4096)]
         images = torch.cat(parts)

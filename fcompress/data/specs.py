@@ -76,7 +76,7 @@ def datasets() -> dict[str, Dataset]:
             _OFFICIAL,
             "--data-root, the Debian package dataset-fashion-mnist, or --download",
             read_fashion,
-            {"size": "side that images are shrunk to, 28", **_HOLDOUT},
+            {"size": "side that images are brought to, 28", **_HOLDOUT},
         ),
         Dataset(
             "cifar10",
