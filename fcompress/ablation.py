@@ -22,7 +22,7 @@ Unit = Literal["element", "map"]
 
 TOLERANCES = (0.2, 0.3, 0.4, 0.5)
 NETWORK = "network"  # name of the curve of all layers at once
-STEPS = 6  # proportions 0, 1/6, ... 1
+STEPS = 6  # proportions 0, 1/6, ... 1 (PROTOCOL 1.3)
 ORDERS = 3
 # A layer's curve costs half as much as the network's, and there are many layers: with so many
 # examples its agreement is known to 0.018 (one standard deviation at an agreement of 0.8).
@@ -39,8 +39,8 @@ class AblationCurve:
         name: Address of the layer, or "network" for all layers at the same proportion at once.
         units: Units that proportion 1 ablates.
         examples: Examples that were measured.
-        agreement: For each random order, the share of examples whose label is unchanged at the
-            proportions 0, 1/6, ... 1.
+        agreement: For each random order, the share of examples whose label is unchanged at
+            `proportions`.
         accuracy: The same for the share of right labels; None without labels.
     """
 
@@ -49,6 +49,11 @@ class AblationCurve:
     examples: int
     agreement: tuple[tuple[float, ...], ...]
     accuracy: tuple[tuple[float, ...], ...] | None
+
+    @property
+    def proportions(self) -> tuple[float, ...]:
+        """The proportions of units that were ablated."""
+        return proportions(len(self.agreement[0]) - 1)
 
     def shares(self, tolerance: float) -> tuple[float, ...]:
         """Prunable share p* of each random order."""
@@ -100,7 +105,7 @@ class AblationResult:
         return {
             "unit": self.unit,
             "units": self.units,
-            "proportions": list(proportions()),
+            "proportions": list(self.network.proportions),
             "tolerances": list(self.tolerances),
             "orders": len(self.network.agreement),
             "seed": self.seed,
@@ -112,16 +117,16 @@ class AblationResult:
         }
 
 
-def proportions() -> tuple[float, ...]:
-    """The proportions of units that are ablated: 0, 1/6, ... 1."""
-    return tuple(step / STEPS for step in range(STEPS + 1))
+def proportions(steps: int = STEPS) -> tuple[float, ...]:
+    """The proportions of units that are ablated: 0, 1/6, ... 1, or in as many steps as asked."""
+    return tuple(step / steps for step in range(steps + 1))
 
 
 def prunable_share(agreement: Sequence[float], tolerance: float) -> float:
     """Proportion p* at which agreement first falls below 1 - tolerance (PROTOCOL 1.4).
 
     Args:
-        agreement: At the proportions 0, 1/6, ... 1; the first one is 1.
+        agreement: At `proportions`, however many; the first one is 1.
         tolerance: Share of labels that may change.
 
     Returns:
@@ -129,7 +134,7 @@ def prunable_share(agreement: Sequence[float], tolerance: float) -> float:
         falls below.
     """
     least = 1.0 - tolerance
-    grid = proportions()
+    grid = proportions(len(agreement) - 1)
     for i, value in enumerate(agreement):
         if value < least - SHARE_SLACK:
             if i == 0:
@@ -149,6 +154,7 @@ def measure_ablation(
     unit: Unit = "element",
     by_layer: bool = True,
     layer_examples: int | None = LAYER_EXAMPLES,
+    steps: int = STEPS,
     orders: int = ORDERS,
     seed: int = 0,
     layers: Sequence[str] | None = None,
@@ -168,6 +174,8 @@ def measure_ablation(
         by_layer: Whether to measure each layer's own curve as well.
         layer_examples: Measure the layers' curves on the first so many examples only; None for
             all. Every curve says how many it was measured on.
+        steps: Steps from nothing to everything ablated, each of the same size. More than the
+            protocol's six tell networks apart whose labels change within the first.
         orders: Random orders; of each layer's units, nested from proportion to proportion, and
             the same in the network's curve and the layer's own.
         seed: Of the orders.
@@ -176,14 +184,16 @@ def measure_ablation(
 
     Raises:
         UnsupportedNetworkError: There is no layer to ablate, or the network is no classifier.
-        ValueError: A tolerance is outside [0, 1), `layer_examples` is below 1, or there are no
-            examples.
+        ValueError: A tolerance is outside [0, 1), `layer_examples` or `steps` is below 1, or
+            there are no examples.
     """
     for tolerance in tolerances:
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
     if layer_examples is not None and layer_examples < 1:
         raise ValueError(f"layer_examples is {layer_examples}; expected 1 or more, or None")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; expected 1 or more")
     run = None
     with evaluating(model):
         for batch, labels in batches:
@@ -195,7 +205,7 @@ def measure_ablation(
                     for i, layer in enumerate(found.measured)
                 ]
                 limit = (sys.maxsize if layer_examples is None else layer_examples) * by_layer
-                run = _Run(model, found.measured, ranks, unit, limit, inputs.device)
+                run = _Run(model, found.measured, ranks, unit, limit, steps, inputs.device)
             run.add(inputs, None if labels is None else labels.to(inputs.device))
             progress(len(inputs))
     if run is None:
@@ -248,9 +258,11 @@ class _Run:
         ranks: Sequence[Sequence[Tensor]],
         unit: Unit,
         layer_examples: int,
+        steps: int,
         device: torch.device,
     ) -> None:
         self._model = model
+        self._steps = steps
         self._scoring = scoring_of(model)
         self._ranks = {
             layer.name: [r.to(device) for r in own]
@@ -264,7 +276,7 @@ class _Run:
         if self._layer_examples:
             self._curves += [[name] for name in self._units]
         self._prefix = Prefix(model)
-        shape = (len(self._curves), self._orders, STEPS + 1)
+        shape = (len(self._curves), self._orders, steps + 1)
         # Numbers of examples; of labels at positions, the share of an example's.
         self._same = torch.zeros(shape, dtype=torch.float64, device=device)
         self._right = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -295,20 +307,20 @@ class _Run:
             for order, step, masks in self._ablations(curve):
                 predicted = self._ablated(inputs, curve, masks) if masks else labels
                 # Everything ablated is the same in every order: measured once, counted for each.
-                orders = slice(None) if step in (0, STEPS) else order
+                orders = slice(None) if step in (0, self._steps) else order
                 self._same[curve, orders, step] += scoring.shares(predicted, labels).sum()
                 if truth is not None:
                     self._right[curve, orders, step] += scoring.shares(predicted, truth).sum()
 
     def _ablations(self, curve: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """Order, step and masks of each run that a curve needs on a batch."""
-        for step in range(STEPS + 1):
-            for order in range(1 if step in (0, STEPS) else self._orders):
+        for step in range(self._steps + 1):
+            for order in range(1 if step in (0, self._steps) else self._orders):
                 yield (
                     order,
                     step,
                     {
-                        name: self._ranks[name][order] < step * self._units[name] // STEPS
+                        name: self._ranks[name][order] < step * self._units[name] // self._steps
                         for name in (self._curves[curve] if step else ())
                     },
                 )

@@ -96,6 +96,7 @@ def analyze(
     by_layer: bool = True,
     layer_examples: int | None = ablation.LAYER_EXAMPLES,
     examples: int | None = None,
+    steps: int = ablation.STEPS,
     orders: int = ablation.ORDERS,
     seed: int = 0,
     layers: Sequence[str] | None = None,
@@ -126,6 +127,8 @@ def analyze(
         layer_examples: Measure the layers' own curves on the first so many examples; None for
             all of them.
         examples: Measure everything on the first so many examples only; None for all.
+        steps: Steps from nothing to everything ablated; more than the protocol's six for networks
+            whose labels change within the first.
         orders: Random orders of ablation.
         seed: Of the orders.
         layers: Addresses of the layers to ablate; None for PROTOCOL 1.2's.
@@ -179,6 +182,7 @@ def analyze(
             unit=unit,
             by_layer=by_layer,
             layer_examples=layer_examples,
+            steps=steps,
             orders=orders,
             seed=seed,
             layers=layers,

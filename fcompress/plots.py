@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fcompress.ablation import AblationCurve, AblationResult, proportions
+from fcompress.ablation import AblationCurve, AblationResult
 from fcompress.analysis import AnalyzeResult
 from fcompress.growth import GainResult, Growth
 from fcompress.outcome import ShrinkResult
@@ -123,7 +123,7 @@ def shrink_png(result: ShrinkResult) -> bytes:
 
 def _ablation(axes: Axes, result: AblationResult) -> None:
     tolerance = result.tolerances[0]
-    percent = [100 * p for p in proportions()]
+    percent = [100 * p for p in result.network.proportions]
     named = len(result.layers) <= NAMED_LAYERS
     for curve, colour in zip(result.layers, _colours(len(result.layers)), strict=True):
         label = curve.name if named else None

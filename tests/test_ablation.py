@@ -33,6 +33,9 @@ def _measure(model, data, size=100, **options):
         ([1, 1, 1, 1, 1, 1, 1], 0.2, 1.0),
         ([1, 0.99, 1, 1, 1, 1, 1], 0.0, 0.0),
         ([1, 1, 0.5, 1, 1, 1, 1], 0.0, 1 / 6),
+        # Other grids: eight steps, and one.
+        ([1, 0.9, 0.7, 0.5, 0.4, 0.3, 0.3, 0.2, 0.2], 0.2, 1.5 / 8),
+        ([1, 0.5], 0.2, 0.4),
     ],
 )
 def test_prunable_share_is_interpolated_at_the_first_fall(agreement, tolerance, expected):
@@ -118,6 +121,24 @@ def test_curves_equal_those_of_zeroed_outgoing_weights(monkeypatch):
             expected = _agreement_without(model, made.data, alone)
             assert result.layers[layer].agreement[order] == pytest.approx(expected, abs=1e-12)
     assert len({tuple(map(tuple, ranks[:, order])) for order in range(3)}) == 3
+
+
+def test_more_steps_refine_the_same_curves():
+    """The ablated sets of one order are nested, so a finer grid goes through the same points."""
+    made = mlp_constructions(2, seed=5)
+    coarse = _measure(made.a, made.data, layer_examples=None)
+    fine = _measure(made.a, made.data, layer_examples=None, steps=24)
+    assert fine.network.proportions == tuple(i / 24 for i in range(25))
+    assert coarse.network.proportions == proportions()
+    for one, other in zip(
+        (coarse.network, *coarse.layers), (fine.network, *fine.layers), strict=True
+    ):
+        assert tuple(values[::4] for values in other.agreement) == one.agreement
+        for tolerance in (0.2, 0.5):
+            assert abs(one.share(tolerance) - other.share(tolerance)) <= 1 / 6
+    assert fine.to_dict()["proportions"] == list(fine.network.proportions)
+    with pytest.raises(ValueError, match="steps is 0"):
+        _measure(made.a, made.data, steps=0)
 
 
 def test_the_best_order_counts_and_only_the_seed_decides():

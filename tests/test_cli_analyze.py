@@ -56,6 +56,21 @@ def test_analyze_prints_a_table_and_writes_json_and_picture(folder, tmp_path):
     assert f"{share:.1%}" in ran.stdout
 
 
+def test_labels_that_change_within_the_first_step_are_pointed_out(folder, tmp_path):
+    """At a tolerance of 0 a single label decides."""
+    said = "The labels change within the first step, 16.7% of the units"
+    ran = _run("analyze", folder / "1.0.pt", "--no-layers", "--tolerance", 0)
+    assert ran.exit_code == 0 and said in ran.stdout and "--steps 24 measures it" in ran.stdout
+    ran = _run("analyze", folder / "1.0.pt", "--no-layers")
+    assert ran.exit_code == 0 and "within the first step" not in ran.stdout
+    finer = ["--steps", 48, "--json", tmp_path / "fine.json"]
+    ran = _run("analyze", folder / "1.0.pt", "--no-layers", "--tolerance", 0, *finer)
+    assert said not in ran.stdout
+    record = json.loads((tmp_path / "fine.json").read_text())
+    assert len(record["ablation"]["network"]["agreement"][0]) == 49
+    assert _run("analyze", folder / "1.0.pt", "--steps", 0).exit_code == 2
+
+
 def test_a_terminal_of_80_columns_shows_whole_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # which makes of the output a terminal
     monkeypatch.setenv("COLUMNS", "80")

@@ -80,6 +80,14 @@ def _measuring_options(command: _Command) -> _Command:
             default=True,
             help="Measure each layer's own ablation curve.  [default: layers]",
         ),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=ablation.STEPS,
+            show_default=True,
+            help="Steps from nothing to everything ablated.",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of random orders."),
         click.option(
             "--device",
@@ -335,6 +343,12 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
         f"(best of {len(whole.agreement)} random orders)."
         + _further((f"{t:g}", whole.share(t)) for t in others)
     )
+    first = whole.proportions[1]
+    if whole.share(tolerance) < first:
+        yield (
+            f"The labels change within the first step, {first:.1%} of the units, and what is "
+            f"prunable is interpolated inside of it: --steps {4 * round(1 / first)} measures it."
+        )
     tolerance, *others = redundant.tolerances
     yield (
         f"Redundant: {redundant.share(tolerance):.1%} of the neurons or feature maps (mean over "

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fcompress.ablation import TOLERANCES, proportions
+from fcompress.ablation import TOLERANCES
 from fcompress.experiments import constructions as constructing
 from fcompress.experiments import figure_images, shrinking, visualise
 from fcompress.experiments.measured import analyzed_of, correlations_of, gains, responses_of
@@ -76,7 +76,6 @@ def params(results: Results) -> Figure | None:
 def ablation(results: Results) -> Figure | None:
     """Unchanged labels against the share of ablated units, by width (Fig. 2a-b)."""
     figure, panels = _a_panel_for_each_curve(results)
-    percent = [100 * p for p in proportions()]
     for (curve, _), axes in zip(_curves(results), panels, strict=True):
         for width, colour in zip(curve.widths, colours(len(curve.widths)), strict=True):
             networks = [analyzed_of(r).ablation.network for r in results.of(curve.name, width)]
@@ -86,6 +85,7 @@ def ablation(results: Results) -> Figure | None:
             for network in networks:
                 shares = network.shares(TOLERANCES[0])
                 best.append(network.agreement[shares.index(max(shares))])
+            percent = [100 * p for p in networks[0].proportions]
             values = 100 * np.array(best)
             deviation = values.std(0, ddof=1) if len(values) > 1 else None
             axes.errorbar(

@@ -10,6 +10,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "by_layer",
         "layer_examples",
         "unit",
+        "steps",
         "orders",
         "layers",
         "redundancy_layers",
