@@ -27,7 +27,7 @@ KEPT = ROOT / "recipes" / "results"
 README = ROOT / "recipes" / "README.md"
 TABLE = "<!-- table: scripts/recipes_readme.py -->", "<!-- end of the table -->"
 FIGURES = "<!-- figures: scripts/recipes_readme.py -->", "<!-- end of the figures -->"
-SHOWN = 2  # figures of a recipe
+SHOWN = 3  # figures of a recipe
 FRIVOLOUS = ("prunable", "redundant")
 
 
@@ -57,6 +57,7 @@ def line(record: dict[str, Any], verdicts: dict[str, Any]) -> str:
     recipe = record["recipe"]
     name, own = recipe["name"], verdicts.get(recipe["name"], {})
     published, here, same = own.get("published", ""), own.get("here", ""), own.get("same", "")
+    off = "-"
     rows = {row["quantity"]: row for row in record.get("compared", [])}
     if recipe["published"] and rows:
         published = ", ".join(f"{q} {_range(rows[q]['published'])}" for q in FRIVOLOUS)
@@ -66,10 +67,12 @@ def line(record: dict[str, Any], verdicts: dict[str, Any]) -> str:
         same = (
             said[0] if said[0] == said[1] else f"{FRIVOLOUS[0]} {said[0]}, {FRIVOLOUS[1]} {said[1]}"
         )
+        far = max(rows.values(), key=lambda row: row["off"] or 0.0)
+        off = f"{far['off'] or 0.0:.2f} ({far['quantity'].replace('_', '-')})"
         if own.get("here"):
             here += f"; {own['here']}"
     cells = [recipe["source"], f"[{name}](results/{name}/summary.md)", recipe["scale"]]
-    return "| " + " | ".join([*cells, published, here, same]) + " |"
+    return "| " + " | ".join([*cells, published, here, off, same]) + " |"
 
 
 def pictures(record: dict[str, Any]) -> list[str]:
@@ -89,8 +92,8 @@ def main(folders: list[str]) -> None:
     verdicts = tomllib.loads((KEPT / "verdicts.toml").read_text())
     records = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*/results.json"))]
     records.sort(key=lambda r: (r["recipe"]["source"][:4] != "Fig.", r["recipe"]["source"]))
-    table = ["| experiment | recipe | scale | published | here | same conclusion? |"]
-    table += ["|" + " --- |" * 6, *(line(record, verdicts) for record in records)]
+    table = ["| experiment | recipe | scale | published | here | off by | same conclusion? |"]
+    table += ["|" + " --- |" * 7, *(line(record, verdicts) for record in records)]
     own = [r for r in records if r["recipe"]["source"].startswith("Fig.")]
     figures = [line for record in own for line in pictures(record)]
     text = README.read_text()
