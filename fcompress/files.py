@@ -1,11 +1,12 @@
-"""Files that are either written whole or not at all."""
+"""Files that are either written whole or not at all, and folders that one run works in."""
 
 import contextlib
+import fcntl
 import io
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +56,30 @@ def write_atomic(
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise FcompressError(f"cannot write {path}: {reason}") from error
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that do the same; ends with the process at the latest.
+
+    Where the file system knows no locks, nobody is kept out.
+
+    Raises:
+        FcompressError: Another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FcompressError(
+                f"another run works in {folder}; wait for it, or choose another folder"
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _mode(path: Path) -> int | None:

@@ -127,7 +127,7 @@ def test_names_and_settings_that_mean_nothing(name, changes, said, tmp_path):
 
 def test_unknown_scales(tmp_path, own):
     assert "no scale paper; it has: smoke" in fails(own, tmp_path / "out", "--scale", "paper")
-    assert "no scale smoke; it has: paper" in fails("inception_layers", tmp_path / "out")
+    assert "no scale smoke; it has: small, paper" in fails("inception_layers", tmp_path / "out")
     assert "'huge' is not one of" in fails("fig4d", tmp_path / "out", "--scale", "huge", code=2)
     assert not (tmp_path / "out").exists()
 
@@ -414,6 +414,9 @@ def test_interrupted(tmp_path, own, undisturbed):
     )
     out = tmp_path / "out"
     process, pids = begin(own, out, done=4, trained=2)
+    assert "another run works in" in fails(own, out), "one run at a time in a folder"
+    assert "4 of 6 networks" in recipe("report", out).stdout, "but it can be looked at"
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     stdout, stderr = process.communicate(timeout=60)
     wait_until_gone(pids)

@@ -22,7 +22,7 @@ from fcompress.errors import FcompressError
 from fcompress.experiments import engines
 from fcompress.experiments.spec import Recipe, recipe_of
 from fcompress.experiments.trials import FORMAT, Record, Trial, data_of, trials_of
-from fcompress.files import write_atomic
+from fcompress.files import held, write_atomic
 
 MANIFEST = "recipe.json"
 
@@ -112,40 +112,38 @@ def run(
         progress: Called with trials done, of how many, the last one's name and its seconds.
 
     Raises:
-        FcompressError: The folder holds other results, a record is damaged, data is missing, or
-            a worker was killed. What is finished by then is kept.
+        FcompressError: The folder holds other results or another run works in it, a record is
+            damaged, data is missing, or a worker was killed. What is finished by then is kept.
     """
     every = trials_of(recipe)
     pool = _open(recipe, out, command, trials)
-    known = _records(every, pool)  # a damaged one is found now, not when all others are done
-    left = [t for t in every if t.id not in known]
-    for work in {t.work["data"].partition(":")[0]: t.work for t in left}.values():
-        if not work["data"].startswith("gaussian"):
-            data_of(work, root)  # says now, not in a worker, what is missing
-    scratch = None if cluster else out / "scratch"
-    if networks is not None:
-        networks = networks.resolve()
-        try:
-            networks.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FcompressError(f"cannot make the folder {networks}: {error.strerror}") from error
-    jobs = engines.jobs_of(left, scratch, networks, root, device)
-    if cluster is not None:
-        running = engines.run_on_cluster(jobs, cluster, workers)
-    elif workers == 1:
-        running = engines.run_here(jobs)
-    else:
-        running = engines.run_in_processes(jobs, min(workers, max(len(jobs), 1)))
-    total, done = len({t.id for t in every}), len(known)
-    for finished in running:
-        for name, record in zip(finished.ids, finished.records, strict=True):
-            write_json(pool / f"{name}.json", record)
-            if scratch is not None:
-                shutil.rmtree(scratch / name, ignore_errors=True)
-            done += 1
-            progress(done, total, name, finished.seconds / len(finished.ids))
-        _log(out, finished)
-    shutil.rmtree(out / "scratch", ignore_errors=True)  # a killed run may have left something
+    with held(out):
+        known = _records(every, pool)  # a damaged one is found now, not when all others are done
+        left = [t for t in every if t.id not in known]
+        for work in {t.work["data"].partition(":")[0]: t.work for t in left}.values():
+            if not work["data"].startswith("gaussian"):
+                data_of(work, root)  # says now, not in a worker, what is missing
+        scratch = None if cluster else out / "scratch"
+        if networks is not None:
+            networks = networks.resolve()
+            _make(networks)
+        jobs = engines.jobs_of(left, scratch, networks, root, device)
+        if cluster is not None:
+            running = engines.run_on_cluster(jobs, cluster, workers)
+        elif workers == 1:
+            running = engines.run_here(jobs)
+        else:
+            running = engines.run_in_processes(jobs, min(workers, max(len(jobs), 1)))
+        total, done = len({t.id for t in every}), len(known)
+        for finished in running:
+            for name, record in zip(finished.ids, finished.records, strict=True):
+                write_json(pool / f"{name}.json", record)
+                if scratch is not None:
+                    shutil.rmtree(scratch / name, ignore_errors=True)
+                done += 1
+                progress(done, total, name, finished.seconds / len(finished.ids))
+            _log(out, finished)
+        shutil.rmtree(out / "scratch", ignore_errors=True)  # a killed run may have left something
     return load(out)
 
 
@@ -178,17 +176,12 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
     wanted = json.loads(json.dumps(recipe.to_dict()))
     if manifest is None:
         pool = trials or out / "trials"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if any(p for p in out.iterdir() if p.name != "trials"):
-                raise FcompressError(
-                    f"{out} is not empty and holds no results of a recipe; choose another --out"
-                )
-            pool.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        _make(out)
+        if any(p for p in out.iterdir() if p.name != "trials"):
             raise FcompressError(
-                f"cannot make the folder {error.filename}: {error.strerror}"
-            ) from error
+                f"{out} is not empty and holds no results of a recipe; choose another --out"
+            )
+        _make(pool)
         where = None if trials is None else os.path.relpath(pool.resolve(), out.resolve())
         write_json(
             out / MANIFEST,
@@ -216,6 +209,13 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
     if (held, manifest.get("command")) != (wanted, command):  # only what is drawn or said
         write_json(out / MANIFEST, {**manifest, "recipe": wanted, "command": command})
     return pool
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FcompressError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _manifest(out: Path) -> Record | None:
