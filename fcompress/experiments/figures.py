@@ -248,8 +248,8 @@ def _growth_panels(results: Results, quantities: Sequence[str]) -> Figure | None
             curve = next(c for c in result.network if c.quantity == quantity)
             _growth_line(axes, result, curve, colour, name)
             drawn.append(curve)
-        widest = max(found.values(), key=lambda result: len(result.widths))
-        _growth_axes(axes, widest.widths, f"{quantity.replace('_', '-')} units", drawn)
+        widths = sorted({width for result in found.values() for width in result.widths})
+        _growth_axes(axes, widths, f"{quantity.replace('_', '-')} units", drawn)
     return figure
 
 
