@@ -58,8 +58,20 @@ def write_atomic(
         raise FcompressError(f"cannot write {path}: {reason}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, where there is none.
+
+    Raises:
+        FcompressError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FcompressError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder that do the same; ends with the process at the latest.
 
     Where the file system knows no locks, nobody is kept out.

@@ -72,16 +72,16 @@ def jobs_of(
         device: As in `TrainConfig`.
     """
     unique = list({trial.id: trial for trial in trials}.values())
-    if networks is not None:
-        files = {t.id: networks / f"{network_name(t.work)}.pt" for t in unique}
-        return [Job((t.id,), (t.work,), files[t.id], root, device) for t in unique]
     bundles: dict[str, list[Trial]] = {}
     for trial in unique:
-        bundles.setdefault(stack_key(trial.work) or trial.id, []).append(trial)
+        together = None if networks is not None else stack_key(trial.work)
+        bundles.setdefault(together or trial.id, []).append(trial)
     jobs = []
     for bundle in bundles.values():
         out = None
-        if scratch is not None and len(bundle) == 1:
+        if networks is not None:
+            out = networks / f"{network_name(bundle[0].work)}.pt"
+        elif scratch is not None and len(bundle) == 1:
             out = scratch / bundle[0].id / "network.pt"
         works = tuple(trial.work for trial in bundle)
         jobs.append(Job(tuple(trial.id for trial in bundle), works, out, root, device))

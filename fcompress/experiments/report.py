@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from fcompress.errors import FcompressError
 from fcompress.experiments.figures import DRAWINGS, draw, files
 from fcompress.experiments.results import Results, write_json
 from fcompress.experiments.summary import summary
 from fcompress.experiments.tables import tables
-from fcompress.files import write_atomic
+from fcompress.files import make_folder, write_atomic
 
 
 def write(results: Results, out: Path) -> None:
@@ -24,10 +23,7 @@ def write(results: Results, out: Path) -> None:
         FcompressError: The folder cannot be written to.
     """
     folder = out / "figures"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FcompressError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     names = []
     for name, figure in draw(results):
         names.append(name)

@@ -22,7 +22,7 @@ from fcompress.errors import FcompressError
 from fcompress.experiments import engines
 from fcompress.experiments.spec import Recipe, recipe_of
 from fcompress.experiments.trials import FORMAT, Record, Trial, data_of, trials_of
-from fcompress.files import held, write_atomic
+from fcompress.files import alone_in, make_folder, write_atomic
 
 MANIFEST = "recipe.json"
 
@@ -117,7 +117,7 @@ def run(
     """
     every = trials_of(recipe)
     pool = _open(recipe, out, command, trials)
-    with held(out):
+    with alone_in(out):
         known = _records(every, pool)  # a damaged one is found now, not when all others are done
         left = [t for t in every if t.id not in known]
         for work in {t.work["data"].partition(":")[0]: t.work for t in left}.values():
@@ -126,7 +126,7 @@ def run(
         scratch = None if cluster else out / "scratch"
         if networks is not None:
             networks = networks.resolve()
-            _make(networks)
+            make_folder(networks)
         jobs = engines.jobs_of(left, scratch, networks, root, device)
         if cluster is not None:
             running = engines.run_on_cluster(jobs, cluster, workers)
@@ -176,12 +176,12 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
     wanted = json.loads(json.dumps(recipe.to_dict()))
     if manifest is None:
         pool = trials or out / "trials"
-        _make(out)
+        make_folder(out)
         if any(p for p in out.iterdir() if p.name != "trials"):
             raise FcompressError(
                 f"{out} is not empty and holds no results of a recipe; choose another --out"
             )
-        _make(pool)
+        make_folder(pool)
         where = None if trials is None else os.path.relpath(pool.resolve(), out.resolve())
         write_json(
             out / MANIFEST,
@@ -209,13 +209,6 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
     if (held, manifest.get("command")) != (wanted, command):  # only what is drawn or said
         write_json(out / MANIFEST, {**manifest, "recipe": wanted, "command": command})
     return pool
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FcompressError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _manifest(out: Path) -> Record | None:

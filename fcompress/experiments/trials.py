@@ -211,10 +211,10 @@ def _trained(model: Network, splits: Splits, config: TrainConfig, out: Path | No
     known = checkpoint.load(out)
     origin = checkpoint.origin_of(known)
     data, history = origin["data"] or {}, (origin["history"] or [{}])[-1]
-    where = {"device": history.get("config", {}).get("device")}
+    how = {**history.get("config", {}), "device": config.device}
     if (
         getattr(known, "spec", None) != model.spec
-        or history.get("config") != {**asdict(config), **where}
+        or how != asdict(config)
         or any(data.get(key) != splits.info[key] for key in ("sha256", "random_labels"))
     ):
         raise FcompressError(
