@@ -4,10 +4,17 @@ Everything a user can cause derives from `FcompressError`; the command line prin
 message without a traceback and exits with 1.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 
 _LONGEST = 4000
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 class FcompressError(Exception):

@@ -14,40 +14,40 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # Name -> module, object in it, summary. The summaries stand here so that `fcompress --help` need
 # not import the commands, which import torch.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": ("fcompress.cli.train_cmd", "train_command", "Train a network and keep it in a file."),
+    "train": ("fcompress.cli.train", "train_command", "Train a network and keep it in a file."),
     "analyze": (
-        "fcompress.cli.analyze_cmd",
+        "fcompress.cli.analyze",
         "analyze_command",
         "Measure what is frivolous in a network.",
     ),
     "gain": (
-        "fcompress.cli.analyze_cmd",
+        "fcompress.cli.gain",
         "gain_command",
         "Measure how frivolous units grow with the width.",
     ),
     "shrink": (
-        "fcompress.cli.shrink_cmd",
+        "fcompress.cli.shrink",
         "shrink_command",
         "Find the thinnest network that gives the same labels.",
     ),
     "verify": (
-        "fcompress.cli.shrink_cmd",
+        "fcompress.cli.verify",
         "verify_command",
         "Compare the labels of two networks.",
     ),
     "export": (
-        "fcompress.cli.export_cmd",
+        "fcompress.cli.export",
         "export_command",
         "Write a network as files that run without fcompress.",
     ),
-    "show": ("fcompress.cli.export_cmd", "show_command", "Say what a file is."),
+    "show": ("fcompress.cli.show", "show_command", "Say what a file is."),
     "recipe": (
-        "fcompress.cli.recipe_cmd",
+        "fcompress.cli.recipe",
         "recipe_command",
         "Run the experiments of the paper, one command each.",
     ),
-    "models": ("fcompress.cli.train_cmd", "models_command", "List the network families."),
-    "data": ("fcompress.cli.train_cmd", "data_command", "List the datasets, or describe one."),
+    "models": ("fcompress.cli.catalog", "models_command", "List the network families."),
+    "data": ("fcompress.cli.catalog", "data_command", "List the datasets, or describe one."),
 }
 
 

@@ -11,21 +11,14 @@ from typing import Any, TypeVar
 import click
 from torch import nn
 
-from fcompress.architecture import (
-    FORMS,
-    Architecture,
-    Described,
-    build_network,
-    describe,
-    described,
-    parse_args,
-)
-from fcompress.checkpoint import load, origin_of, read, set_origin
+from fcompress.checkpoints.checkpoint import load, read
+from fcompress.checkpoints.weights import Weights, load_weights, read_weights
 from fcompress.data import Splits, load_data, reload_data
+from fcompress.data.preprocess import Preprocess, of_name, of_numbers
 from fcompress.errors import CheckpointError, DataError
-from fcompress.preprocess import Preprocess, of_name, of_numbers
-from fcompress.scoring import LABELS, Scoring, read_as
-from fcompress.weights import Weights, load_weights, read_weights
+from fcompress.forward.scoring import LABELS, Scoring, read_as
+from fcompress.models.external import FORMS, Architecture, build_network, parse_args
+from fcompress.models.provenance import Described, describe, described, origin_of, set_origin
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -1,5 +1,7 @@
 """What commands have in common: options, tables on stdout and JSON files."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Callable
@@ -7,12 +9,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import torch
 from rich.console import Console
+from torch import nn
 
-from fcompress.files import write_atomic
+from fcompress.certify.bounds import CONFIDENCE
+from fcompress.errors import DataError
+from fcompress.formats.atomic import write_atomic
 
+DATA = click.option("--data", metavar="SPEC", help="Other data than MODEL was trained on.")
+DEVICE_OPTION = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
 FILE_COLUMNS = 120  # where the output is not a terminal
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def place(network: nn.Module, device: str) -> None:
+    """Bring a network to the device that was asked for."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: no CUDA device is available here; use --device cpu")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        network.to("cuda")
 
 
 class FloatRange(click.FloatRange):
@@ -26,6 +48,15 @@ class FloatRange(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+CONFIDENCE_OPTION = click.option(
+    "--confidence",
+    type=FloatRange(0, 1, min_open=True, max_open=True),
+    default=CONFIDENCE,
+    show_default=True,
+    help="Of the bound on changed labels.",
+)
 
 
 class Multiple(click.ParamType):

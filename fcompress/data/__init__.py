@@ -1,17 +1,9 @@
-"""Datasets, cut into named splits that cannot share an example."""
+"""From a spec, or from what a user hands over, to disjoint splits, roles and batches.
 
-from fcompress.data.batches import Batches, as_batches
-from fcompress.data.specs import Dataset, datasets, load_data, reload_data
-from fcompress.data.splits import ROLES, Split, Splits
+No example ever stands in two splits.
+Must never import: code that runs a network (`forward` and everything above it).
+"""
 
-__all__ = [
-    "ROLES",
-    "Batches",
-    "Dataset",
-    "Split",
-    "Splits",
-    "as_batches",
-    "datasets",
-    "load_data",
-    "reload_data",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from fcompress.data.packing import Packing
 from fcompress.data.splits import Split
 from fcompress.errors import DataError
-from fcompress.packing import Packing
 
 Batch = tuple[Tensor, Tensor | None]
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fcompress.data.preprocess import Preprocess
 from fcompress.errors import DataError
-from fcompress.preprocess import Preprocess
 
 DECODING_THREADS = 8
 # A file of a few bytes can say that it holds any number of pixels.

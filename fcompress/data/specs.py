@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import OnDisk, Raw, Request, Rescaled
-from fcompress.data.folders import read_folder, read_imagenet
-from fcompress.data.sources import read_cifar10, read_digits, read_fashion
+from fcompress.data.preprocess import Preprocess, from_dict
+from fcompress.data.readers.arrays import read_file
+from fcompress.data.readers.folders import read_folder, read_imagenet
+from fcompress.data.readers.gaussian import read_gaussian
+from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
 from fcompress.data.splits import ROLES, SHARES, Split, Splits, cut
-from fcompress.data.synthetic import read_gaussian
-from fcompress.data.tensors import read_file
 from fcompress.errors import DataError
-from fcompress.preprocess import Preprocess, from_dict
 
 # Statistics of images that stay on disk are measured on this many of them.
 MEASURED_ON_DISK = 2048

@@ -1,8 +1,9 @@
-"""Width-scaled network families: `build` one by name, list them with `families`."""
+"""Networks by name: families that come in widths, and the architectures of other packages.
 
-from fcompress.models.arguments import Argument
-from fcompress.models.base import Family, Network, Spec
-from fcompress.models.inception import InceptionOutput
-from fcompress.models.registry import build, families
+What a network remembers of itself (how it was built, its data, its history) lives here too.
+Must never import: data, forward, or anything above them.
+"""
 
-__all__ = ["Argument", "Family", "InceptionOutput", "Network", "Spec", "build", "families"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

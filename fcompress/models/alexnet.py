@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fcompress.models import arguments
 from fcompress.models.arguments import scaled
-from fcompress.models.base import Family, Network
-from fcompress.models.lrn import LocalResponseNorm
+from fcompress.models.base import ModelFamily, Network
+from fcompress.nn.local_response_norm import LocalResponseNorm
 
 # Two pools must each find a window that starts inside the image.
 _SMALLEST = 4
@@ -80,7 +80,7 @@ def _pooled(side: int) -> int:
     return side
 
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     name="alexnet",
     summary="CIFAR variant: conv 96, 256, fc 384, 192, with local response normalisation",
     arguments={

@@ -63,7 +63,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """One architecture of the registry.
 
     Attributes:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fcompress.models import arguments
 from fcompress.models.arguments import scaled
-from fcompress.models.base import Family, Network
+from fcompress.models.base import ModelFamily, Network
 
 _GROWTH = 12
 _STEM, _BOTTLENECK = 2 * _GROWTH, 4 * _GROWTH
@@ -120,7 +120,7 @@ class DenseNet(Network):
         return self.fc(self.flatten(self.avgpool(self.relu(self.bn(x)))))
 
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     name="densenet",
     summary="concatenation with bottlenecks: blocks of 2, 4, 6 layers with 12 features each",
     arguments={

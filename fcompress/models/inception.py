@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fcompress.models import arguments
 from fcompress.models.arguments import scaled
-from fcompress.models.base import Family, Network, Spec
+from fcompress.models.base import ModelFamily, Network, Spec
 
 _SMALLEST = 75
 # Pixels that the auxiliary head averages to before its 5x5 convolution, and the map side from
@@ -363,8 +363,8 @@ def _family(
     summary: str,
     make: Callable[..., Inception],
     more: dict[str, arguments.Argument],
-) -> Family:
-    return Family(
+) -> ModelFamily:
+    return ModelFamily(
         name=name,
         summary=summary,
         arguments={

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fcompress.errors import FcompressError
 from fcompress.models import arguments
 from fcompress.models.arguments import Argument
-from fcompress.models.base import Family, Network
+from fcompress.models.base import ModelFamily, Network
 
 _IN_CHANNELS, _IMAGE_SIZE = 1, 28
 
@@ -42,11 +42,11 @@ class MLP(Network):
         return self.out(x)
 
 
-class MLPFamily(Family):
+class MLPFamily(ModelFamily):
     """Takes either `in_features` or the shape of an image."""
 
     def resolve(self, args: Any) -> dict[str, Any]:
-        """As in `Family`; the shape of an image has its defaults where nothing is given."""
+        """As in `ModelFamily`; the shape of an image has its defaults where nothing is given."""
         resolved = super().resolve(args)
         shape = resolved["in_channels"], resolved["image_size"]
         if resolved["in_features"] is None:

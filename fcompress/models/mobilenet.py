@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fcompress.models import arguments
 from fcompress.models.arguments import scaled
-from fcompress.models.base import Family, Network
+from fcompress.models.base import ModelFamily, Network
 
 
 class _Stage(NamedTuple):
@@ -119,7 +119,7 @@ class MobileNet(Network):
         return self.fc(self.flatten(self.avgpool(x)))
 
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     name="mobilenet",
     summary="depthwise convolutions: 8 inverted residuals with 16, 32, 64, 96 channels, head 256",
     arguments={

@@ -4,7 +4,7 @@ import torch
 
 from fcompress.errors import FcompressError, suggest
 from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
-from fcompress.models.base import Family, Network, Spec
+from fcompress.models.base import ModelFamily, Network, Spec
 from fcompress.models.init import initialize
 
 _FAMILIES = {
@@ -24,7 +24,7 @@ _FAMILIES = {
 }
 
 
-def families() -> dict[str, Family]:
+def families() -> dict[str, ModelFamily]:
     """Every family by name, in the order in which to list them."""
     return dict(_FAMILIES)
 

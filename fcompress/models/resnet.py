@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fcompress.models import arguments
 from fcompress.models.arguments import scaled
-from fcompress.models.base import Family, Network
+from fcompress.models.base import ModelFamily, Network
 
 
 class BasicBlock(nn.Module):
@@ -125,8 +125,8 @@ def _make(
 
 def _family(
     name: str, summary: str, make: Callable[..., ResNet], size: int, classes: int
-) -> Family:
-    return Family(
+) -> ModelFamily:
+    return ModelFamily(
         name=name,
         summary=summary,
         arguments={
@@ -138,7 +138,7 @@ def _family(
     )
 
 
-def _cifar(depth: int) -> Family:
+def _cifar(depth: int) -> ModelFamily:
     """Depth 6n + 2: three stages of n blocks of two convolutions, the stem, the output."""
     length = (depth - 2) // 6
     return _family(

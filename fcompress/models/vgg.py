@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcompress.models import arguments
 from fcompress.models.arguments import scaled
-from fcompress.models.base import Family, Network
+from fcompress.models.base import ModelFamily, Network
 
 # Channels and convolutions of each block at 1x, and units of the hidden linear layer.
 _BLOCKS = ((32, 1), (64, 1), (128, 2), (256, 2))
@@ -79,7 +79,7 @@ class VGG(Network):
         return self.fc2(self.dropout(x))
 
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     name="vgg",
     summary="plain 3x3 convolutions with batch norm: 32, 64, 2 of 128, 2 of 256, fc 256",
     arguments={

@@ -1,0 +1,1 @@
+"""Benchmarks: what the methods reach beside their rivals, and what they cost."""

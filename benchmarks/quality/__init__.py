@@ -1,0 +1,1 @@
+"""Every method and rival on the same networks, at every tolerance."""

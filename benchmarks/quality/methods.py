@@ -1,0 +1,36 @@
+"""All methods of `bench quality` by name, and what kind each is."""
+
+from benchmarks.rivals import folding as rivals_folding
+from benchmarks.rivals import osscar as rivals_osscar
+from benchmarks.rivals import own as rivals_own
+from benchmarks.rivals import reconstruction as rivals_reconstruction
+from benchmarks.rivals import torch_pruning as rivals_pruning
+from benchmarks.rivals.base import Rival
+
+KINDS: dict[str, tuple[Rival, ...]] = {
+    "torch-pruning": rivals_pruning.RIVALS,
+    "reconstruction": (
+        *rivals_reconstruction.RIVALS,
+        *rivals_folding.RIVALS,
+        *rivals_osscar.RIVALS,
+    ),
+    "fcompress": (*rivals_own.RIVALS, *rivals_own.POLISHED),
+}
+METHODS: dict[str, Rival] = {r.name: r for kind in KINDS.values() for r in kind}
+KIND = {r.name: kind for kind, rivals in KINDS.items() for r in rivals}
+QUICK = (
+    "tp-l1-global",
+    "tp-l2-layer",
+    "id-uniform",
+    "gram-compensation",
+    "folding",
+    "prune",
+    "factor",
+    "hybrid",
+)
+
+
+def base_of(method: str) -> str | None:
+    """The method whose networks this one polishes; None for a method that makes its own."""
+    base, _, step = method.partition("+")
+    return base if step else None

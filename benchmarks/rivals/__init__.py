@@ -1,0 +1,1 @@
+"""What else works without retraining, behind one protocol."""

@@ -1,0 +1,110 @@
+"""The methods of fcompress, as `bench quality` calls them: an amount in, a thin network out.
+
+`shrink` searches for a certified tolerance; here every method, own or not, is searched in the
+same way, so that what is compared is the networks and not the searches.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor, nn
+
+import fcompress
+from benchmarks.rivals.base import Setting
+from fcompress.compress.allocation import Family
+from fcompress.compress.distill import HELD_OUT_MOST, polish
+from fcompress.compress.methods import METHODS, Context
+from fcompress.forward.running import evaluating
+
+POLISH_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Own:
+    """A method of fcompress.
+
+    Attributes:
+        method: Its name there.
+        objective: What it is to save, one of `fcompress.allocation.OBJECTIVES`.
+    """
+
+    method: str
+    objective: str = "macs"
+
+    @property
+    def name(self) -> str:
+        return self.method if self.objective == "macs" else f"{self.method}-{self.objective}"
+
+    @property
+    def summary(self) -> str:
+        aim = "" if self.objective == "macs" else f", to save {self.objective}"
+        return f"fcompress: {METHODS[self.method].summary}{aim}"
+
+    def make(self, setting: Setting, amount: float) -> nn.Module:
+        """Keep what the method's family keeps: `amount` is the share of all units removed."""
+        context, family = _prepared(setting, self.method, self.objective)
+        units = len(family.prices)
+        removed = min(max(round(amount * units), 1), units)
+        with evaluating(setting.model):
+            return METHODS[self.method].make(context, family.kept(removed))
+
+
+@dataclass(frozen=True)
+class OwnPolished:
+    """A method of fcompress, then a short label-free distillation.
+
+    Attributes:
+        method: Its name.
+        seconds: Limit of each polish.
+    """
+
+    method: str
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}+polish"
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.method}, then at most {self.seconds:g} seconds of distillation towards the "
+            "wide network's scores on the calibration split"
+        )
+
+    def make(self, setting: Setting, amount: float) -> nn.Module:
+        """The method's network of the same amount, polished."""
+        thin = Own(self.method).make(setting, amount)
+        batches = setting.pool or setting.batches
+        return polish(
+            setting.model,
+            thin,
+            batches,
+            held_out=_exam(setting),
+            seconds=self.seconds,
+            seed=setting.seed,
+        ).model
+
+
+def _exam(setting: Setting) -> list[Tensor] | None:
+    """The first held-out batches, as many as polishing looks at."""
+    batches = list(setting.held_out)
+    return batches[: max(1, HELD_OUT_MOST // len(batches[0]))] if batches else None
+
+
+@lru_cache(maxsize=1)
+def _prepared(setting: Setting, method: str, objective: str) -> tuple[Context, Family]:
+    """What does not depend on the amount: the statistics and the order of the units."""
+    macs = fcompress.count(setting.model, setting.batches[0]).macs
+    context = Context(
+        setting.model, setting.structure, setting.batches, setting.seed, macs, objective=objective
+    )
+    with evaluating(setting.model):
+        alone = METHODS[method].left_alone(context)
+        if len(alone) == len(setting.structure.groups):
+            raise fcompress.FcompressError(f"{method} can use no group of this network")
+        return context, METHODS[method].family(context)
+
+
+RIVALS = (*(Own(name) for name in METHODS), Own("hybrid", "params"))
+POLISHED = tuple(OwnPolished(name, POLISH_SECONDS) for name in METHODS if name == "hybrid")

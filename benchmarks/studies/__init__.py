@@ -1,0 +1,1 @@
+"""What single choices of the methods are worth."""

@@ -1,0 +1,276 @@
+"""Label agreement of two networks and what it proves.
+
+Disagreement is a coin with unknown bias; that so many of n examples changed their label bounds
+the bias from above (Clopper and Pearson 1934, exact, one-sided).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.certify.bounds import CONFIDENCE, upper_bound
+from fcompress.data import as_batches
+from fcompress.errors import DataError, FcompressError
+from fcompress.forward.running import class_scores, connected, evaluating, placed
+from fcompress.forward.scoring import Scoring, resolved, scoring_of
+
+
+@dataclass(frozen=True)
+class AgreementResult:
+    """How often two networks give the same label.
+
+    Attributes:
+        n: Examples compared.
+        same: Examples with the same label.
+        rate: same / n.
+        lower_bound: With `confidence`, at least this share of all examples agrees. From `verify`
+            the bound of one network that these examples had no part in choosing; from `shrink` one
+            that holds however many networks were tested on them.
+        confidence: Of the bound, in (0, 1).
+        largest_difference: Largest absolute difference of a logit; infinite where an output is
+            not finite.
+        mean_difference: Mean absolute difference of logits, the same.
+        accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
+        labels: What a label is: "classes", "sigmoid" (all labels of an example have to be the
+            same) or "positions" (`forward/scoring.py`). Of "positions" an example counts by one position
+            that is drawn for it, so that the bound holds for the share of changed positions.
+        positions: Share of equal labels over all positions of all examples; None for other labels.
+    """
+
+    n: int
+    same: int
+    rate: float
+    lower_bound: float
+    confidence: float
+    largest_difference: float
+    mean_difference: float
+    accuracy: dict[str, float] | None
+    labels: str = "classes"
+    positions: float | None = None
+
+    @property
+    def changed(self) -> int:
+        """Examples whose label changed."""
+        return self.n - self.same
+
+    @property
+    def upper_bound(self) -> float:
+        """With `confidence`, at most this share of all labels changes."""
+        return 1.0 - self.lower_bound
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; None for a difference that is not finite."""
+        found = asdict(self)
+        for key in ("largest_difference", "mean_difference"):
+            found[key] = found[key] if math.isfinite(found[key]) else None
+        return found
+
+
+def verify(
+    wide: nn.Module,
+    thin: nn.Module,
+    data: object,
+    *,
+    confidence: float = CONFIDENCE,
+    output: str | int | None = None,
+    labels: str | None = None,
+) -> AgreementResult:
+    """Compare the labels of two networks, streaming.
+
+    An example counts as changed where either network's outputs are not finite.
+
+    Args:
+        wide: The original network; its labels are the reference.
+        thin: The other network, on the same device.
+        data: Batches of inputs [N, ...] or of (inputs, labels), or any other kind of data that
+            `data.as_batches` takes.
+        confidence: Of the bound, in (0, 1).
+        output: Which of the networks' outputs are the scores (`scoring.Scoring`); None for what
+            a network carries, or else `logits`, the first of several or the only one.
+        labels: What a label is: "classes", "sigmoid" or "positions"; None for what a network
+            carries, or else by the shape of the scores.
+
+    Returns:
+        Agreement with its bound, logit differences, and accuracies if there are labels.
+
+    Raises:
+        FcompressError: The networks give outputs of different shapes, or no class scores.
+        DataError: There are no examples, or true labels of another shape than the networks'.
+        ValueError: The confidence is out of its range, or there is no such kind of label.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
+    readings = resolved(output, labels, (wide, thin))
+    tally = _Tally()
+    batches = as_batches(data)
+    for inputs, truth in batches:
+        if not len(inputs):
+            continue
+        with (
+            connected(wide, batches.packing, readings[0]),
+            connected(thin, batches.packing, readings[1]),
+            evaluating(wide),
+            evaluating(thin),
+        ):
+            inputs = placed(wide, inputs)
+            before, after = class_scores(wide, inputs), class_scores(thin, inputs)
+            scoring = scoring_of(wide)
+        if before.shape != after.shape:
+            raise FcompressError(
+                f"the networks give outputs of shape {list(before.shape[1:])} and "
+                f"{list(after.shape[1:])}; compare networks with the same classes"
+            )
+        tally.add(scoring, before, after, truth)
+    return tally.result(confidence)
+
+
+class _Tally:
+    """Counts of equal and of right labels, summed over batches."""
+
+    def __init__(self) -> None:
+        self._n = self._same = self._labelled = self._count = 0
+        self._right_before = self._right_after = self._positions = 0.0
+        self._largest = self._total = 0.0
+        self._kind = "classes"
+
+    def add(self, scoring: Scoring, before: Tensor, after: Tensor, truth: Tensor | None) -> None:
+        """Compare scores of one batch."""
+        difference = (before.double() - after.double()).abs().nan_to_num(math.inf, math.inf)
+        self._largest = max(self._largest, float(difference.max()))
+        self._total += float(difference.sum())
+        self._count += difference.numel()
+        self._kind = scoring.kind(before)
+        ours, theirs = scoring.labels_of(before), scoring.labels_of(after)
+        changed = differing(scoring.compared(ours, self._n), scoring.compared(theirs, self._n)) | (
+            ours < 0
+        ).any(1)
+        self._same += int((~changed).sum())
+        self._positions += float(scoring.shares(ours, torch.where(ours < 0, -2, theirs)).sum())
+        self._n += len(before)
+        if truth is not None:
+            right = scoring.truth(truth.to(ours.device), ours.shape[1])
+            self._right_before += float(scoring.shares(ours, right).sum())
+            self._right_after += float(scoring.shares(theirs, right).sum())
+            self._labelled += len(truth)
+
+    def result(self, confidence: float) -> AgreementResult:
+        """What was counted."""
+        n, same = self._n, self._same
+        if n == 0:
+            raise DataError("no examples to compare the networks on; expected at least one")
+        accuracy = None
+        if self._labelled == n:
+            accuracy = {"before": self._right_before / n, "after": self._right_after / n}
+        return AgreementResult(
+            n=n,
+            same=same,
+            rate=same / n,
+            lower_bound=1.0 - upper_bound(n - same, n, confidence),
+            confidence=confidence,
+            largest_difference=self._largest,
+            mean_difference=self._total / self._count,
+            accuracy=accuracy,
+            labels=self._kind,
+            positions=self._positions / n if self._kind == "positions" else None,
+        )
+
+
+def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:
+    """The same counts with another bound on the share of changed labels, never rounded up."""
+    lower = 1.0 - bound
+    while 1.0 - lower > bound:
+        lower = math.nextafter(lower, 1.0)
+    return replace(result, lower_bound=lower)
+
+
+def predicted(scores: Tensor, scoring: Scoring | None = None, first: int = 0) -> Tensor:
+    """The labels that examples are compared by.
+
+    Args:
+        scores: Of a network.
+        scoring: How they are read.
+        first: Number of the first of these examples among all.
+
+    Returns:
+        Integers [N], or [N, labels] where an example has several; -1 where the outputs are not
+        finite.
+    """
+    scoring = scoring or Scoring()
+    found = scoring.compared(scoring.labels_of(scores), first)
+    return found.squeeze(1) if found.shape[1] == 1 else found
+
+
+def differing(one: Tensor, other: Tensor) -> Tensor:
+    """Which examples have other labels: bool [N]."""
+    return (one != other).reshape(len(one), -1).any(1)
+
+
+def changed_labels(
+    model: nn.Module, batches: Iterable[Tensor], reference: Tensor
+) -> tuple[int, int]:
+    """How many labels differ from the reference, and of how many examples.
+
+    Args:
+        model: A network in eval mode.
+        batches: Inputs, on any device.
+        reference: As from `reference_labels`, of the original network in the same order.
+    """
+    labels = torch.cat(list(_labels(model, batches)))
+    return int(differing(labels, reference).sum()), len(labels)
+
+
+def reference_labels(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Labels of the original network: integers [N], or [N, labels] where there are several.
+
+    Raises:
+        FcompressError: An output is not finite.
+    """
+    labels = torch.cat(list(_labels(model, batches)))
+    broken = int((labels < 0).reshape(len(labels), -1).any(1).sum())
+    if broken:
+        raise FcompressError(
+            f"the network's outputs are not finite for {broken} of "
+            f"{len(labels)} examples; repair the network or the data first"
+        )
+    return labels
+
+
+def check_labels(model: nn.Module, *parts: Iterable[Tensor]) -> None:
+    """Refuse a network whose labels say nothing.
+
+    Args:
+        model: The original network.
+        parts: Inputs in batches; a part is only run if all before it got one label.
+
+    Raises:
+        FcompressError: All examples get the same label, or an output is not finite.
+    """
+    n = 0
+    seen: set[tuple[int, ...]] = set()
+    for part in parts:
+        labels = reference_labels(model, part)
+        n += len(labels)
+        seen.update(tuple(row) for row in labels.reshape(len(labels), -1).unique(dim=0).tolist())
+        if len(seen) > 1:
+            return
+    (same,) = seen
+    raise FcompressError(
+        f"the network gives the same label, {', '.join(map(str, same))}, to all {n:,} calibration "
+        "and search examples, so there is nothing to keep; check its training, and that the data "
+        "holds more than one class and is prepared as the network expects"
+    )
+
+
+def _labels(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    done = 0
+    with evaluating(model):
+        for batch in batches:
+            scores = class_scores(model, placed(model, batch))
+            yield predicted(scores, scoring_of(model), done).cpu()
+            done += len(scores)

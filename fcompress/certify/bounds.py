@@ -1,0 +1,67 @@
+"""What so many changed labels of so many examples prove: exact binomial bounds.
+
+Clopper and Pearson 1934, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the
+Binomial", one-sided.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+def upper_bound(changed: int, n: int, confidence: float = CONFIDENCE) -> float:
+    """One-sided Clopper-Pearson bound on the probability of a change.
+
+    Args:
+        changed: Examples whose label changed.
+        n: Examples in all.
+        confidence: With this probability the true share is at most the returned one.
+
+    Returns:
+        The largest p for which at most `changed` changes of n have probability 1 - confidence.
+    """
+    if changed >= n:
+        return 1.0
+    if changed == 0:
+        return -math.expm1(math.log1p(-confidence) / n)
+    low, high = changed / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _at_most(changed, n, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    """P(X <= k) for X binomial (n, p), 0 < p < 1, summed in logarithms."""
+    i = np.arange(k + 1, dtype=np.float64)
+    steps = np.log((n - i[1:] + 1) / i[1:])
+    choose = np.concatenate([[0.0], np.cumsum(steps)])
+    terms = choose + i * math.log(p) + (n - i) * math.log1p(-p)
+    top = terms.max()
+    return float(math.exp(top) * np.exp(terms - top).sum())
+
+
+def most_changes(n: int, tolerance: float, confidence: float = CONFIDENCE) -> int:
+    """The most changed labels of n at which the bound still holds; -1 if not even none."""
+    if upper_bound(0, n, confidence) > tolerance:
+        return -1
+    low, high = 0, n
+    while high - low > 1:
+        middle = (low + high) // 2
+        if upper_bound(middle, n, confidence) <= tolerance:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def examples_needed(tolerance: float, confidence: float = CONFIDENCE) -> int:
+    """The fewest examples that can certify a tolerance above 0: none of them may change."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-tolerance))

@@ -1,0 +1,141 @@
+"""`fcompress show`: what a file is, and what was done to the network in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fcompress.cli.export import _FILE
+from fcompress.cli.output import json_option, stdout, write_json
+from fcompress.exports.describe import KINDS, Contents, describe_file
+
+
+@click.command("show")
+@click.argument("file", type=_FILE)
+@json_option
+def show_command(file: Path, json_file: Path | None) -> None:
+    r"""Say what a file is, from which network, and how it was certified.
+
+    FILE is a network of fcompress, one of its exports, or weights or a program of others. Nothing
+    in it is run.
+
+    \b
+    Example:
+      fcompress show thin.pt --json -
+    """
+    found = describe_file(file)
+    if write_json(json_file, _plain(found.to_dict())):
+        console = stdout()
+        for line in _lines(found):
+            console.print(_printable(line), soft_wrap=True, markup=False)
+        _print_layers(console, found)
+        for line in _history(found):
+            console.print(_printable(line), soft_wrap=True, markup=False)
+
+
+def _lines(found: Contents) -> Iterator[str]:
+    """What the file is, and of which network."""
+    yield f"{found.path}: {KINDS[found.kind]}, {found.bytes:,} bytes"
+    parts = []
+    if found.family is not None:
+        args = ", ".join(f"{name}={value}" for name, value in found.args.items())
+        parts.append(f"{found.family} ({args})" if args else found.family)
+    if found.params is not None:
+        parts.append(f"{found.params:,} parameters")
+    if found.dtypes:
+        parts.append(", ".join(found.dtypes))
+    if parts:
+        yield "; ".join(parts)
+    yield from found.notes
+    if found.data is not None:
+        yield f"Data: {found.data.get('spec', 'not named')}, inputs {found.data.get('shape', '?')}"
+
+
+def _print_layers(console: Console, found: Contents) -> None:
+    """Each layer's units as built and now."""
+    if not found.widths:
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
+    for heading in ("units as built", "now", "inputs as built", "now"):
+        table.add_column(heading, justify="right")
+    for name, (units, inputs) in found.widths.items():
+        before = (found.wide or {}).get(name)
+        was = ("?", "?") if before is None else (f"{before[0]:,}", f"{before[1]:,}")
+        table.add_row(_printable(name), was[0], f"{units:,}", was[1], f"{inputs:,}")
+    console.print(table)
+
+
+def _history(found: Contents) -> Iterator[str]:
+    """What was done to the network, and by what."""
+    for number, entry in enumerate(found.history, 1):
+        yield f"{number}. {_done(entry)}"
+    if found.versions:
+        written = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+        yield f"Written with {written}."
+
+
+def _done(entry: Any) -> str:
+    """One step of a history; files of others may hold anything there."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("action"), str):
+        return f"an entry that is not understood: {str(entry)[:80]}"
+    action = entry["action"]
+    try:
+        if action == "train":
+            last = entry["epochs"][-1]
+            parts = [
+                f"{what} {last[key]:.2%}"
+                for what, key in (
+                    ("training accuracy", "train_accuracy"),
+                    ("test accuracy", "test_accuracy"),
+                )
+                if last[key] is not None
+            ]
+            return f"trained for {len(entry['epochs'])} epochs: {', '.join(parts)}"
+        if action == "shrink":
+            return _shrunk(entry)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        pass
+    return action
+
+
+def _shrunk(entry: dict[str, Any]) -> str:
+    """One shrinking: by how much, and what is proven of it."""
+    agreement = entry["agreement"]
+    changed, n = agreement["n"] - agreement["same"], agreement["n"]
+    sizes = ", ".join(
+        f"{what} {entry[key]['before']:,} -> {entry[key]['after']:,}"
+        for what, key in (("parameters", "params"), ("MACs", "macs"))
+    )
+    aim = (
+        f"certified for a tolerance of {entry['tolerance']:.1%}"
+        if entry["certified"] is True
+        else "to a size that was asked for, not certified"
+    )
+    return (
+        f"shrunk by {entry['method']}, {aim}: {sizes}; on {n:,} certification examples "
+        f"{changed:,} changed their label, so with {agreement['confidence']:.0%} confidence at "
+        f"most {1 - agreement['lower_bound']:.1%} change"
+    )
+
+
+def _printable(text: str) -> str:
+    """Without what could move the cursor of a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no numbers that are not finite; such a one becomes a text."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value

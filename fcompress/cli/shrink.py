@@ -1,0 +1,247 @@
+"""`fcompress shrink`: the compressed network, certified."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fcompress.checkpoints.checkpoint import save
+from fcompress.cli.export import export_lines, export_targets
+from fcompress.cli.network_options import NetworkOptions, network_options, open_data, open_network
+from fcompress.cli.output import (
+    CONFIDENCE_OPTION,
+    DATA,
+    DEVICE_OPTION,
+    FloatRange,
+    Multiple,
+    data_root_option,
+    existing_folder,
+    json_option,
+    place,
+    stdout,
+    write_json,
+)
+from fcompress.compress.allocation import OBJECTIVES
+from fcompress.compress.methods import METHODS
+from fcompress.compress.options import POLISH_SECONDS
+from fcompress.compress.pipeline import shrink
+from fcompress.compress.result import ShrinkResult
+from fcompress.errors import ResultWarning
+from fcompress.exports.exporting import ExportResult, export
+from fcompress.formats.atomic import write_atomic
+from fcompress.models import Network
+from fcompress.report.plots import shrink_png
+from fcompress.report.text import change_rows, verdict
+
+
+@click.command("shrink")
+@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--tol",
+    type=FloatRange(0, 1, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Largest share of labels that may change.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="hybrid",
+    show_default=True,
+    help="; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=existing_folder,
+    metavar="THIN.pt",
+    help="Write the thin network.  [default: MODEL with .thin before its ending]",
+)
+@click.option(
+    "--export",
+    "exports",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    callback=export_targets,
+    metavar="FILE",
+    help="Write the thin network also as .pt2, .onnx or .safetensors. Repeatable.",
+)
+@json_option
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=existing_folder,
+    metavar="FILE.png",
+    help="Draw the search and the units of each layer.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="macs",
+    show_default=True,
+    help="What to save.",
+)
+@click.option(
+    "--round-to",
+    type=Multiple(),
+    default="1",
+    show_default=True,
+    metavar="N|auto",
+    help="Keep multiples of N units; auto: the largest that costs no time on this device.",
+)
+@click.option(
+    "--polish",
+    is_flag=True,
+    help="Distil thin networks towards the wide one, without labels, to get thinner.",
+)
+@click.option(
+    "--polish-seconds",
+    type=FloatRange(0, min_open=True),
+    default=POLISH_SECONDS,
+    show_default=True,
+    help="Most seconds to polish one network; up to six are.",
+)
+@click.option(
+    "--ratio",
+    type=FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="Ask for a size instead: at most this share of the MACs.",
+)
+@click.option(
+    "--max-macs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ask for a size instead: at most this many MACs.",
+)
+@click.option(
+    "--calibration",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Most calibration examples to use.  [default: 1,024 to 8,192 by the network's cost]",
+)
+@CONFIDENCE_OPTION
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all choices.")
+@DATA
+@data_root_option
+@network_options
+@DEVICE_OPTION
+def shrink_command(
+    model: Path,
+    tol: float,
+    method: str,
+    out: Path | None,
+    exports: tuple[Path, ...],
+    json_file: Path | None,
+    plot: Path | None,
+    objective: str,
+    round_to: int | str,
+    polish: bool,
+    polish_seconds: float,
+    ratio: float | None,
+    max_macs: int | None,
+    calibration: int | None,
+    confidence: float,
+    seed: int,
+    data: str | None,
+    data_root: Path | None,
+    how: NetworkOptions,
+    device: str,
+) -> None:
+    r"""Find the thinnest network that still gives the same labels, and certify it.
+
+    MODEL is a file written by `fcompress train`, which remembers its data, or weights of a
+    network of your own, whose architecture you name by --arch. Labels are not needed.
+    The thin network is only written if the bound on its changed labels holds.
+
+    \b
+    Example:
+      fcompress shrink wide.pt --tol 0.05 --out thin.pt --json thin.json
+      fcompress shrink weights.pt --arch torchvision:resnet50 --data folder:photos/ --size 224
+    """
+    network = open_network(model, how)
+    splits = open_data([network], model, how, data, data_root, "compress", say=_tell)
+    ending = model.suffix if isinstance(network, Network) else ".pt"
+    out = out or model.with_name(f"{model.stem}.thin{ending}")
+    if out.resolve() == model.resolve():
+        raise click.BadParameter("this is MODEL itself; name another file", param_hint="--out")
+    place(network, device)
+    with _lines() as say, warnings.catch_warnings():
+        # Shown as progress, and with the result.
+        warnings.simplefilter("ignore", ResultWarning)
+        result = shrink(
+            network,
+            splits,
+            tol,
+            method=method,
+            objective=objective,
+            round_to=round_to,
+            polish=polish,
+            polish_seconds=polish_seconds,
+            ratio=ratio,
+            max_macs=max_macs,
+            calibration=calibration,
+            confidence=confidence,
+            seed=seed,
+            progress=say,
+        )
+    save(result.model.cpu(), out)
+    sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
+    result = replace(result, bytes=sizes)
+    certified = splits.need("certification")
+    written = [export(result.model, path, certified, wide=network) for path in exports]
+    if plot is not None:
+        picture = shrink_png(result)
+        write_atomic(plot, lambda file: file.write(picture))
+    if write_json(json_file, result.to_dict()):
+        _show(result, out, written)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[str], None]]:
+    """Progress lines on stderr."""
+    console = Console(stderr=True, highlight=False)
+    with console.status("looking at the network") as status:
+
+        def say(line: str) -> None:
+            console.print(line, style="dim")
+            status.update(line)
+
+        yield say
+
+
+def _show(result: ShrinkResult, out: Path, exports: list[ExportResult]) -> None:
+    console = stdout()
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in ("before", "after", "kept"):
+        table.add_column(heading, justify="right")
+    for row in change_rows(result):
+        table.add_row(*row)
+    console.print(table)
+    layers = Table(box=box.SIMPLE_HEAD)
+    layers.add_column("layer", no_wrap=True)
+    layers.add_column("units before", justify="right")
+    layers.add_column("after", justify="right")
+    layers.add_column("left alone because")
+    for layer in result.layers:
+        layers.add_row(
+            layer.name, f"{layer.units_before:,}", f"{layer.units_after:,}", layer.reason or ""
+        )
+    console.print(layers)
+    for line in verdict(result):
+        console.print(line, soft_wrap=True)
+    console.print(f"Written: {out}", soft_wrap=True)
+    for line in export_lines(exports):
+        console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,193 @@
+"""`fcompress train`: train a network and keep it in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from fcompress.cli.output import data_root_option, existing_folder, json_option, stdout, write_json
+from fcompress.training.config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
+
+if TYPE_CHECKING:
+    from fcompress.training.loop import EpochRecord, Progress, TrainResult
+
+
+def _arguments(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, Any]:
+    """Read `key=value` pairs; numbers, true, false and none become what they say."""
+    words = {"true": True, "false": False, "none": None}
+    pairs: dict[str, Any] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{text!r}: expected KEY=VALUE, as in hidden=1024")
+        pairs[key.replace("-", "_")] = words[value] if value in words else _number(value)
+    return pairs
+
+
+def _number(text: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+@click.command("train")
+@click.argument("family")
+@click.option("--data", "spec", required=True, metavar="SPEC", help="Data (`fcompress data`).")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=existing_folder,
+    metavar="FILE",
+    help="Where the network goes, after every epoch.",
+)
+@click.option("--width", type=float, help="Width factor.  [default: 1]")
+@click.option("--hidden", type=int, help="mlp: units of each hidden layer at 1x.  [default: 128]")
+@click.option("--depth", type=int, help="mlp: hidden layers.  [default: 1]")
+@click.option("--init", help="Initializer of the weights (`fcompress models`).")
+@click.option("--dropout", type=float, help="Share of units that training drops.")
+@click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    callback=_arguments,
+    metavar="KEY=VALUE",
+    help="Any other argument of the family (`fcompress models`); may be repeated.",
+)
+@click.option("--epochs", type=int, default=4, show_default=True, help="Passes over the data.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: by family]")
+@click.option("--lr", type=float, help="Learning rate.  [default: by family and optimizer]")
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="cosine",
+    show_default=True,
+    help="Of the learning rate; decay: x0.95 an epoch.",
+)
+@click.option("--weight-decay", type=float, help="[default: by family]")
+@click.option("--augment", is_flag=True, help="Crop and mirror images at random.")
+@click.option("--random-labels", type=int, metavar="SEED", help="Draw all labels at random, once.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of weights, shuffling and dropout."
+)
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Of how the data is cut.")
+@data_root_option
+@click.option("--download", is_flag=True, help="Fetch a public dataset that is not here.")
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Where to train.",
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@json_option
+def train_command(
+    family: str,
+    spec: str,
+    out: Path,
+    arguments: dict[str, Any],
+    random_labels: int | None,
+    data_seed: int,
+    data_root: Path | None,
+    download: bool,
+    resume: bool,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    r"""Train a network of FAMILY (`fcompress models`) and keep it in a file.
+
+    The shape of its input and the number of labels are those of the data. The file remembers the
+    data, so that the other commands need not be told. A run that was interrupted goes on with the
+    same command and --resume.
+
+    \b
+    Example:
+      fcompress train alexnet --data fashion-mnist --width 0.5 --epochs 4 --out alexnet.pt
+    """
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key in ("width", "hidden", "depth", "init", "dropout"):
+        if key in chosen:
+            arguments[key] = chosen.pop(key)
+    config = default_config(family, **chosen)
+
+    from fcompress.data import load_data
+    from fcompress.models import build
+    from fcompress.training.loop import fitting, train
+
+    splits = load_data(
+        spec, root=data_root, seed=data_seed, random_labels=random_labels, download=download
+    )
+    arguments = {**fitting(family, splits.info), **arguments}
+    network = build(family, seed=config.seed, **arguments)
+    try:
+        with _shown(config.epochs) as progress:
+            result = train(network, splits, config, out=out, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        if out.with_name(f"{out.name}.resume").exists():
+            click.echo("stopped; the same command with --resume goes on", err=True)
+        raise
+    params = sum(parameter.numel() for parameter in network.parameters())
+    record = {"family": family, "args": network.spec.args, "params": params, **result.to_dict()}
+    if write_json(json_file, record):
+        _show_result(family, params, result)
+
+
+@contextmanager
+def _shown(epochs: int) -> Iterator[Callable[[Progress | EpochRecord], None]]:
+    """A live bar on a terminal's stderr, and a line for every epoch."""
+    from fcompress.training.loop import EpochRecord
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("training", total=None, numbers="")
+
+        def progress(item: Progress | EpochRecord) -> None:
+            if isinstance(item, EpochRecord):
+                test = "" if item.test_accuracy is None else f", test {item.test_accuracy:.2%}"
+                console.print(
+                    f"epoch {item.epoch}/{epochs}: loss {item.loss:.3f}, accuracy "
+                    f"{item.train_accuracy:.2%}{test} ({item.seconds:.1f} s)"
+                )
+                return
+            bars.update(
+                task,
+                description=f"epoch {item.epoch}/{epochs}",
+                total=epochs * item.steps,
+                completed=(item.epoch - 1) * item.steps + item.step,
+                numbers=f"loss {item.loss:.3f}  accuracy {item.accuracy:.1%}",
+            )
+
+        yield progress
+
+
+def _show_result(family: str, params: int, result: TrainResult) -> None:
+    seconds = sum(record.seconds for record in result.epochs)
+    last = result.epochs[-1]
+    test = "" if last.test_accuracy is None else f", test accuracy {last.test_accuracy:.2%}"
+    stdout().print(
+        f"{family}, {params:,} parameters, trained on {result.data['spec']} for "
+        f"{len(result.epochs)} epochs in {seconds:.0f} s: training accuracy "
+        f"{last.train_accuracy:.2%}{test}\nwrote {result.path}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,86 @@
+"""`fcompress verify`: compare the labels of two networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fcompress.certify.agreement import AgreementResult, verify
+from fcompress.cli.network_options import NetworkOptions, network_options, open_data, open_network
+from fcompress.cli.output import (
+    CONFIDENCE_OPTION,
+    DATA,
+    DEVICE_OPTION,
+    data_root_option,
+    json_option,
+    place,
+    stdout,
+    write_json,
+)
+from fcompress.cli.shrink import _tell
+from fcompress.data import Split, Splits
+from fcompress.report.text import agreement_sentence
+
+
+@click.command("verify")
+@click.argument("wide", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("thin", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--split",
+    type=click.Choice(["test", "certification", "search", "calibration"]),
+    help="Split to compare on.  [default: test, else certification]",
+)
+@json_option
+@CONFIDENCE_OPTION
+@DATA
+@data_root_option
+@network_options
+@DEVICE_OPTION
+def verify_command(
+    wide: Path,
+    thin: Path,
+    split: str | None,
+    json_file: Path | None,
+    confidence: float,
+    data: str | None,
+    data_root: Path | None,
+    how: NetworkOptions,
+    device: str,
+) -> None:
+    r"""Compare the labels of two networks.
+
+    WIDE and THIN are files of fcompress, or weights for the architecture of --arch. The bound is
+    exact as long as nothing was chosen by looking at the examples: `fcompress shrink` never
+    touches the test split.
+
+    \b
+    Example:
+      fcompress verify wide.pt thin.pt --json agreement.json
+    """
+    before, after = open_network(wide, how), open_network(thin, how)
+    splits = open_data([before, after], wide, how, data, data_root, "all", say=_tell)
+    chosen = _choose(splits, split)
+    place(before, device)
+    place(after, device)
+    result = verify(before, after, chosen, confidence=confidence)
+    record = {**result.to_dict(), "split": chosen.name, "data": splits.info}
+    if write_json(json_file, record):
+        show_agreement(result, chosen.name)
+
+
+def _choose(splits: Splits, name: str | None) -> Split:
+    if name is not None:
+        return splits.need(name)
+    return splits.test if splits.test is not None else splits.need("certification")
+
+
+def show_agreement(result: AgreementResult, split: str) -> None:
+    """Print how far two networks agree."""
+    console = stdout()
+    console.print(agreement_sentence(result, f"{split} examples"), soft_wrap=True)
+    mean, most = result.mean_difference, result.largest_difference
+    console.print(f"Logits differ by {mean:.4g} on average, {most:.4g} at most.", soft_wrap=True)
+    if result.accuracy is not None:
+        before, after = result.accuracy["before"], result.accuracy["after"]
+        console.print(f"Accuracy: {before:.2%} before, {after:.2%} after.")

@@ -1,0 +1,186 @@
+"""How much of which group: units of all groups in one order of removal.
+
+Every group comes with its units in order and with what it costs (in the method's own measure)
+to keep only the first k of them. Units then go one after the other, always the one whose loss
+costs least for what it saves: multiply-adds, parameters or measured time. What a unit saves
+depends on how thin its neighbours are by then, so savings are kept up to date while units go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcompress.forward.graph import Step, run
+from fcompress.forward.recording import record
+from fcompress.forward.running import now
+from fcompress.structure.groups import Group
+
+OBJECTIVES = ("macs", "params", "latency")
+FINE_STEPS = 2000
+RUNS = 5  # of a layer, to time it
+DEAREST = 1e200  # stands for an infinite cost, which could not be compared with another one
+
+
+@dataclass(frozen=True)
+class Path:
+    """Units of one group, those that stay longest first.
+
+    Attributes:
+        order: int64 [C], a permutation of the units.
+        price: float64 [C], never ascending: when `order[k]` goes, among the units of all groups;
+            infinite for a unit that never goes.
+    """
+
+    order: Tensor
+    price: Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """Nested networks: every level keeps, in each group, the head of the group's path.
+
+    Attributes:
+        paths: A path for each group by name.
+        prices: Sorted float64: the prices at which some unit goes.
+    """
+
+    paths: Mapping[str, Path]
+    prices: Tensor
+
+    @classmethod
+    def of(cls, paths: Mapping[str, Path]) -> Family:
+        """Join the paths of all groups by price."""
+        merged = torch.cat([torch.zeros(0), *(p.price.double() for p in paths.values())])
+        return cls(dict(paths), merged[merged.isfinite()].sort().values)
+
+    def kept(self, removed: int, multiple: int = 1) -> dict[str, Tensor]:
+        """Kept units of each group, sorted int64, when the first `removed` units are gone.
+
+        Where some units of a group are gone, their number is rounded up to a multiple.
+        """
+        limit = float(self.prices[removed - 1]) if removed else -float("inf")
+        return {
+            name: path.order[: -(-int((path.price > limit).sum()) // multiple) * multiple]
+            .sort()
+            .values
+            for name, path in self.paths.items()
+        }
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one layer costs and which groups that depends on.
+
+    Attributes:
+        cost: Of the layer in the wide network, in any unit that is common to all layers.
+        inputs: Share of its input channels that each group holds.
+        outputs: Share of its output channels that each group holds.
+    """
+
+    cost: float
+    inputs: dict[str, float]
+    outputs: dict[str, float]
+
+
+def layer_loads(
+    model: nn.Module, groups: Sequence[Group], batch: Tensor, objective: str = "macs"
+) -> list[Load]:
+    """What every layer costs, by a run.
+
+    Args:
+        model: The wide network, in eval mode.
+        groups: Its groups.
+        batch: Inputs [N, ...]; all are run for "latency", else only the first.
+        objective: "macs" (multiply-adds), "params" (numbers in the weight) or "latency" (fastest of
+            a few runs, in seconds).
+    """
+    inputs = batch if objective == "latency" else batch[:1]
+    recording = record(model, inputs)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    values = {recording.inputs[0]: inputs.clone()}
+    loads, at = [], 0
+    with torch.no_grad():
+        for layer in recording.layers:
+            run(recording.steps[at : layer.step], values, tensors)
+            at = layer.step + 1
+            weight, step = tensors[layer.weight], recording.steps[layer.step]
+            seconds = _fastest(step, values, tensors) if objective == "latency" else 0.0
+            run([step], values, tensors)
+            out = values[layer.out]
+            positions = out.numel() // out.shape[1]
+            reads: dict[str, float] = {}
+            writes: dict[str, float] = {}
+            for group in groups:
+                for slot in group.slots:
+                    if slot.tensor == layer.weight and slot.role != "between":
+                        share = float((slot.units >= 0).double().mean())
+                        (reads if slot.role == "consumer" else writes)[group.name] = share
+            costs = {"macs": weight.numel() * positions, "params": weight.numel()}
+            loads.append(Load(costs.get(objective, seconds), reads, writes))
+    return loads
+
+
+def _fastest(step: Step, values: Mapping[int, Tensor], tensors: Mapping[str, Tensor]) -> float:
+    """Seconds that a step takes when nothing else gets in its way."""
+    device = next(iter(values.values())).device
+    times = []
+    for _ in range(RUNS):
+        begin = now(device)
+        step.call(values, tensors)
+        times.append(now(device) - begin)
+    return min(times)
+
+
+def merge(
+    orders: Mapping[str, Tensor], costs: Mapping[str, Tensor], loads: Sequence[Load]
+) -> Family:
+    """Join the groups' own orders into one order of removal.
+
+    Args:
+        orders: For each group its units, those that stay longest first: int64 [C].
+        costs: For each group float64 [C]: entry k is the cost when only the first k are kept.
+        loads: What the layers cost.
+
+    Returns:
+        A family whose prices are the places in the common order; each group keeps its first unit.
+    """
+    names = list(orders)
+    size = np.array([len(orders[n]) for n in names], dtype=np.float64)
+    kept = size.copy()
+    shape = len(loads), len(names)  # also where there is no layer at all
+    reads = np.reshape([load.inputs.get(n, 0.0) for load in loads for n in names], shape)
+    writes = np.reshape([load.outputs.get(n, 0.0) for load in loads for n in names], shape)
+    costly = np.array([float(load.cost) for load in loads])
+    marginal = [_marginal(costs[n]) for n in names]
+    prices = [np.full(len(orders[n]), np.inf) for n in names]
+    step = max(1, int(size.sum()) // FINE_STEPS)
+    time = 0
+    least = 1e-12 * max(costly.sum(), 1e-9)
+    while (kept > 1).any():
+        gone = 1 - kept / size
+        inputs, outputs = 1 - reads @ gone, 1 - writes @ gone
+        saved = ((costly * outputs) @ reads + (costly * inputs) @ writes) / size
+        loss = np.array([m[int(k) - 1] for m, k in zip(marginal, kept, strict=True)])
+        ratio = np.where(kept > 1, loss / np.maximum(saved, least), np.inf)
+        best = int(ratio.argmin())
+        for _ in range(min(step, int(kept[best]) - 1)):
+            kept[best] -= 1
+            time += 1
+            prices[best][int(kept[best])] = time
+    return Family.of(
+        {n: Path(orders[n], torch.from_numpy(p)) for n, p in zip(names, prices, strict=True)}
+    )
+
+
+def _marginal(cost: Tensor) -> np.ndarray:
+    """What losing the unit at each position costs when it is the last kept one.
+
+    Never less than what a later position costs: units go from the end.
+    """
+    padded = np.append(cost.double().clamp(max=DEAREST).numpy(), 0.0)
+    return np.maximum.accumulate((padded[:-1] - padded[1:])[::-1])[::-1]

@@ -1,0 +1,93 @@
+"""How much the labels listen to every output of every layer, without a true label.
+
+The Fisher information of the network's own labels: G = E[g g^T], where g is the gradient of
+-log p_y with respect to what a layer writes and y is drawn from the network's own softmax
+(DESIGN section 1; for other labels than classes see `Scoring.surprise`). To second order, an
+error e in what a layer writes changes the class probabilities by e^T G e / 2 nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.forward.graph import run
+from fcompress.forward.recording import Recording, recordings_for
+from fcompress.forward.scoring import scoring_of
+
+# A layer's outputs that the sampled labels happened not to listen to still matter a little: this
+# share of the mean is added to the diagonal.
+SMOOTHING = 0.1
+
+
+def output_fisher(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    recordings: Mapping[int, Recording] | None = None,
+) -> dict[str, Tensor]:
+    """Fisher information of every layer's outputs, by one pass forward and backward.
+
+    Args:
+        model: A network in eval mode that gives scores (`scoring.Scoring`) only.
+        batches: Inputs [N, ...], on the model's device.
+        seed: Draws the labels.
+        recordings: Recordings of the model, if they exist already.
+
+    Returns:
+        For each layer, by the name of its weight, float64 [O, O]: summed over positions, mean
+        over examples, smoothed. Layers that no label depends on are missing.
+    """
+    recordings = recordings or recordings_for(model, batches)
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = {name: tensor.detach() for name, tensor in named.items()}
+    generator = torch.Generator().manual_seed(seed)
+    surprise = partial(scoring_of(model).surprise, generator=generator)
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        recording = recordings[len(batch)]
+        for name, gradient in _gradients(recording, batch, tensors, surprise).items():
+            rows = gradient
+            if gradient.dim() != 2:
+                rows = gradient.flatten(2).transpose(1, 2).reshape(-1, gradient.shape[1])
+            product = (rows.T @ rows).double().cpu()
+            sums[name] = sums[name] + product if name in sums else product
+    examples = sum(len(b) for b in batches)
+    return {name: _smoothed(total / examples) for name, total in sums.items()}
+
+
+def _gradients(
+    recording: Recording,
+    batch: Tensor,
+    tensors: Mapping[str, Tensor],
+    surprise: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Gradient with respect to each layer's output for labels drawn from what the scores say."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, gradient: Tensor) -> None:
+        found[name] = gradient
+
+    with torch.enable_grad():
+        values = {recording.inputs[0]: batch.detach().clone()}
+        at = 0
+        for layer in recording.layers:
+            run(recording.steps[at : layer.step + 1], values, tensors)
+            at = layer.step + 1
+            out = values[layer.out]
+            if not out.requires_grad:
+                # The clone is no leaf, so what follows may write in place.
+                out = values[layer.out] = out.requires_grad_().clone()
+            out.register_hook(lambda g, name=layer.weight: keep(name, g))
+        run(recording.steps[at:], values, tensors)
+        surprise(values[recording.outputs[0]]).backward()
+    return found
+
+
+def _smoothed(fisher: Tensor) -> Tensor:
+    mean = fisher.diagonal().mean()
+    return fisher + SMOOTHING * mean * torch.eye(len(fisher), dtype=fisher.dtype)

@@ -1,0 +1,236 @@
+"""The ways to make a network thinner, side by side.
+
+A method says two things: in which order units go (a `Family` of nested choices), and how the
+network is made that keeps a given choice. Everything else, the search for the amount, the
+certificate and the report, is the same for all of them (`shrink.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.compress.allocation import Family, Load, layer_loads, merge
+from fcompress.compress.divergence import KEPT, Reading, ablation_effects, dense, measured_costs
+from fcompress.compress.fisher import output_fisher
+from fcompress.compress.reconstruct import refactor_network
+from fcompress.compress.samples import (
+    Target,
+    collect_targets,
+    consumers_of,
+    unit_columns,
+    unit_moments,
+)
+from fcompress.compress.subset_selection import pivoted, weighted
+from fcompress.structure.groups import Group, Structure
+from fcompress.surgery.excision import excise, kept_indices
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every method works with.
+
+    Attributes:
+        model: The wide network, in eval mode; never changed.
+        structure: Its groups.
+        batches: Calibration inputs on the model's device, several batches of one size.
+        seed: Chooses sampled rows.
+        macs: Multiply-adds of the wide network for one example.
+        objective: What removing units is to save, one of `OBJECTIVES`.
+    """
+
+    model: nn.Module
+    structure: Structure
+    batches: Sequence[Tensor]
+    seed: int
+    macs: int
+    objective: str = "macs"
+
+    @cached_property
+    def loads(self) -> list[Load]:
+        """What every layer of the wide network costs."""
+        return layer_loads(self.model, self.structure.groups, self.batches[0], self.objective)
+
+    @cached_property
+    def fisher(self) -> dict[str, Tensor]:
+        """How much the labels listen to every layer's outputs (one sweep with gradients)."""
+        return output_fisher(self.model, self.batches, seed=self.seed)
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Rows of every layer of the wide network (one sweep, done when first needed)."""
+        return collect_targets(self.model, self.batches, seed=self.seed)
+
+
+class Method(Protocol):
+    """A way to choose units and to make the network without the others."""
+
+    summary: str
+
+    def left_alone(self, context: Context) -> dict[str, str]:
+        """Proven groups that this method cannot use, with the reason."""
+        ...
+
+    def family(self, context: Context) -> Family:
+        """Nested choices of units."""
+        ...
+
+    def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
+        """The network that keeps the units `kept` of each group."""
+        ...
+
+
+class Prune:
+    """Prunable units: those whose ablation changes the outputs least go first."""
+
+    summary = "excise units by the measured effect of ablating each; nothing is refactored"
+    budget = 4e12  # multiply-adds to spend on measuring
+
+    def left_alone(self, context: Context) -> dict[str, str]:
+        """Nothing: zeroing needs no refactoring."""
+        return {}
+
+    def family(self, context: Context) -> Family:
+        """Units of a group by their effect, those of all groups by effect for what they save."""
+        groups = context.structure.groups
+        inputs = torch.cat(list(context.batches))[: self.examples(context)]
+        effects = ablation_effects(context.model, groups, inputs)
+        orders = {n: e.argsort(descending=True, stable=True) for n, e in effects.items()}
+        # The cost of keeping the first k is the sum of the effects of the others.
+        costs = {n: e[orders[n]].flip(0).cumsum(0).flip(0) for n, e in effects.items()}
+        return merge(orders, costs, context.loads)
+
+    def examples(self, context: Context) -> int:
+        """How many examples the budget allows to measure every unit on."""
+        units = sum(g.size for g in context.structure.groups)
+        affordable = int(self.budget / max(1, units * context.macs))
+        return max(16, min(affordable, 512))
+
+    def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Excise, nothing else."""
+        return excise(context.model, context.structure.groups, kept)
+
+
+class Factor:
+    """Redundant units: those that are linear combinations of others go, folded into them."""
+
+    summary = "excise units that others explain linearly and refactor what reads them"
+
+    def left_alone(self, context: Context) -> dict[str, str]:
+        """Groups read by something that is no whole convolution or linear layer."""
+        reasons = {}
+        for group in context.structure.groups:
+            consumers = consumers_of(group, context.targets)
+            if consumers is None:
+                reasons[group.name] = "one of its consumers cannot be refactored"
+            elif any(unit_columns(t.layer, s) is None for s, t in consumers):
+                reasons[group.name] = "a consumer reads different numbers of columns of its units"
+        return reasons
+
+    def family(self, context: Context) -> Family:
+        """Rank-revealing choices, joined by the share of variance left unexplained."""
+        skipped = self.left_alone(context)
+        chosen = {
+            g.name: self.choose(context, g)
+            for g in context.structure.groups
+            if g.name not in skipped
+        }
+        orders = {name: order for name, (order, _) in chosen.items()}
+        # Every consumer suffers from what is unexplained: a stream read by many layers is dear.
+        readers = {g.name: len(g.consumers) for g in context.structure.groups}
+        costs = {name: readers[name] * share for name, (_, share) in chosen.items()}
+        return merge(orders, costs, context.loads)
+
+    def choose(self, context: Context, group: Group) -> tuple[Tensor, Tensor]:
+        """Order and unexplained share of one group by pivoted elimination on its covariance.
+
+        Every consumer sees the units in its own way (after other norms and sums); each counts
+        the same.
+        """
+        total = torch.zeros(group.size, group.size, dtype=torch.float64)
+        for slot, target in consumers_of(group, context.targets) or ():
+            columns = unit_columns(target.layer, slot)
+            assert columns is not None
+            covariance, _ = unit_moments(target, columns)
+            trace = float(covariance.trace())
+            if trace > 0:
+                total += (covariance / trace).cpu()
+        return pivoted(total)
+
+    def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Excise, then refactor every touched layer against the wide network."""
+        groups = context.structure.groups
+        tensors = dict(context.model.named_parameters()) | dict(context.model.named_buffers())
+        keep = kept_indices(tensors, groups, kept)
+        thin = excise(context.model, groups, kept)
+        return refactor_network(context.model, thin, groups, keep, context.targets, context.batches)
+
+
+class Hybrid(Factor):
+    """Prunable and redundant at once: what the labels would notice of what others cannot explain.
+
+    The paper's discussion asks for "hybrid compression methods which target both". A unit's cost
+    is the part of its activity that the kept units do not explain linearly, through the weights
+    of whatever reads it, as far as the labels listen (DESIGN section 1). Costs are nats, brought
+    to their measured scale group by group, so that groups compare.
+    """
+
+    summary = "excise units by what labels notice of them beyond what others explain, and refactor"
+    budget = 4.0  # sweeps over the calibration data to spend on measuring
+    least, most = 64, 512  # examples to measure on
+
+    def family(self, context: Context) -> Family:
+        """Weighted greedy choices, joined by measured divergence."""
+        skipped = self.left_alone(context)
+        groups = [g for g in context.structure.groups if g.name not in skipped]
+        readings = {g.name: readings_of(context, g) for g in groups}
+        chosen = {g.name: self.rank(context, readings[g.name]) for g in groups}
+        orders = {name: order for name, (order, _) in chosen.items()}
+        predicted = {name: cost for name, (_, cost) in chosen.items()}
+        inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
+        costs = measured_costs(context.model, groups, readings, orders, predicted, inputs)
+        return merge(orders, costs, context.loads)
+
+    def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+        """Order and predicted cost, in nats, of one group."""
+        importances = [importance(context, reading) for reading in readings]
+        return weighted([r.covariance for r in readings], importances)
+
+    def examples(self, context: Context, groups: int) -> int:
+        """How many examples the budget allows to measure every group on."""
+        total = sum(len(b) for b in context.batches)
+        runs = max(1, groups * len(KEPT) / 2)  # a group's run starts in the middle on average
+        return max(self.least, min(int(self.budget * total / runs), self.most))
+
+
+def readings_of(context: Context, group: Group) -> list[Reading]:
+    """How each consumer reads the units of a group that `Factor` does not leave alone."""
+    found = []
+    for slot, target in consumers_of(group, context.targets) or ():
+        columns = unit_columns(target.layer, slot)
+        assert columns is not None
+        covariance, mean = unit_moments(target, columns)
+        found.append(Reading(target, columns, covariance, mean))
+    return found
+
+
+def importance(context: Context, reading: Reading) -> Tensor:
+    """What an error of the units costs through one consumer: float64 [units, units], nats.
+
+    W^T G W / 2 summed over the taps and columns in which the consumer meets a unit; errors there
+    are taken to be independent.
+    """
+    layer = reading.target.layer
+    stored = dict(context.model.named_parameters())[layer.weight].detach().cpu()
+    weight = dense(layer.convolution, layer.inputs_first, stored)[:, reading.columns]
+    fisher = context.fisher.get(layer.weight)
+    heard = weight if fisher is None else torch.einsum("op,pcku->ocku", fisher, weight)
+    return torch.einsum("ocku,odku->cd", weight, heard) / 2
+
+
+METHODS: dict[str, Method] = {"prune": Prune(), "factor": Factor(), "hybrid": Hybrid()}

@@ -1,0 +1,293 @@
+"""Refactor a thin network layer by layer, from input to output, against the wide one.
+
+Each layer's inputs come from the thin network as it now is, its targets from the wide network
+(DESIGN section 1). So every layer also makes up, as far as it can, for what the layers before
+it lost. Batch norms that follow are moved by as much as their input moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.compress.least_squares import Fit, Rectifier, fit
+from fcompress.compress.samples import Target, centre, input_rows, output_rows, unit_columns
+from fcompress.forward.graph import Layer, Norm
+from fcompress.forward.recording import Replay, recordings_for
+from fcompress.structure.groups import Group
+from fcompress.surgery.resizing import resize
+
+WIDEST_SOLVE = 6000
+FAINT = 1e-2
+
+
+def refactor_network(
+    wide: nn.Module,
+    thin: nn.Module,
+    groups: Sequence[Group],
+    keep: Mapping[tuple[str, int], Tensor],
+    targets: Mapping[str, Target],
+    batches: Sequence[Tensor],
+) -> nn.Module:
+    """Solve every layer of `thin` whose inputs changed.
+
+    Args:
+        wide: The original network.
+        thin: Its excised copy; changed in place.
+        groups: The groups that were cut.
+        keep: Indices that stay of each (tensor, dim) (`excision.kept_indices`).
+        targets: Rows of the wide network (`samples.collect_targets`) on the same batches.
+        batches: Calibration inputs.
+
+    Returns:
+        `thin`.
+    """
+    give_biases(thin, targets)
+    originals = dict(wide.named_parameters()) | dict(wide.named_buffers())
+    tensors = dict(thin.named_parameters()) | dict(thin.named_buffers())
+    replay = Replay(recordings_for(thin, batches), tensors, batches)
+    with torch.no_grad():
+        for index, layer in enumerate(replay.layer_list):
+            target = targets.get(layer.weight)
+            if target is None or _is_depthwise(target.layer, originals[layer.weight]):
+                continue
+            rows = input_rows(layer, tensors[layer.weight], replay.inputs(index), target.places)
+            joined = None
+            if target.joined is not None:
+                joined = output_rows(replay.joined(index), target.places)
+            _solve_layer(layer, rows, joined, target, originals, tensors, keep, groups)
+    return thin
+
+
+def give_biases(thin: nn.Module, targets: Mapping[str, Target]) -> None:
+    """A zero bias for layers that have none and no batch norm after them to shift instead."""
+    missing = {}
+    modules = dict(thin.named_modules())
+    for target in targets.values():
+        layer = target.layer
+        owner, _, attribute = layer.weight.rpartition(".")
+        module = modules.get(owner)
+        if layer.bias is not None or layer.norm is not None or attribute != "weight":
+            continue
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            missing[f"{owner}.bias"] = module.weight.new_zeros(module.weight.shape[0])
+    if missing:
+        resize(thin, missing)
+
+
+def _is_depthwise(layer: Layer, weight: Tensor) -> bool:
+    return layer.convolution is not None and layer.convolution[3] > 1 and weight.shape[1] == 1
+
+
+def _solve_layer(
+    layer: Layer,
+    rows: Tensor,
+    joined: Tensor | None,
+    target: Target,
+    originals: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    keep: Mapping[tuple[str, int], Tensor],
+    groups: Sequence[Group],
+) -> None:
+    """Give one layer of the thin network the weights that suit its inputs."""
+    device = rows.device
+    out_dim, in_dim = (1, 0) if layer.inputs_first else (0, 1)
+    original = originals[layer.weight].detach().double()
+    if layer.inputs_first:
+        original = original.T
+    stays_out = _kept(keep, layer.weight, out_dim, original.shape[0]).to(device)
+    convolution_groups = layer.convolution[3] if layer.convolution else 1
+    stays_in = _kept(keep, layer.weight, in_dim, original.shape[1])
+    width = original.shape[1]
+    stays_all = torch.cat([stays_in + g * width for g in range(convolution_groups)]).to(device)
+    thin_centre = centre(layer, rows)
+    outputs = target.outputs[:, stays_out]
+    missing = None
+    if joined is not None and target.joined is not None:
+        missing = target.joined[:, stays_out] - joined
+    unchanged = len(stays_all) == target.inputs.shape[1] and torch.equal(thin_centre, target.inputs)
+    if unchanged and (missing is None or not bool(missing.any())):
+        return
+    wanted = outputs if missing is None else outputs + _before_norm(layer, missing, tensors)
+    centred = layer.bias is not None or layer.norm is not None
+    rectifier = None
+    if layer.rectified and target.layer.rectified and (layer.joins is None or missing is not None):
+        skips = None
+        if missing is not None and joined is not None and target.joined is not None:
+            skips = target.joined[:, stays_out], joined
+        rectifier = _rectifier(layer, outputs, skips, tensors)
+    fits = []
+    for g in range(convolution_groups):
+        mine = slice(g * len(stays_in), (g + 1) * len(stays_in))
+        per_group = len(stays_out) // convolution_groups
+        out = slice(g * per_group, (g + 1) * per_group)
+        block = original[stays_out[out]]
+        fits.append(
+            _solve_block(
+                rows[:, mine],
+                wanted[:, out],
+                block.reshape(len(block), width, -1),
+                target.inputs[:, g * width : (g + 1) * width],
+                stays_in.to(device),
+                _positions(layer, groups, keep) if convolution_groups == 1 else None,
+                centred,
+                None if rectifier is None else rectifier.part(out),
+            )
+        )
+    weight = torch.cat([f.weight for f in fits])
+    bias = torch.cat([f.bias for f in fits])
+    place = tensors[layer.weight]
+    place.copy_((weight.T if layer.inputs_first else weight).reshape(place.shape))
+    if layer.bias is not None:
+        tensors[layer.bias].copy_(bias)
+    elif layer.norm is not None:
+        _move_norm(layer, bias, tensors)
+
+
+def _rectifier(
+    layer: Layer,
+    outputs: Tensor,
+    skips: tuple[Tensor, Tensor] | None,
+    tensors: Mapping[str, Tensor],
+) -> Rectifier:
+    """Where a ReLU switches off what a layer writes, in terms of its output before its norm.
+
+    Args:
+        layer: A layer that a ReLU follows.
+        outputs: [rows, O] of the wide network.
+        skips: What is added in the wide network and in the thin one, [rows, O] each.
+        tensors: Of the thin network.
+    """
+    gain = outputs.new_ones(outputs.shape[1])
+    mean, offset = torch.zeros_like(gain), torch.zeros_like(gain)
+    if layer.norm is not None:
+        mean = tensors[layer.norm.mean]
+        gain = _gain(layer.norm, tensors)
+        if layer.norm.offset is not None:
+            offset = tensors[layer.norm.offset]
+    able = gain.abs() > FAINT * gain.abs().max()
+    gain = torch.where(able, gain, 1.0)
+    before, after = (offset, offset) if skips is None else (offset + skips[0], offset + skips[1])
+    off = ((outputs - mean) * gain + before <= 0) & able
+    return Rectifier(off, mean - after / gain, gain < 0)
+
+
+def _gain(norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
+    """By how much a batch norm scales each channel."""
+    spread = (tensors[norm.var] + norm.eps).sqrt()
+    return 1 / spread if norm.scale is None else tensors[norm.scale] / spread
+
+
+def _before_norm(layer: Layer, missing: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What a layer has to add so that `missing` [rows, O] is added after its batch norm.
+
+    A channel whose norm scales it to (almost) nothing cannot make up for anything.
+    """
+    if layer.norm is None:
+        return missing
+    gain = _gain(layer.norm, tensors)
+    able = gain.abs() > FAINT * gain.abs().max()
+    return missing * torch.where(able, 1 / gain, 0.0)
+
+
+def _solve_block(
+    rows: Tensor,
+    outputs: Tensor,
+    original: Tensor,
+    wide_inputs: Tensor,
+    stays: Tensor,
+    positions: tuple[Tensor, Tensor] | None,
+    centred: bool,
+    rectifier: Rectifier | None,
+) -> Fit:
+    """Weights of one (convolution) group: rows [R, C', taps], original [O, C, taps]."""
+    finite = rows.flatten(1).isfinite().all(1) & outputs.isfinite().all(1)
+    if not bool(finite.all()):
+        # What overflows inside a network is nothing to fit: one such row would be in every mean.
+        finite &= wide_inputs.isfinite().all(1)
+        if not bool(finite.any()):
+            kept = original[:, stays].flatten(1).double()
+            return Fit(kept, kept.new_zeros(len(kept)), float("inf"))
+        rows, outputs, wide_inputs = rows[finite], outputs[finite], wide_inputs[finite]
+    taps = rows.shape[2]
+    if positions is not None or taps > 1:
+        prior = _channel_prior(rows, original, wide_inputs, stays, positions, centred)
+    else:
+        prior = original[:, stays]
+    flat, prior = rows.flatten(1), prior.flatten(1)
+    if flat.shape[1] <= WIDEST_SOLVE:
+        return fit(flat, outputs, prior, centred=centred, rectifier=rectifier)
+    x, z = flat.mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
+    return Fit(prior, z - prior @ x, float("inf"))
+
+
+def _channel_prior(
+    rows: Tensor,
+    original: Tensor,
+    wide_inputs: Tensor,
+    stays: Tensor,
+    positions: tuple[Tensor, Tensor] | None,
+    centred: bool,
+) -> Tensor:
+    """Original weights with every wide channel replaced by its best guess from thin ones.
+
+    One map from thin to wide channels serves all taps (and all positions of a flattened map):
+    far fewer unknowns than the layer has weights, so it holds with few rows.
+    """
+    thin = rows[:, :, rows.shape[2] // 2]
+    if positions is None:
+        selection = _selection(wide_inputs.shape[1], stays)
+        guess = fit(thin, wide_inputs, selection, centred=centred).weight
+        return torch.einsum("oct,cd->odt", original, guess)
+    wide_columns, thin_columns = positions
+    wide_units = wide_inputs[:, wide_columns].transpose(1, 2).flatten(0, 1)
+    thin_units = thin[:, thin_columns].transpose(1, 2).flatten(0, 1)
+    kept = torch.isin(wide_columns[:, 0].to(stays.device), stays).nonzero().flatten()
+    selection = _selection(len(wide_columns), kept)
+    guess = fit(thin_units, wide_units, selection, centred=centred).weight
+    by_unit = original[:, wide_columns, 0]
+    prior = original.new_zeros(len(original), thin.shape[1], 1)
+    prior[:, thin_columns, 0] = torch.einsum("oup,uv->ovp", by_unit, guess)
+    return prior
+
+
+def _selection(size: int, kept: Tensor) -> Tensor:
+    """[size, kept] with a one where a kept unit stands for itself."""
+    return torch.eye(size, dtype=torch.float64, device=kept.device)[:, kept]
+
+
+def _positions(
+    layer: Layer, groups: Sequence[Group], keep: Mapping[tuple[str, int], Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Columns of each unit before and after excision, where units have several (flatten)."""
+    if layer.convolution is not None:
+        return None
+    slots = [s for g in groups for s in g.consumers if s.tensor == layer.weight]
+    if len(slots) != 1 or bool((slots[0].units < 0).any()):
+        return None
+    columns = unit_columns(layer, slots[0])
+    if columns is None or columns.shape[1] < 2:
+        return None
+    stays = _kept(keep, layer.weight, slots[0].dim, columns.numel())
+    new = torch.full((columns.numel(),), -1, dtype=torch.int64)
+    new[stays] = torch.arange(len(stays))
+    thin = new[columns]
+    return columns, thin[(thin >= 0).all(1)]
+
+
+def _kept(keep: Mapping[tuple[str, int], Tensor], tensor: str, dim: int, size: int) -> Tensor:
+    return keep.get((tensor, dim), torch.arange(size))
+
+
+def _move_norm(layer: Layer, bias: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """The batch norm takes over the bias that a layer without one would need.
+
+    Its statistics stay what training left them otherwise: the refactored outputs approximate the
+    wide network's, so they fit. Scaling the variance to the (smaller) one of the refactored
+    outputs was measured to agree less, estimating it anew would break exact refactors.
+    """
+    assert layer.norm is not None
+    mean = tensors[layer.norm.mean]
+    mean.copy_(mean.double() - bias)

@@ -1,0 +1,125 @@
+"""Which units stay: nested choices for every group, and one number that says how many.
+
+A `Path` ranks the units of one group so that keeping the first k of them is the method's best
+choice for every k. A `Family` joins the paths of all groups: a level between 0 (nothing
+removed) and 1 (as thin as possible) gives the kept units of the whole network, and a higher
+level always keeps a subset of what a lower one keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TIE = 1e-9  # relative difference of two scores that rounding explains
+
+
+def pivoted(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank-revealing choice of units by pivoted elimination: all units matter alike.
+
+    Args:
+        covariance: Symmetric positive semidefinite [C, C], second moment of the units.
+
+    Returns:
+        order int64 [C], and unexplained float64 [C]: the share of the total variance that is
+        unexplained when only the units before position k are kept (unexplained[0] is 1).
+    """
+    order, left = _eliminate([_Reader(covariance, None)])
+    return order, left / left[0].clamp(min=torch.finfo(left.dtype).tiny)
+
+
+def weighted(covariances: Sequence[Tensor], importances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same where each reader of the units says how much which direction matters to it.
+
+    Args:
+        covariances: One [C, C] for each reader: covariance of the units as it sees them.
+        importances: One [C, C] for each reader, symmetric positive semidefinite: an error e [C] in
+            what it reads costs e^T M e.
+
+    Returns:
+        order int64 [C], and cost float64 [C]: what all readers together pay when only the units
+        before position k are kept and the others are guessed from them linearly.
+    """
+    return _eliminate([_Reader(k, m) for k, m in zip(covariances, importances, strict=True)])
+
+
+class _Reader:
+    """What one reader of a group still misses, while units are chosen one after the other."""
+
+    def __init__(self, covariance: Tensor, importance: Tensor | None) -> None:
+        self.k = covariance.double()
+        self.m = None if importance is None else importance.double()
+        size = len(self.k)
+        eps = torch.finfo(torch.float64).eps * size
+        self.own = self.k.diagonal().clone()
+        self.tiny = eps * max(float(self.own.max()), 0.0)
+        through = self.k if self.m is None else self.m @ self.k
+        self.total = float(through.diagonal().sum())
+        self.gain = (self.k * through).sum(0)
+        # Gains are down-dated, so each carries the rounding of its first value along. Without this
+        # reserve a unit that is all but explained could win by rounding divided by almost nothing.
+        self.noise = eps * self.gain
+        self.factor = torch.zeros(size, size, dtype=torch.float64)
+        self.chosen = 0
+
+    def scores(self) -> Tensor:
+        """What each unit would explain of all that is missing: float64 [C]."""
+        worth = (self.gain - self.noise) / self.own
+        return torch.where(self.own > self.tiny, worth, 0.0)
+
+    def missing(self, free: Tensor) -> float:
+        """The cost of what is unexplained so far."""
+        return float(self.own[free].sum()) if self.m is None else max(self.total, 0.0)
+
+    def choose(self, unit: int) -> None:
+        """Take one unit, and what it explains out of all the others."""
+        if not self.own[unit] > self.tiny:
+            return
+        done = self.factor[: self.chosen]
+        # Cholesky column of the chosen unit.
+        column = (self.k[unit] - done[:, unit] @ done) / self.own[unit].sqrt()
+        through = column if self.m is None else self.m @ column
+        taken = self.k @ through - (done @ through) @ done
+        worth = float(column @ through)
+        self.gain = (self.gain - 2 * column * taken + worth * column.square()).clamp(min=0)
+        self.own = (self.own - column.square()).clamp(min=0)
+        self.total -= worth
+        self.factor[self.chosen] = column
+        self.chosen += 1
+
+
+def _eliminate(readers: Sequence[_Reader]) -> tuple[Tensor, Tensor]:
+    """Choose units greedily for all readers together.
+
+    Units are chosen one after the other. Each is the one that, added to those chosen, explains
+    most of what is still unexplained of *all* units (greedy column subset selection, in the
+    recursive form of Farahat, Ghodsi and Kamel 2011), not only of itself as in QR with column
+    pivoting. A duplicate is worth nothing once its twin is chosen.
+
+    Returns:
+        order int64 [C] and float64 [C]: what is missing when only the units before k are kept.
+    """
+    size = len(readers[0].k)
+    free = torch.ones(size, dtype=torch.bool)
+    order = torch.empty(size, dtype=torch.int64)
+    missing = torch.zeros(size, dtype=torch.float64)
+    for step in range(size):
+        alive = free & torch.stack([r.own > r.tiny for r in readers]).any(0)
+        if not bool(alive.any()):
+            # What remains is explained already: constant, dead or redundant units.
+            order[step:] = free.nonzero().flatten()
+            break
+        missing[step] = sum(r.missing(free) for r in readers)
+        score = torch.stack([r.scores() for r in readers]).sum(0)
+        score = torch.where(alive, score, -torch.inf)
+        # Multiples of one unit explain the same: the largest of them can be divided by best.
+        ties = score >= score.max() - TIE * score.max().abs()
+        own = torch.stack([r.own for r in readers]).sum(0)
+        best = int(torch.where(ties & alive, own, -1.0).argmax())
+        order[step] = best
+        free[best] = False
+        for reader in readers:
+            reader.choose(best)
+    return order, missing

@@ -1,0 +1,8 @@
+"""One file for each place that examples come from.
+
+Must never import: code that runs a network.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

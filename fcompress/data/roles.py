@@ -1,0 +1,189 @@
+"""Data for compression in three disjoint roles: calibration, search, certification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcompress.data import Split, Splits, as_batches
+from fcompress.data.examples import sha256_of
+from fcompress.data.packing import Packing
+from fcompress.data.splits import cut, own_sizes
+from fcompress.errors import DataError
+
+BATCH = 64
+WIDE_BATCH = 256
+MOST_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one role, read again whenever they are iterated over.
+
+    Attributes:
+        inputs: [N, ...] in memory, or None.
+        labels: [N], or None.
+        split: What to read batches from instead, or None.
+        keep: bool [N], which of the examples count; None for all.
+    """
+
+    inputs: Tensor | None
+    labels: Tensor | None
+    split: Split | None = None
+    keep: Tensor | None = None
+
+    def __len__(self) -> int:
+        if self.keep is not None:
+            return int(self.keep.sum())
+        return len(self.split) if self.split is not None else len(self._held)
+
+    @property
+    def _held(self) -> Tensor:
+        assert self.inputs is not None
+        return self.inputs
+
+    def only(self, keep: Tensor) -> Examples:
+        """Some of these examples, still read batch by batch; `keep` is bool [N], N before."""
+        assert self.keep is None
+        return replace(self, keep=keep)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        start = 0
+        for inputs, labels in self._batches():
+            if self.keep is not None:
+                chosen = self.keep[start : start + len(inputs)]
+                start += len(inputs)
+                inputs, labels = inputs[chosen], None if labels is None else labels[chosen]
+            yield inputs, labels
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.split is not None:
+            yield from self.split.batches(WIDE_BATCH)
+            return
+        for start in range(0, len(self._held), WIDE_BATCH):
+            part = slice(start, start + WIDE_BATCH)
+            yield self._held[part], None if self.labels is None else self.labels[part]
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` inputs, or all if there are fewer: [n, ...]."""
+        found: list[Tensor] = []
+        for inputs, _ in self:
+            found.append(inputs)
+            if sum(len(f) for f in found) >= count:
+                break
+        return torch.cat(found)[:count]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The three roles, and a test set where there is one.
+
+    Attributes:
+        calibration: What statistics are taken from.
+        search: What the amount is searched on.
+        certification: What the certificate rests on; nothing else reads it.
+        test: What nothing but the final report reads, or None.
+        info: Identity of the data, plain values.
+        packing: How several inputs lie in one tensor; None for a single input.
+    """
+
+    calibration: Examples
+    search: Examples
+    certification: Examples
+    test: Examples | None
+    info: dict[str, Any]
+    packing: Packing | None = None
+
+
+def roles_of(data: object, *, seed: int = 0) -> Roles:
+    """Bring what a user hands over into roles.
+
+    Named splits are taken as they are. Anything else (`data.as_batches` lists the kinds) is read
+    once, up to 2 GiB of inputs (`info["complete"]` says whether that was all), and cut by one
+    seeded permutation: half for calibration, a fifth
+    for the search, the rest for the certificate.
+
+    Args:
+        data: `Splits`, or batches of inputs or of (inputs, labels).
+        seed: Decides the permutation.
+
+    Raises:
+        DataError: A split that is needed does not exist, or there are too few examples.
+    """
+    if isinstance(data, Splits):
+        held = {
+            name: Examples(None, None, data.need(name))
+            for name in ("calibration", "search", "certification")
+        }
+        test = None if data.test is None else Examples(None, None, data.test)
+        return Roles(
+            calibration=held["calibration"],
+            search=held["search"],
+            certification=held["certification"],
+            test=test,
+            info=dict(data.info),
+        )
+    batches = as_batches(data)
+    inputs, labels, complete = _gather(batches)
+    sizes = own_sizes(len(inputs), "compress")
+    if min(sizes.values()) < 2:
+        raise DataError(
+            f"{len(inputs)} examples are too few to calibrate, search and certify on; "
+            "bring at least 20, and some hundreds for a useful bound"
+        )
+    pieces = cut(len(inputs), sizes, seed)
+    info = {
+        "spec": None,
+        "complete": complete,
+        "sha256": sha256_of([inputs, labels]),
+        "seed": seed,
+        "sizes": sizes,
+        "shape": list(inputs.shape[1:]) if batches.packing is None else str(batches.packing),
+    }
+    held = {
+        name: Examples(inputs[rows], None if labels is None else labels[rows])
+        for name, rows in pieces.items()
+    }
+    return Roles(
+        calibration=held["calibration"],
+        search=held["search"],
+        certification=held["certification"],
+        test=None,
+        info=info,
+        packing=batches.packing,
+    )
+
+
+def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:
+    """Inputs and labels in memory, up to `MOST_BYTES`, and whether that is all of the data."""
+    inputs: list[Tensor] = []
+    labels: list[Tensor] = []
+    size = 0
+    complete = True
+    for x, y in batches:
+        if not len(x):
+            continue
+        if size >= MOST_BYTES:
+            complete = False
+            break
+        inputs.append(x.detach().cpu())
+        if y is not None:
+            labels.append(y.detach().cpu())
+        size += x.numel() * x.element_size()
+    if not inputs:
+        raise DataError("the data holds no example; expected at least 20")
+    if len({x.shape[1:] for x in inputs}) > 1:
+        shapes = sorted({str(list(x.shape[1:])) for x in inputs})
+        raise DataError(f"examples of different shapes: {', '.join(shapes)}; expected one shape")
+    whole = torch.cat(inputs)
+    known = torch.cat(labels) if sum(len(y) for y in labels) == len(whole) else None
+    return whole, known, complete
+
+
+def batches_of(inputs: Tensor, size: int = BATCH) -> Sequence[Tensor]:
+    """Inputs [N, ...] in batches of `size`."""
+    return list(inputs.split(size))

@@ -1,0 +1,1 @@
+"""What recipes measure besides `analyze`: one file a measure."""

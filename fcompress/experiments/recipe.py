@@ -1,0 +1,447 @@
+"""Recipes: short files that say which networks to train, what to measure and what to draw.
+
+A recipe is a TOML file. What stands at its top holds for all scales; the tables [smoke], [small]
+and [paper] replace or add to it, and `like = "NAME"` begins with what another recipe says:
+
+    title = "AlexNets by initializer"
+    source = "Fig. 4c"
+    finding = "what the paper concludes"
+    published = "fig4c_initializers_normal"      a key of published_gains.json
+    draw = ["growth", "accuracy"]                `DRAWINGS`
+    family = "alexnet"
+    measure.analyze = {}                         `MEASURES` and their settings
+
+    [curves.He]                                  one curve of the figures
+    args = { init = "he_normal" }                what it changes: any of `CURVE_KEYS`
+
+    [paper]
+    data = "cifar10,crop=28,holdout=0"
+    widths = [0.25, 0.5, 1, 2, 4]
+    seeds = 3
+    train = { epochs = 500, lr = 0.01, schedule = "decay" }
+
+`train = "none"` leaves the networks as they were initialised; of a list of learning rates the one
+with the best test accuracy is taken for each width; `{seed}` in `data` is the number of the
+network; `only` lists the curves that a scale has, where it has not all.
+Nothing here needs torch.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fcompress.errors import FcompressError, suggest
+from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES, REQUIRED
+from fcompress.training.config import TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCALES = ("smoke", "small", "paper")
+CURVE_KEYS = ("family", "args", "data", "random_labels", "train", "widths", "seeds", "measure")
+_TEXTS = ("title", "source", "finding", "published", "compare", "note", "layer", "like")
+COMPARED = ("curves", "layers")
+_KEYS = (*_TEXTS, "draw", "only", "curves", *CURVE_KEYS)
+_TRAIN_KEYS = tuple(name for name in asdict(TrainConfig()) if name not in ("seed", "device"))
+UNTRAINED = "none"
+# Type of a setting -> types that stand for it in TOML, in words.
+_KINDS = {int: ((int,), "a whole number"), bool: ((bool,), "true or false"),
+          float: ((int, float), "a number"), str: ((str,), "a text")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Networks that differ in their width only.
+
+    Attributes:
+        name: In legends.
+        family: In the registry.
+        args: Of the family, the width apart.
+        data: Spec of the data; `{seed}` is replaced by the number of the network.
+        random_labels: Whether all labels are drawn at random.
+        train: Settings of `TrainConfig`; `lr` may be a list. None: networks stay as initialised.
+        widths: Width factors, narrowest first.
+        seeds: Networks of each width.
+        measure: Name of a measure -> its settings.
+    """
+
+    name: str
+    family: str
+    args: dict[str, Any]
+    data: str
+    random_labels: bool
+    train: dict[str, Any] | None
+    widths: tuple[float, ...]
+    seeds: int
+    measure: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment at one scale.
+
+    Attributes:
+        name: Of its file.
+        scale: One of `SCALES`.
+        title: In a few words.
+        source: Figure or section of the paper.
+        finding: What the paper concludes.
+        published: Key of the published gains, if the paper's figure has some.
+        compare: Whose smallest and largest gain they are: of "curves" or of "layers".
+        draw: Names of the figures.
+        layer: Layer of the figures that show one layer only.
+        note: How this scale differs from the paper; shown on every figure.
+        curves: In the order of the legend.
+    """
+
+    name: str
+    scale: str
+    title: str
+    source: str
+    finding: str
+    published: str | None
+    compare: str
+    draw: tuple[str, ...]
+    layer: str | None
+    note: str
+    curves: tuple[Curve, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `recipe_of` reads them back."""
+        return asdict(self)
+
+
+def recipe_of(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.to_dict` wrote."""
+    curves = tuple(Curve(**{**c, "widths": tuple(c["widths"])}) for c in record["curves"])
+    return Recipe(**{**record, "draw": tuple(record["draw"]), "curves": curves})
+
+
+def folder() -> Path:
+    """Where the recipes of the project are: beside the source, or where an installation has them.
+
+    Raises:
+        FcompressError: There are none.
+    """
+    beside = Path(__file__).parents[2] / "recipes"
+    installed = Path(sys.prefix) / "share" / "fcompress" / "recipes"
+    for place in (beside, installed):
+        if any(place.glob("*.toml")):
+            return place
+    raise FcompressError(
+        f"there are no recipes in {beside} or {installed}; name a recipe file of your own"
+    )
+
+
+def published_gains() -> dict[str, dict[str, list[float | None]]]:
+    """The published gains of every figure, as the file beside the recipes has them."""
+    path = folder() / "published_gains.json"
+    try:
+        figures: dict[str, dict[str, list[float | None]]] = json.loads(path.read_text())["figures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FcompressError(f"cannot read the published gains in {path}: {error}") from error
+    return figures
+
+
+def known() -> dict[str, Path]:
+    """The file of every recipe of the project by name."""
+    return {path.stem: path for path in sorted(folder().glob("*.toml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: one of the project by its name, any other by its path."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise FcompressError(f"there is no recipe file {name}")
+        return path
+    recipes = known()
+    if name not in recipes:
+        raise FcompressError(f"there is no recipe {suggest(name, recipes)}")
+    return recipes[name]
+
+
+def read(name: str, scale: str, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe at a scale.
+
+    Args:
+        name: Of a recipe of the project, or the path of a file that ends in .toml.
+        scale: One of `SCALES`.
+        changes: `KEY=VALUE` pairs on top: a dotted key and a TOML value (bare words are texts),
+            as in `train.epochs=2` or `curves.He.widths=[1, 2]`.
+
+    Raises:
+        FcompressError: There is no such recipe or scale, or something in it has no meaning.
+    """
+    path = find(name)
+    content = _content(path, ())
+    scales = [s for s in SCALES if s in content]
+    if scale not in scales:
+        raise FcompressError(
+            f"recipe {path.stem} has no scale {scale}; it has: {', '.join(scales) or 'none'}"
+        )
+    chosen = content[scale]
+    merged = _merged({k: v for k, v in content.items() if k not in SCALES}, chosen)
+    for change in changes:
+        merged = _merged(merged, _change(change, path.stem, _curves(path.stem, merged)))
+    return _resolved(path.stem, scale, merged)
+
+
+def summaries() -> Iterable[tuple[str, str, str, tuple[str, ...]]]:
+    """Name, title, source and scales of every recipe of the project."""
+    for name, path in known().items():
+        content = _content(path, ())
+        scales = tuple(s for s in SCALES if s in content)
+        yield name, str(content.get("title", "")), str(content.get("source", "")), scales
+
+
+def _content(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file says, on top of the recipe that it is like."""
+    if path in seen:
+        raise FcompressError(f"{path}: it is like itself, by way of {seen[-1].stem}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FcompressError(f"{path} is no TOML file: {error}") from error
+    except OSError as error:
+        raise FcompressError(f"cannot read {path}: {error.strerror}") from error
+    for where, table in [("", content), *((s, content[s]) for s in SCALES if s in content)]:
+        if not isinstance(table, dict):
+            raise FcompressError(f"{path}: [{where}] is no table")
+        _check_keys(path.stem, where, table, (*_KEYS, *SCALES) if not where else _KEYS)
+    like = content.pop("like", None)
+    if like is None:
+        return content
+    if not isinstance(like, str):
+        raise FcompressError(f"recipe {path.stem}: like = {like!r}; expected a text")
+    beside = path.with_name(f"{like}.toml")
+    base = _content(beside if beside.is_file() else find(like), (*seen, path))
+    if "curves" in content:
+        base.pop("curves", None)  # other curves, not more of them
+        for scale in SCALES:
+            base.get(scale, {}).pop("curves", None)
+    return _merged(base, content)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables within tables: what stands above wins, key by key."""
+    merged = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _change(text: str, name: str, curves: Mapping[str, Any]) -> dict[str, Any]:
+    """The table that `a.b=value` stands for."""
+    for place in (i for i, character in enumerate(text) if character == "="):
+        parts = _key(text[:place])
+        if parts:  # else the sign stands within a quoted name
+            break
+    else:
+        raise FcompressError(
+            f"{text!r}: expected KEY=VALUE, as in train.epochs=2; a name with spaces in quotes, as "
+            'in curves."a b".seeds=2'
+        )
+    try:
+        read = tomllib.loads(f"value = {text[place + 1 :]}")["value"]
+    except tomllib.TOMLDecodeError:
+        read = text[place + 1 :].strip()
+    _check_keys(name, "", {parts[0]: None}, _KEYS)
+    if parts[0] == "curves" and len(parts) > 1 and parts[1] not in curves:
+        raise FcompressError(f"recipe {name}: no curve {suggest(parts[1], curves)}")
+    if parts[0] in CURVE_KEYS and all(_says(own, parts) for own in curves.values()):
+        key = ".".join(parts)
+        raise FcompressError(
+            f"recipe {name}: each curve has a {key} of its own; change curves.NAME.{key} instead"
+        )
+    for part in reversed(parts):
+        read = {part: read}
+    return dict(read)
+
+
+def _says(table: Any, parts: Sequence[str]) -> bool:
+    """Whether a table holds a value at a dotted key."""
+    for part in parts:
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+    return True
+
+
+def _key(text: str) -> list[str]:
+    """The parts of a dotted TOML key; none if it is not one."""
+    try:
+        table = tomllib.loads(f"{text.strip()} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    parts = []
+    while isinstance(table, dict):
+        ((part, table),) = table.items()
+        parts.append(part)
+    return parts
+
+
+def _check_keys(name: str, where: str, table: Iterable[str], allowed: Iterable[str]) -> None:
+    for key in table:
+        if key not in allowed:
+            place = f" in [{where}]" if where else ""
+            raise FcompressError(f"recipe {name}{place}: no key {suggest(key, allowed)}")
+
+
+def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
+    """Check everything and fill in what every curve inherits."""
+    for key in _TEXTS:
+        if not isinstance(table.get(key, ""), str):
+            raise FcompressError(f"recipe {name}: {key} = {table[key]!r}; expected a text")
+    if table.get("compare", COMPARED[0]) not in COMPARED:
+        raise FcompressError(
+            f"recipe {name}: compare = {table['compare']!r}; expected one of {', '.join(COMPARED)}"
+        )
+    drawings = table.get("draw", [])
+    if not isinstance(drawings, list):
+        raise FcompressError(f"recipe {name}: draw = {drawings!r}; expected a list of names")
+    for drawing in drawings:
+        if drawing not in DRAWINGS:
+            raise FcompressError(f"recipe {name}: no drawing {suggest(drawing, DRAWINGS)}")
+    published = table.get("published")
+    if published and published not in published_gains():
+        raise FcompressError(
+            f"recipe {name}: no published gains {suggest(published, published_gains())}"
+        )
+    curves = _curves(name, table)
+    only = table.get("only", list(curves))
+    if not isinstance(only, list) or not only:
+        raise FcompressError(f"recipe {name}: only = {only!r}; expected a list of curves")
+    for curve in only:
+        if curve not in curves:
+            raise FcompressError(f"recipe {name}: no curve {suggest(curve, curves)}")
+    shared = {key: table[key] for key in CURVE_KEYS if key in table}
+    found = tuple(
+        _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only
+    )
+    for drawing in drawings:
+        measure = DRAWN_FROM.get(drawing)
+        if measure is not None and not all(measure in curve.measure for curve in found):
+            raise FcompressError(
+                f"recipe {name}: the drawing {drawing} needs measure.{measure} of every curve"
+            )
+    return Recipe(
+        name=name,
+        scale=scale,
+        title=table.get("title", name),
+        source=table.get("source", ""),
+        finding=table.get("finding", ""),
+        published=published or None,
+        compare=table.get("compare", COMPARED[0]),
+        draw=tuple(drawings),
+        layer=table.get("layer") or None,
+        note=table.get("note", ""),
+        curves=found,
+    )
+
+
+def _curves(name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name -> what a curve changes; one that changes nothing for a recipe without any."""
+    curves = table.get("curves") or {str(table.get("family", name)): {}}
+    if not isinstance(curves, Mapping):
+        raise FcompressError(f"recipe {name}: curves = {curves!r}; expected a table of tables")
+    return curves
+
+
+def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
+    if not isinstance(own, Mapping):
+        raise FcompressError(f"recipe {where}: {own!r}; expected a table")
+    _check_keys(where, "", own, CURVE_KEYS)
+    if own.get("train") == UNTRAINED or (shared.get("train") == UNTRAINED and "train" not in own):
+        shared, own = {**shared, "train": {}}, {**own, "train": {}}
+        trained = False
+    else:
+        trained = True
+    table = _merged(shared, own)
+    for key, kind, said in (
+        ("family", str, "the name of a family"),
+        ("data", str, "a data spec"),
+        ("args", dict, "a table"),
+        ("train", dict, 'a table, or "none"'),
+        ("measure", dict, "a table"),
+        ("random_labels", bool, "true or false"),
+    ):
+        if key in ("family", "data", "measure") and key not in table:
+            raise FcompressError(f"recipe {where}: {key} is missing; expected {said}")
+        if not isinstance(table.get(key, kind()), kind):
+            raise FcompressError(f"recipe {where}: {key} = {table[key]!r}; expected {said}")
+    train = dict(table.get("train", {}))
+    _check_keys(where, "train", train, _TRAIN_KEYS)
+    _check_training(where, train)
+    measures = {}
+    for measure, settings in table["measure"].items():
+        if measure not in MEASURES:
+            raise FcompressError(f"recipe {where}: no measure {suggest(measure, MEASURES)}")
+        if not isinstance(settings, Mapping):
+            raise FcompressError(f"recipe {where}: measure.{measure}: expected a table")
+        _check_keys(where, f"measure.{measure}", settings, MEASURES[measure])
+        for key in REQUIRED.get(measure, ()):
+            if key not in settings:
+                raise FcompressError(f"recipe {where}: measure.{measure}: {key} is missing")
+        measures[measure] = dict(settings)
+    return Curve(
+        name=name,
+        family=table["family"],
+        args=dict(table.get("args", {})),
+        data=table["data"],
+        random_labels=table.get("random_labels", False),
+        train=train if trained else None,
+        widths=_widths(where, table.get("widths", [1])),
+        seeds=_count(where, "seeds", table.get("seeds", 1)),
+        measure=measures,
+    )
+
+
+def _check_training(where: str, train: Mapping[str, Any]) -> None:
+    usual = asdict(TrainConfig())
+    rates = train.get("lr", usual["lr"])
+    for key, value in train.items():
+        kind = type(usual[key])
+        if kind in _KINDS and key != "lr" and type(value) not in _KINDS[kind][0]:
+            raise FcompressError(
+                f"recipe {where}: train: {key} = {value!r}; expected {_KINDS[kind][1]}"
+            )
+    for rate in rates if isinstance(rates, list) else [rates]:
+        try:
+            TrainConfig(**{**train, "lr": rate})
+        except TypeError as error:
+            raise FcompressError(f"recipe {where}: train: {error}") from error
+        except FcompressError as error:
+            raise FcompressError(f"recipe {where}: train: {error}") from error
+    if rates == []:
+        raise FcompressError(f"recipe {where}: train.lr is empty; expected at least one number")
+
+
+def _widths(where: str, widths: Any) -> tuple[float, ...]:
+    if isinstance(widths, (int, float)) and not isinstance(widths, bool):
+        widths = [widths]
+    if (
+        not isinstance(widths, list)
+        or not widths
+        or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in widths)
+        or not all(0 < w < float("inf") for w in widths)
+    ):
+        raise FcompressError(
+            f"recipe {where}: widths = {widths!r}; expected a list of factors above 0"
+        )
+    return tuple(sorted({float(w) for w in widths}))
+
+
+def _count(where: str, key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FcompressError(f"recipe {where}: {key} = {value!r}; expected a number from 1 on")
+    return value

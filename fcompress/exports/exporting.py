@@ -1,0 +1,306 @@
+"""export(): a network as a file that runs elsewhere, kept only if it gives the same outputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fcompress.certify.agreement import AgreementResult, verify
+from fcompress.checkpoints.checkpoint import RECORD, content_of, load
+from fcompress.data import Batches, as_batches
+from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
+from fcompress.exports import programs
+from fcompress.exports.programs import Runner
+from fcompress.formats.atomic import write_atomic
+from fcompress.formats.safetensors import read_safetensors, write_safetensors
+from fcompress.forward.running import class_scores, dtype_of, evaluating, placed
+from fcompress.forward.scoring import Scoring, read_as, resolved, scoring_of
+from fcompress.models.external import REGISTERED, Architecture
+from fcompress.surgery.preparation import plain_copy
+
+FORMATS = {
+    ".pt2": "a program of torch.export, which torch alone runs",
+    ".onnx": "ONNX, for onnxruntime and others",
+    ".safetensors": "weights, for programs that know the architecture",
+}
+EXAMPLES = 1024
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and how it compares with the network in memory.
+
+    Attributes:
+        path: The file.
+        format: Its ending, one of `FORMATS`.
+        bytes: Its size.
+        n: Examples on which the file was run, one alone and then batches of `BATCH`.
+        same: Examples to which the file gives the label that the network gives.
+        largest_difference: Largest absolute difference of a score between file and network.
+        allowed_difference: What it may be: the square root of the network's machine epsilon,
+            times the largest score; 3.5e-4 of it in single precision.
+        agreement: Labels of the file compared with those of the wide network; None without one.
+        tolerance: Largest share of labels that may differ from the wide network's; None where
+            nothing was promised.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    n: int
+    same: int
+    largest_difference: float
+    allowed_difference: float
+    agreement: AgreementResult | None
+    tolerance: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found = asdict(self)
+        found["agreement"] = None if self.agreement is None else self.agreement.to_dict()
+        return found
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    data: object,
+    *,
+    wide: nn.Module | None = None,
+    tol: float | None = None,
+    examples: int = EXAMPLES,
+    output: str | int | None = None,
+    labels: str | None = None,
+) -> ExportResult:
+    """Write a network as a file that runs without fcompress, and compare the two.
+
+    The file is read back and run on real examples before it takes its name; if a score differs by
+    more than rounding, or more labels differ from the wide network's than were promised, an older
+    file of that name stays.
+
+    Args:
+        model: A classifier; it is not changed. Programs compute in eval mode, on any batch size.
+        path: Ends in `.pt2` (torch.export), `.onnx` or `.safetensors`.
+        data: Inputs as the network takes them: a `Split`, a DataLoader, or any other data that
+            `as_batches` takes. Labels are not needed.
+        wide: The network that `model` was made from, to compare labels with.
+        tol: Largest share of labels that may differ from `wide`. None: what the last entry of
+            the network's history promised, if anything.
+        examples: Most examples to run.
+        output: Which of several outputs are the scores, as for `shrink`; a program gives only them.
+        labels: What a label is, as for `shrink`.
+
+    Returns:
+        What was written, with the differences.
+
+    Raises:
+        FcompressError: The format is unknown, a package is missing, or the file cannot be written.
+        UnsupportedNetworkError: The network cannot be said in the format.
+        ToleranceError: The file does not give the outputs of the network, or not enough of the
+            wide network's labels.
+        DataError: There are no examples.
+    """
+    kind = format_of(path)
+    if kind == ".onnx":
+        programs.onnx_packages()
+    thin = plain_copy(model)
+    read_as(thin, resolved(output, labels, (model,))[0])
+    given = as_batches(data, BATCH)
+    batches = Batches(lambda: _first(given, examples))
+    inputs = next(iter(batches))[0]
+    if given.packing is not None:
+        raise UnsupportedNetworkError(
+            f"the network takes several inputs ({given.packing}), and programs are written for "
+            "one; keep it by fcompress.save, or by torch.save of its state dict"
+        )
+    record = content_of(model)
+    state = record.pop("state")
+    record["params"] = sum(p.numel() for p in model.parameters())
+    write, open_again = _writer(kind, thin, placed(thin, inputs.cpu()), record, state)
+    promised = _promised(record) if tol is None else tol
+    found: list[tuple[int, int, float, float, AgreementResult | None]] = []
+
+    def check(temporary: Path) -> None:
+        run = open_again(temporary)
+        n, same, largest, allowed = _compare(thin, run, batches, kind)
+        agreement = None
+        if wide is not None:
+            reference = plain_copy(wide)
+            read_as(reference, resolved(output, labels, (wide, thin))[0])
+            running = _Running(run, dtype_of(thin))
+            read_as(running, Scoring(None, scoring_of(thin).labels))
+            agreement = verify(reference, running, batches)
+            _check_promise(agreement, promised, kind)
+        found.append((n, same, largest, allowed, agreement))
+
+    write_atomic(path, write, check)
+    (n, same, largest, allowed, agreement) = found[0]
+    return ExportResult(
+        path=os.fspath(path),
+        format=kind,
+        bytes=Path(path).stat().st_size,
+        n=n,
+        same=same,
+        largest_difference=largest,
+        allowed_difference=allowed,
+        agreement=agreement,
+        tolerance=promised,
+    )
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """The format that a file name asks for.
+
+    Raises:
+        FcompressError: It is none of `FORMATS`.
+    """
+    kind = Path(path).suffix.lower()
+    if kind not in FORMATS:
+        endings = "; ".join(f"{ending} ({what})" for ending, what in FORMATS.items())
+        raise FcompressError(f"{path}: unknown format; end the name in one of: {endings}")
+    return kind
+
+
+class _Running(nn.Module):
+    """An opened file, to be compared like a network."""
+
+    def __init__(self, run: Runner, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._run = lambda inputs: run(inputs)  # not a submodule: programs have no modes
+        self._dtype = dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._run(inputs.to(self._dtype) if inputs.is_floating_point() else inputs)
+
+
+def _first(batches: Batches, most: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """At most so many examples, on the CPU; the very first comes alone."""
+    seen = 0
+    for inputs, labels in batches:
+        for part in (slice(None),) if seen else (slice(1), slice(1, None)):
+            chosen = inputs[part][: most - seen].cpu()
+            if len(chosen):
+                seen += len(chosen)
+                yield chosen, None if labels is None else labels[part][: len(chosen)].cpu()
+        if seen >= most:
+            return
+
+
+def _writer(
+    kind: str,
+    thin: nn.Module,
+    example: Tensor,
+    record: dict[str, Any],
+    state: dict[str, Tensor],
+) -> tuple[Callable[[Any], None], Callable[[Path], Runner]]:
+    """What writes a file of a kind, and what opens it again."""
+    text = json.dumps(record)
+    if kind == ".safetensors":
+        # "format": how other programs know that names and layouts are those of torch.
+        metadata = {"format": "pt", RECORD: text}
+        return (
+            lambda file: write_safetensors(file, state, metadata),
+            lambda path: _run_weights(path, thin, _is_whole(record)),
+        )
+    program = programs.trace(thin, example)
+    if kind == ".onnx":
+        return lambda file: programs.write_onnx(program, text, file), programs.run_onnx
+    return lambda file: programs.write_program(program, text, file), programs.run_program
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether `load` needs no code of the user's to make the network."""
+    if "format" not in record:
+        return False
+    family = record["family"]
+    return ":" not in family or Architecture(family).kind in REGISTERED
+
+
+def _run_weights(path: Path, thin: nn.Module, is_whole: bool) -> Runner:
+    """The network that a file of weights describes; where it does not, its weights in `thin`."""
+    network = load(path) if is_whole else thin
+    state = read_safetensors(path)[0]
+    given = _Given(network, state)
+    for module in (network, given):
+        read_as(module, scoring_of(thin))
+
+    def run(inputs: Tensor) -> Tensor:
+        with evaluating(network):
+            if is_whole:
+                return class_scores(network, inputs)
+            return class_scores(given, inputs)
+
+    return run
+
+
+class _Given(nn.Module):
+    """A network with other tensors than its own."""
+
+    def __init__(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._call = lambda inputs: functional_call(network, state, (inputs,), strict=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._call(inputs)
+
+
+def _compare(
+    thin: nn.Module, run: Runner, batches: Batches, kind: str
+) -> tuple[int, int, float, float]:
+    """Examples, equal labels, the largest difference of a score and the allowed one."""
+    n = same = 0
+    largest = scale = 0.0
+    scoring = Scoring(None, scoring_of(thin).labels)
+    for inputs, _ in batches:
+        inputs = placed(thin, inputs)
+        with evaluating(thin):
+            expected = class_scores(thin, inputs)
+        given = scoring.scores(run(inputs), f"the written {kind} file", len(inputs))
+        if given.shape != expected.shape:
+            raise ToleranceError(
+                f"the written {kind} file gives scores of shape {list(given.shape)}, the network "
+                f"{list(expected.shape)}; it was not kept"
+            )
+        if not bool(expected.isfinite().all()):
+            raise DataError("the network's scores are not finite; repair the network or the data")
+        difference = (given.double() - expected.double()).abs().nan_to_num(math.inf, math.inf)
+        largest = max(largest, float(difference.max()))
+        scale = max(scale, float(expected.abs().max()))
+        labels = scoring.labels_of(expected)
+        same += int((scoring.labels_of(given) == labels).all(1).sum())
+        n += len(inputs)
+    allowed = math.sqrt(torch.finfo(dtype_of(thin)).eps) * scale
+    if largest > allowed:
+        raise ToleranceError(
+            f"the written {kind} file differs from the network by {largest:.3g} in a score, where "
+            f"{allowed:.3g} is allowed; it was not kept; try another format"
+        )
+    return n, same, largest, allowed
+
+
+def _promised(record: dict[str, Any]) -> float | None:
+    """The tolerance for which the network was last certified, if it was."""
+    for entry in reversed(record["history"]):
+        if isinstance(entry, dict) and entry.get("action") == "shrink":
+            tolerance = entry.get("tolerance") if entry.get("certified") is True else None
+            return float(tolerance) if isinstance(tolerance, float | int) else None
+    return None
+
+
+def _check_promise(agreement: AgreementResult, promised: float | None, kind: str) -> None:
+    if promised is not None and agreement.changed > promised * agreement.n:
+        raise ToleranceError(
+            f"the written {kind} file changes {agreement.changed:,} of {agreement.n:,} labels of "
+            f"the wide network, more than the tolerance of {promised:g}; it was not kept: give the "
+            "wide network that this one was made from, data of its kind, or a larger tolerance"
+        )

@@ -1,0 +1,253 @@
+"""Networks as programs that run without this package: traced by torch.export, or as ONNX.
+
+Both kinds take batches of any size and carry a record of what they are, as JSON: a `.pt2` file as
+an extra file, an `.onnx` file in its metadata. Where the code of a layer lies on this machine, and
+the example that it was traced with, stay out of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from fcompress.checkpoints.checkpoint import RECORD
+from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
+from fcompress.forward.scoring import scoring_of
+from fcompress.nn.local_response_norm import FixedLocalResponseNorm, LocalResponseNorm
+from fcompress.surgery.preparation import plain_copy
+
+# The extra file of a .pt2 file that holds the record.
+RECORD_FILE = f"{RECORD}.json"
+# What a .pt2 file holds by which it is known, in archives of torch 2.8 and later and before.
+PROGRAM_ENTRIES = ("models/model.json", "serialized_exported_program.json")
+INPUT, OUTPUT = "input", "logits"
+# ONNX 1.18, which onnxruntime runs from 1.23 on.
+ONNX_OPSET = 23
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Protocol buffers cannot hold more.
+_ONNX_BYTES = 2**31
+_ONNX_DTYPES = (torch.float16, torch.float32, torch.float64)
+_NAMESPACES = ("aten", "prim", "prims")
+Runner = Callable[[Tensor], Tensor]
+
+
+class _Scores(nn.Module):
+    """The class scores of a network that returns something around them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Unchecked: a look at the number of examples would fix it in the program.
+        return scoring_of(self.network).chosen(self.network(x))
+
+
+def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """Trace a network for batches of any size.
+
+    Args:
+        model: The network, in any mode; it is not changed. Its program computes in eval mode.
+        example: Inputs [N, ...]; only their shape and dtype are used.
+
+    Raises:
+        UnsupportedNetworkError: torch.export cannot follow the network, its code needs one size of
+            batch, or it uses operators of another package than torch.
+    """
+    fixed = _with_fixed_norms(plain_copy(model))
+    # Zeros: the program keeps the example, and nobody's data shall travel in it.
+    zeros = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
+    with _quiet(), torch.no_grad():
+        try:
+            if not isinstance(fixed(zeros), Tensor):
+                fixed = _Scores(fixed)
+            program = torch.export.export(
+                fixed, (zeros,), dynamic_shapes=({0: Dim("batch")},), strict=False
+            )
+        except FcompressError:
+            raise
+        # torch.export raises whatever the operator at hand raises, and some types of its own.
+        except Exception as error:
+            raise UnsupportedNetworkError(
+                f"torch.export cannot turn this {type(model).__name__} into a program: "
+                f"{type(error).__name__}: {first_line(error)[:300]}; save it as .safetensors"
+            ) from error
+    _check_operators(program)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def write_program(program: ExportedProgram, record: str, file: BinaryIO) -> None:
+    """Write a traced program in torch's format (.pt2), with its record."""
+    with _quiet():
+        torch.export.save(program, file, extra_files={RECORD_FILE: record})
+
+
+def run_program(path: Path) -> Runner:
+    """Open a .pt2 file that this process wrote.
+
+    Not for files of others: the format may hold pickled objects.
+    """
+    with _quiet(), path.open("rb") as file:
+        network = torch.export.load(file).module()
+
+    def run(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(inputs)
+
+    return run
+
+
+def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
+    """Write a traced program as ONNX, with its record.
+
+    Raises:
+        FcompressError: A package is missing, the network is too large or of a dtype that the
+            format lacks, or an operator cannot be said in ONNX.
+    """
+    onnx, _, _ = onnx_packages()
+    _check_onnx_limits(program)
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program,
+                (),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=ONNX_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            assert made is not None
+            proto = made.model_proto
+            _tidy(proto)
+            onnx.helper.set_model_props(proto, {RECORD: record})
+            onnx.checker.check_model(proto)
+        except Exception as error:  # of the exporter, by type as many as operators
+            raise UnsupportedNetworkError(
+                f"this network cannot be said in ONNX: {type(error).__name__}: "
+                f"{first_line(error)[:300]}; save it as .pt2"
+            ) from error
+    file.write(proto.SerializeToString(deterministic=True))
+
+
+def run_onnx(path: Path) -> Runner:
+    """Open an .onnx file with onnxruntime, on the CPU."""
+    _, _, runtime = onnx_packages()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's own exceptions have no common public type
+        raise FcompressError(
+            f"onnxruntime does not take the network: {first_line(error)[:300]}; save it as .pt2"
+        ) from error
+
+    def run(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
+
+    return run
+
+
+def onnx_packages() -> tuple[Any, Any, Any]:
+    """The modules onnx, onnxscript and onnxruntime.
+
+    Raises:
+        FcompressError: One of them is not installed.
+    """
+    try:
+        onnx, script, runtime = (importlib.import_module(name) for name in _ONNX_PACKAGES)
+    except ImportError as error:
+        raise FcompressError(
+            f"ONNX needs the packages {', '.join(_ONNX_PACKAGES)} ({error}); install them: "
+            "pip install 'fcompress[onnx]'"
+        ) from error
+    return onnx, script, runtime
+
+
+def _with_fixed_norms(model: nn.Module) -> nn.Module:
+    if isinstance(model, LocalResponseNorm):
+        return FixedLocalResponseNorm(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LocalResponseNorm):
+                setattr(parent, name, FixedLocalResponseNorm(child))
+    return model
+
+
+def _check_operators(program: ExportedProgram) -> None:
+    """See that torch alone can run the program."""
+    for graph in program.graph_module.modules():
+        for node in getattr(getattr(graph, "graph", None), "nodes", ()):
+            space = getattr(node.target, "namespace", None)
+            if node.op != "call_function" or space is None or space in _NAMESPACES:
+                continue
+            if isinstance(node.target, torch._ops.OpOverload):
+                raise UnsupportedNetworkError(
+                    f"the network uses the operator {node.target}, which torch alone cannot run; "
+                    "save it as .safetensors"
+                )
+
+
+def _check_onnx_limits(program: ExportedProgram) -> None:
+    tensors = list(program.state_dict.values())
+    size = sum(tensor.nbytes for tensor in tensors)
+    if size >= _ONNX_BYTES:
+        raise FcompressError(
+            f"a network of {size:,} bytes is too large for one ONNX file, which ends at "
+            f"{_ONNX_BYTES:,}; save it as .pt2"
+        )
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in _ONNX_DTYPES:
+            raise FcompressError(
+                f"a network in {str(tensor.dtype).removeprefix('torch.')} does not run in "
+                "onnxruntime on a CPU; convert it to float32 or save it as .pt2"
+            )
+
+
+def _tidy(proto: Any) -> None:
+    """Name the batch dimension, and drop what the exporter noted about this machine's code."""
+    graph = proto.graph
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        del value.metadata_props[:]
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == batch:
+                dimension.dim_param = "batch"
+    for part in (graph, *graph.node, *graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporters print, warn and log off the terminal, and the random state."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    unread = io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stderr(unread),
+            contextlib.redirect_stdout(unread),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

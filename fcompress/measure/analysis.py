@@ -1,0 +1,355 @@
+"""analyze() and gain(): the whole measuring sequence on one screen."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.data import Split, Splits, as_batches, reload_data
+from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
+from fcompress.forward.cost import Cost, LayerCost, count
+from fcompress.forward.running import class_scores, connected, evaluating, placed
+from fcompress.forward.scoring import resolved
+from fcompress.measure import ablation, redundancy
+from fcompress.measure.ablation import AblationResult, Unit, measure_ablation
+from fcompress.measure.growth import GainResult, doublings, gain_of
+from fcompress.measure.hooks import trace_calls
+from fcompress.measure.layers import Skipped
+from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
+from fcompress.models import Spec
+from fcompress.models.provenance import described, origin_of
+from fcompress.structure.groups import find_groups
+from fcompress.surgery.preparation import prepare
+
+# Examples on which groups are found and proven.
+GROUP_EXAMPLES = 4
+
+Progress = Callable[[str, int, int | None], object]
+
+
+@dataclass(frozen=True)
+class AnalyzeResult:
+    """What is frivolous in a network, and what can be excised.
+
+    Attributes:
+        network: Name of the family, of the architecture, or of the class for other networks.
+        family: Name of the family; None for other networks.
+        args: Arguments of the family, `width` among them; empty for other networks.
+        data: Identity of the examples in plain values; None for data handed over as such.
+        examples: Examples that were measured.
+        accuracy: Of the network on them; None without labels.
+        labels: What a label is: "classes", "sigmoid" or "positions".
+        ablation: Prunable units.
+        redundancy: Redundant, dead and constant units, correlations.
+        cost: Parameters and MACs of the network and of each module.
+        layer_costs: The same for each measured layer: of the modules that run after the ablated
+            layer before it, up to itself; of a block, of the modules inside it.
+        groups: Units of each group that can be excised, by the group's name.
+        skipped: What was not measured or cannot be excised, with the reason.
+    """
+
+    network: str
+    family: str | None
+    args: dict[str, Any]
+    data: dict[str, Any] | None
+    examples: int
+    accuracy: float | None
+    labels: str
+    ablation: AblationResult
+    redundancy: RedundancyResult
+    cost: Cost
+    layer_costs: dict[str, LayerCost]
+    groups: dict[str, int]
+    skipped: tuple[Skipped, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "network": self.network,
+            "family": self.family,
+            "args": self.args,
+            "data": self.data,
+            "examples": self.examples,
+            "accuracy": self.accuracy,
+            "labels": self.labels,
+            "ablation": self.ablation.to_dict(),
+            "redundancy": self.redundancy.to_dict(),
+            "cost": self.cost.to_dict(),
+            "layer_costs": {name: asdict(cost) for name, cost in self.layer_costs.items()},
+            "groups": self.groups,
+            "skipped": [asdict(s) for s in self.skipped],
+        }
+
+
+def analyze(
+    model: nn.Module,
+    data: object = None,
+    *,
+    tolerances: Sequence[float] = ablation.TOLERANCES,
+    redundancy_tolerances: Sequence[float] = redundancy.TOLERANCES,
+    unit: Unit = "element",
+    by_layer: bool = True,
+    layer_examples: int | None = ablation.LAYER_EXAMPLES,
+    examples: int | None = None,
+    steps: int = ablation.STEPS,
+    orders: int = ablation.ORDERS,
+    seed: int = 0,
+    layers: Sequence[str] | None = None,
+    redundancy_layers: Sequence[str] | None = None,
+    groups: bool = True,
+    root: Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 256,
+    output: str | int | None = None,
+    labels: str | None = None,
+    progress: Progress = lambda phase, done, total: None,
+) -> AnalyzeResult:
+    """Measure what is frivolous in a network (PROTOCOL.md sections 1 and 2).
+
+    Examples stream through; memory does not grow with their number. Labels are not needed;
+    where they exist accuracies are measured too.
+
+    Args:
+        model: A classifier; comes back as it was.
+        data: `Splits` (the test split is taken, without one the calibration split), or whatever
+            `as_batches` accepts: a split, a tensor, a DataLoader, an iterable of batches. None:
+            the data that a loaded network remembers.
+        tolerances: Shares of labels that may change, main one first.
+        redundancy_tolerances: Shares of variance that may stay unexplained, main one first.
+        unit: What is ablated: single elements of a feature map, or whole maps.
+        by_layer: Whether to measure each layer's own ablation curve, which costs a further run
+            from that layer on for each layer, proportion and order.
+        layer_examples: Measure the layers' own curves on the first so many examples; None for
+            all of them.
+        examples: Measure everything on the first so many examples only; None for all.
+        steps: Steps from nothing to everything ablated; more than the protocol's six for networks
+            whose labels change within the first.
+        orders: Random orders of ablation.
+        seed: Of the orders.
+        layers: Addresses of the layers to ablate; None for PROTOCOL 1.2's.
+        redundancy_layers: Addresses of the layers to analyse for redundancy; None for PROTOCOL
+            2.5's.
+        groups: Whether to find what can be excised, which for deep networks takes seconds.
+        root: Folder in which remembered data is looked for instead of the one given then.
+        device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
+        batch_size: Examples at a time, where the data is not in batches yet.
+        output: Which of several outputs are the scores, as for `shrink`.
+        labels: What a label is, as for `shrink`; of "positions" agreement is the mean share of
+            positions.
+        progress: Called with what is being measured, examples done and their number, if known.
+
+    Raises:
+        FcompressError: There is no data, or the network cannot be measured.
+    """
+    data, identity = _evaluation_data(model, data, root)
+    batches = as_batches(data, batch_size)
+    total = len(data) if isinstance(data, Split | Tensor) else None
+    if examples is not None:
+        total = examples if total is None else min(total, examples)
+
+    def reporting(phase: str) -> Callable[[int], object]:
+        done = 0
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(phase, done, total)
+
+        return report
+
+    some = next(_first(batches, GROUP_EXAMPLES))[0]
+    (scoring,) = resolved(output, labels, (model,))
+    with connected(model, batches.packing, scoring):
+        work = _on_device(model, device)
+        with evaluating(work):
+            kind = scoring.kind(class_scores(work, placed(work, some)))
+        redundant = measure_redundancy(
+            work,
+            _first(batches, examples),
+            tolerances=redundancy_tolerances,
+            layers=redundancy_layers,
+            progress=reporting("redundancy"),
+        )
+        prunable = measure_ablation(
+            work,
+            _first(batches, examples),
+            tolerances=tolerances,
+            unit=unit,
+            by_layer=by_layer,
+            layer_examples=layer_examples,
+            steps=steps,
+            orders=orders,
+            seed=seed,
+            layers=layers,
+            progress=reporting("ablation"),
+        )
+        cost = count(work, some)
+        found, left_alone = _groups(model, some) if groups else ({}, ())
+        costs = _layer_costs(work, some, cost, prunable, redundant)
+    family, args = _built(model)
+    return AnalyzeResult(
+        network=family or _called(model),
+        family=family,
+        args=args,
+        data=identity,
+        examples=redundant.examples,
+        accuracy=prunable.accuracy,
+        labels=kind,
+        ablation=prunable,
+        redundancy=redundant,
+        cost=cost,
+        layer_costs=costs,
+        groups=found,
+        skipped=(*prunable.skipped, *redundant.skipped, *left_alone),
+    )
+
+
+def gain(
+    networks: Sequence[nn.Module | AnalyzeResult],
+    data: object = None,
+    *,
+    tolerance: float = ablation.TOLERANCES[0],
+    redundancy_tolerance: float = redundancy.TOLERANCES[0],
+    progress: Callable[[int, str, int, int | None], object] = lambda number, *_: None,
+    **options: Any,
+) -> GainResult:
+    """Measure how frivolous units grow with the width of a family (PROTOCOL.md section 3).
+
+    Args:
+        networks: Networks of one family at successive doublings of the width, in any order, or
+            what `analyze` measured of them; several of one width (seeds) are averaged. Of a
+            family whose width applies to one layer, only that layer is measured.
+        data: As for `analyze`; None: each network's own.
+        tolerance: Of the prunable units.
+        redundancy_tolerance: Of the redundant units.
+        progress: As for `analyze`, called with the number of the network (from 0) first.
+        **options: Further arguments of `analyze`, for the networks that are yet to be measured.
+
+    Raises:
+        FcompressError: A width is missing, or the networks are not comparable.
+    """
+    doublings([(n.family, n.args) if isinstance(n, AnalyzeResult) else _built(n) for n in networks])
+    measured = []
+    for number, network in enumerate(networks):
+        if isinstance(network, nn.Module):
+            network = analyze(
+                network,
+                data,
+                progress=partial(progress, number),
+                **{**widened_layers(network), **options},
+            )
+        measured.append(network)
+    return gain_of(measured, tolerance=tolerance, redundancy_tolerance=redundancy_tolerance)
+
+
+def _built(model: nn.Module) -> tuple[str | None, dict[str, Any]]:
+    """Family and arguments of a network; None and {} if it is not of the registry."""
+    spec = getattr(model, "spec", None)
+    return (spec.family, dict(spec.args)) if isinstance(spec, Spec) else (None, {})
+
+
+def _called(model: nn.Module) -> str:
+    """Name of a network's architecture, or else of its class."""
+    record = described(model)
+    return type(model).__name__ if record is None else record.architecture.name
+
+
+def widened_layers(model: nn.Module) -> dict[str, Sequence[str]]:
+    """The layers to measure, as arguments of `analyze`, where the width applies to one only."""
+    layer = _built(model)[1].get("layer")
+    if layer is None:
+        return {}
+    names = getattr(model, "ablation_layers", ())
+    return {
+        "layers": [name for name in names if name.startswith(f"{layer}.")],
+        "redundancy_layers": [layer],
+    }
+
+
+def _evaluation_data(
+    model: nn.Module, data: object, root: Path | None
+) -> tuple[object, dict[str, Any] | None]:
+    """The examples to measure on, and what identifies them."""
+    if data is None:
+        origin = origin_of(model)
+        if not origin["data"]:
+            raise DataError(
+                "the network does not remember any data; give some (on the command line: --data)"
+            )
+        data = reload_data(origin["data"], root=root)
+    if not isinstance(data, Splits):
+        return data, None
+    # Data cut for compression only has no test split; calibration serves no choice made here.
+    split = data.test or data.need("calibration")
+    identity = {key: data.info[key] for key in ("spec", "seed", "sha256", "random_labels")}
+    return split, {**identity, "split": split.name}
+
+
+def _first(
+    batches: Iterable[tuple[Tensor, Tensor | None]], examples: int | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The batches up to so many examples; the last one is cut."""
+    left = examples
+    for inputs, labels in batches:
+        if left is not None and left < len(inputs):
+            inputs, labels = inputs[:left], None if labels is None else labels[:left]
+        if len(inputs):
+            yield inputs, labels
+        if left is not None:
+            left -= len(inputs)
+            if left <= 0:
+                return
+
+
+def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The network itself if it is there already, else a copy."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None or all(p.device == torch.device(device) for p in model.parameters()):
+        return model
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise FcompressError("device cuda: torch finds no GPU here; take device cpu or auto")
+    return copy.deepcopy(model).to(device)
+
+
+def _layer_costs(
+    model: nn.Module,
+    inputs: Tensor,
+    cost: Cost,
+    prunable: AblationResult,
+    redundant: RedundancyResult,
+) -> dict[str, LayerCost]:
+    """Parameters and MACs that belong to each measured layer."""
+    with evaluating(model):
+        calls = trace_calls(model, placed(model, inputs))
+    ends = {*prunable.units, *(layer.name for layer in redundant.layers)}
+    costs: dict[str, LayerCost] = {}
+    since: list[LayerCost] = []
+    counted: set[str] = set()
+    for call in calls:
+        if call.name in cost.layers and call.name not in counted:
+            counted.add(call.name)
+            since.append(cost.layers[call.name])
+        for name in {call.name, f"{call.name}#{call.number}"} & ends:
+            inside = [c for n, c in cost.layers.items() if n.startswith(f"{call.name}.")]
+            own = inside if inside else since
+            costs[name] = LayerCost(sum(c.params for c in own), sum(c.macs for c in own))
+            if name in prunable.units:
+                since = []
+    return costs
+
+
+def _groups(model: nn.Module, inputs: Tensor) -> tuple[dict[str, int], tuple[Skipped, ...]]:
+    """Units of each group that can be excised, and what cannot with the reason."""
+    try:
+        # As `shrink` sees it: with local response normalisation that can be excised exactly.
+        structure = find_groups(prepare(model, inputs), inputs)
+    except UnsupportedNetworkError as error:
+        return {}, (Skipped("network", str(error)),)
+    skipped = tuple(Skipped(**left) for left in structure.skipped())
+    return {group.name: group.size for group in structure.groups}, skipped

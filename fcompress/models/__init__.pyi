@@ -1,0 +1,11 @@
+from .arguments import Argument as Argument
+from .base import ModelFamily as ModelFamily
+from .base import Network as Network
+from .base import Spec as Spec
+from .external import Architecture as Architecture
+from .external import build_network as build_network
+from .inception import InceptionOutput as InceptionOutput
+from .provenance import origin_of as origin_of
+from .provenance import set_origin as set_origin
+from .registry import build as build
+from .registry import families as families

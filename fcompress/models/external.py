@@ -1,0 +1,315 @@
+"""Networks of other people: what they are called, and building them by that name.
+
+Four kinds of names:
+
+    torchvision:NAME              a builder registered in torchvision
+    timm:NAME                     a builder registered in timm
+    path/to/file.py:make_net      a function or class in a file
+    package.module:make_net       a function or class that can be imported
+
+The first two are registered builders and safe to take from a file that somebody sent; weights
+are never downloaded. The last two run the code that they name, so they are only ever resolved
+when the user typed the name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from fcompress.errors import ArchitectureError
+
+REGISTERED = ("torchvision", "timm")
+FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
+# Arguments of registered builders that fetch weights or open files; weights come from the user.
+_FETCHING = frozenset(
+    (
+        "weights weights_backbone pretrained pretrained_backbone pretrained_cfg "
+        "pretrained_cfg_overlay pretrained_strict checkpoint_path cache_dir progress quantize"
+    ).split()
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network is called and how it is built.
+
+    Attributes:
+        name: In one of the four forms of this module.
+        args: Keyword arguments of the builder, plain values.
+    """
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What stands before the colon for registered builders, else "code"."""
+        kind = self.name.partition(":")[0]
+        return kind if kind in REGISTERED else "code"
+
+    def __str__(self) -> str:
+        args = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
+        return f"{self.name}({args})" if args else self.name
+
+
+def parse_args(text: str | None) -> dict[str, Any]:
+    """Read the arguments of a builder from a JSON object.
+
+    Raises:
+        ArchitectureError: It is not a JSON object.
+    """
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArchitectureError(
+            f"--arch-args {text}: not JSON ({error}); expected an object as in "
+            """'{"num_classes": 10}'"""
+        ) from error
+    if not isinstance(found, dict):
+        raise ArchitectureError(
+            f"--arch-args {text}: expected a JSON object as in " """'{"num_classes": 10}'"""
+        )
+    return found
+
+
+def build_network(architecture: Architecture) -> nn.Module:
+    """Build a network with weights that mean nothing yet, in evaluation mode.
+
+    The global random state and the default dtype stay as they were. Code that the name names is
+    imported and run: take names from the user only, never from a file, unless `kind` is one of
+    `REGISTERED`.
+
+    Args:
+        architecture: The name and its arguments.
+
+    Raises:
+        ArchitectureError: There is no such builder, it fails, or it gives no network.
+    """
+    dtype = torch.get_default_dtype()
+    with _paths(architecture):
+        make = _builder(architecture)
+        try:
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about weights that will be replaced
+                network = make()
+        except ArchitectureError:
+            raise
+        except Exception as error:  # a builder is anybody's code
+            reason = (str(error).splitlines() or ["no message"])[0]
+            raise ArchitectureError(
+                f"{architecture} cannot be built: {type(error).__name__}: {reason}; "
+                "check the arguments (--arch-args)"
+            ) from error
+        finally:
+            torch.set_default_dtype(dtype)
+    if not isinstance(network, nn.Module):
+        raise ArchitectureError(
+            f"{architecture.name} gives a {type(network).__name__}; expected a function or class "
+            "that returns a torch.nn.Module"
+        )
+    return network.eval()
+
+
+@contextmanager
+def bounded(most: int) -> Iterator[None]:
+    """Refuse to build networks of more than so many modules and parameters.
+
+    The arguments in a file may ask for a million layers.
+
+    Raises:
+        ArchitectureError: More were registered.
+    """
+    count = 0
+
+    def note(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ArchitectureError(
+                "its architecture has far more layers than the file has tensors; "
+                "the file is damaged"
+            )
+
+    hooks = [
+        torch_module.register_module_module_registration_hook(note),
+        torch_module.register_module_parameter_registration_hook(note),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _builder(architecture: Architecture) -> Callable[[], Any]:
+    """A function without arguments that builds the network."""
+    if architecture.kind == "torchvision":
+        return _of_torchvision(architecture)
+    if architecture.kind == "timm":
+        return _of_timm(architecture)
+    return functools.partial(_of_code(architecture.name), **architecture.args)
+
+
+def _without_fetching(architecture: Architecture) -> None:
+    for name in architecture.args:
+        if name in _FETCHING:
+            raise ArchitectureError(
+                f"{architecture.name}: the argument {name!r} would fetch or open something; "
+                "leave it out, weights come from the file"
+            )
+
+
+def _of_torchvision(architecture: Architecture) -> Callable[[], Any]:
+    name = architecture.name.partition(":")[2]
+    _without_fetching(architecture)
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ArchitectureError(f"torchvision has no network {_closest(name, known)}")
+    make = torchvision.models.get_model_builder(name)
+    arguments = dict(architecture.args)
+    # Their defaults would download weights, or draw weights slowly that are replaced anyway.
+    takes = inspect.signature(make).parameters
+    for key in ("weights", "weights_backbone"):
+        if key in takes:
+            arguments[key] = None
+    if name in ("inception_v3", "googlenet"):
+        arguments.setdefault("init_weights", False)
+    return functools.partial(make, **arguments)
+
+
+def _of_timm(architecture: Architecture) -> Callable[[], Any]:
+    name = architecture.name.partition(":")[2]
+    _without_fetching(architecture)
+    timm = import_timm()
+    # Names with a scheme (hf-hub:, local-dir:) would read configurations from elsewhere.
+    if ":" in name or "/" in name or not timm.is_model(name):
+        raise ArchitectureError(f"timm has no network {_closest(name, timm.list_models())}")
+    return functools.partial(timm.create_model, name, pretrained=False, **architecture.args)
+
+
+def import_timm() -> ModuleType:
+    """The module timm.
+
+    Raises:
+        ArchitectureError: It is not installed.
+    """
+    try:
+        return importlib.import_module("timm")
+    except Exception as error:  # what timm stands on may be broken in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArchitectureError(
+            f"timm cannot be imported ({reason}); install it: pip install 'fcompress[timm]'"
+        ) from error
+
+
+def _closest(name: str, known: list[str]) -> str:
+    """The wrong name and the closest right ones, few of many hundreds."""
+    near = difflib.get_close_matches(name, known, 5) or [other for other in known if name in other]
+    hint = f"; did you mean {', '.join(near[:5])}?" if near else ""
+    return f"{name!r}{hint}"
+
+
+def _of_code(name: str) -> Callable[..., Any]:
+    """The function or class that a name of the user's own code means."""
+    place, colon, what = name.rpartition(":")
+    if not colon or not place or not what:
+        raise ArchitectureError(f"--arch {name}: expected {FORMS}")
+    if place == "pickle":
+        raise ArchitectureError(
+            f"{name} is somebody's pickle, which is only opened with --trust-pickle (in Python: "
+            "load(path, arch=...) with a function that opens it)"
+        )
+    module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
+    found: Any = module
+    for part in what.split("."):
+        if not hasattr(found, part):
+            offers = sorted(
+                key
+                for key, value in vars(module).items()
+                if callable(value) and getattr(value, "__module__", None) == module.__name__
+            )
+            raise ArchitectureError(
+                f"{place} has no {what!r}; it has: {', '.join(offers) or 'nothing callable'}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise ArchitectureError(
+            f"{name} is a {type(found).__name__}; expected a function or class that returns a "
+            "torch.nn.Module"
+        )
+    return found
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise ArchitectureError(f"--arch: there is no file {path}; expected {FORMS}")
+    # A name of its own: the file must not hide a module that happens to be called the same.
+    name = f"_fcompress_of_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_error(str(path), error) from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ArchitectureError(f"--arch: {name!r} is no module; expected {FORMS}")
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _import_error(name, error) from error
+
+
+def _import_error(name: str, error: Exception) -> ArchitectureError:
+    reason = (str(error).splitlines() or ["no message"])[0]
+    return ArchitectureError(
+        f"{name} cannot be imported: {type(error).__name__}: {reason}; "
+        "run where its imports are found, and check the name"
+    )
+
+
+@contextmanager
+def _paths(architecture: Architecture) -> Iterator[None]:
+    """What a script of the user would find: modules beside the file, and in this folder."""
+    place = architecture.name.rpartition(":")[0]
+    if architecture.kind != "code" or not place:
+        yield
+        return
+    own = Path(place).expanduser().absolute().parent if place.endswith(".py") else Path.cwd()
+    before = list(sys.path)
+    sys.path.insert(0, str(own))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def with_args(architecture: Architecture, args: Mapping[str, Any] | None) -> Architecture:
+    """The same architecture, with other arguments unless they are None."""
+    return architecture if args is None else Architecture(architecture.name, dict(args))

@@ -1,0 +1,4 @@
+from .attention import MultiheadAttention as MultiheadAttention
+from .attention import WindowAttention as WindowAttention
+from .local_response_norm import FixedLocalResponseNorm as FixedLocalResponseNorm
+from .local_response_norm import LocalResponseNorm as LocalResponseNorm

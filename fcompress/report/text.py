@@ -1,0 +1,116 @@
+"""Results in words and rows."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fcompress.certify.agreement import AgreementResult
+from fcompress.compress.result import ShrinkResult
+
+
+def agreement_sentence(result: AgreementResult, where: str) -> str:
+    """What an agreement proves, in words.
+
+    Args:
+        result: The agreement.
+        where: What it was measured on, for example "certification examples".
+    """
+    changed, subject, after = _LABELS_IN_WORDS[result.labels]
+    sentence = (
+        f"On {result.n:,} {where} {result.changed:,} changed {changed} "
+        f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
+        f"{_rounded_up(result.upper_bound)} {subject}change{after}."
+    )
+    if result.positions is not None:
+        sentence += f" Over all their positions {1 - result.positions:.1%} changed."
+    return sentence
+
+
+# What changed of an example, what the bound is about, and in what way.
+_LABELS_IN_WORDS = {
+    "classes": ("their label", "", ""),
+    "sigmoid": ("at least one of their labels", "of examples ", " any"),
+    "positions": ("their label at one position, drawn for each,", "of positions ", " their label"),
+}
+
+
+def _rounded_up(share: float) -> str:
+    """A bound in percent that claims no more than is proven; two digits where it is small."""
+    digits = 1 if share >= 0.01 else 2
+    scale = 10 ** (digits + 2)
+    # The last 1e-9 are rounding of the bound itself: a tolerance of 5% is no 5.1%.
+    return f"{math.ceil(scale * share - 1e-9) / scale:.{digits}%}"
+
+
+def verdict(result: ShrinkResult) -> Iterator[str]:
+    """What was promised, what was proven, and on what."""
+    if result.tolerance is not None:
+        what = {
+            "sigmoid": "examples may change any of their labels",
+            "positions": "positions may change their label",
+        }.get(result.agreement.labels, "labels may change")
+        yield f"At most {100 * result.tolerance:g}% of the {what}."
+    else:
+        yield "A size was asked for, so nothing was promised about the labels."
+    yield agreement_sentence(result.agreement, "certification examples")
+    if result.tested > 1:
+        yield (
+            f"{result.tested} networks were tested on them one after the other; the bound holds "
+            "for all that passed."
+        )
+    if result.polish is not None:
+        yield polish_sentence(result.polish)
+    if result.copies.left_out:
+        yield (
+            f"{result.copies.left_out:,} more certification examples do not count: "
+            f"{result.copies.shared:,} also stand in the calibration or search data, "
+            f"{result.copies.repeated:,} are copies of others."
+        )
+    for warning in result.warnings:
+        yield f"Warning: {warning}."
+    if result.test is not None:
+        yield agreement_sentence(result.test, "test examples, which nothing else touched,")
+    if result.accuracy is not None:
+        yield (
+            f"Accuracy: {result.accuracy['before']:.2%} before, "
+            f"{result.accuracy['after']:.2%} after."
+        )
+    for left in result.skipped:
+        yield f"Left alone: {left['name']}: {left['reason']}."
+
+
+def polish_sentence(polish: Mapping[str, Any]) -> str:
+    """What polishing did (`Polished.to_dict`)."""
+    if not polish["kept"]:
+        return "Polishing made it no better and was undone."
+    before, after = polish["before"]["agreement"], polish["after"]["agreement"]
+    cut = " (cut short by the time limit)" if polish["stopped_by"] == "time" else ""
+    return (
+        f"Polished on {polish['examples']:,} unlabelled examples for {polish['steps']:,} steps"
+        f"{cut}: "
+        f"{before:.1%} of labels agreed on {polish['held_out']:,} search examples before, "
+        f"{after:.1%} after."
+    )
+
+
+def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of name, before, after, share kept."""
+    for name, pair in (("parameters", result.params), ("MACs", result.macs)):
+        yield name, f"{pair['before']:,}", f"{pair['after']:,}", _share(pair)
+    size = result.bytes
+    yield "file, bytes", f"{size['before']:,}", f"{size['after']:,}", _share(size)
+    times = (("for 64 examples", result.latency_ms), ("with one example", result.latency_single_ms))
+    for batch, time in times:
+        yield (
+            f"latency, ms {batch}",
+            f"{time['before']:.3g}",
+            f"{time['after']:.3g}",
+            _share(time),
+        )
+
+
+def _share(pair: dict[str, int] | dict[str, float]) -> str:
+    if not pair["before"]:
+        return "-"
+    share = pair["after"] / pair["before"]
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.2g}%"

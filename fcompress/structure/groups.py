@@ -1,0 +1,183 @@
+"""Units, groups, producers and consumers of a network, found by running it on labels.
+
+A group is a set of units with the same pattern: cut the same slots (dimensions of parameters
+and buffers) and any of the units can go. Every group is proven by experiment (`proof.py`)
+before it is used; whatever cannot be used is named together with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.forward.running import quiet_tracing
+from fcompress.structure.proof import prove
+from fcompress.structure.tracer import Axis, Contraction, Tracer
+from fcompress.structure.tracing import trace
+from fcompress.structure.unit_ids import is_unit
+from fcompress.surgery.preparation import plain_copy
+from fcompress.surgery.units import Group, Slot
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All groups of a network and an account of every parameter.
+
+    Attributes:
+        groups: Proven groups, in order of execution.
+        left_alone: Groups with a reason.
+        contractions: Convolutions and linear maps, in order of execution.
+        unused: Parameters in no group, with the reason.
+        proof: What the experiment measured (units excised, relative error, relative change).
+    """
+
+    groups: tuple[Group, ...]
+    left_alone: tuple[Group, ...]
+    contractions: tuple[Contraction, ...]
+    unused: dict[str, str] = field(default_factory=dict)
+    proof: dict[str, float] = field(default_factory=dict)
+
+    def group(self, name: str) -> Group:
+        """The proven group of that name."""
+        return next(g for g in self.groups if g.name == name)
+
+    def skipped(self) -> list[dict[str, str]]:
+        """Everything left alone, for reports: `[{name, reason}]`."""
+        found = [{"name": g.name, "reason": g.reason or ""} for g in self.left_alone]
+        return found + [{"name": n, "reason": r} for n, r in self.unused.items()]
+
+
+def find_groups(model: nn.Module, example: Any, *, seed: int = 0) -> Structure:
+    """Find the groups of a network and prove them.
+
+    Args:
+        model: Any network; it is copied, never changed.
+        example: A real input batch, a tensor [N, ...] or a tuple of positional inputs. Two to
+            four examples are enough.
+        seed: Chooses the units that the experiment excises.
+
+    Returns:
+        The proven groups, and what was left alone with reasons.
+
+    Raises:
+        UnsupportedNetworkError: The network does not run on the example.
+    """
+    model = plain_copy(model)
+    with quiet_tracing():
+        tracer = trace(model, example)
+        groups, unused = _assemble(model, tracer)
+        candidates = [g for g in groups if g.reason is None]
+        proven, failed, measured = prove(model, candidates, example, seed=seed)
+    order = {g.name: i for i, g in enumerate(groups)}
+    left = [g for g in groups if g.reason is not None]
+    left += [replace(g, reason=failed[g.name]) for g in candidates if g.name in failed]
+    return Structure(
+        groups=tuple(sorted(proven, key=lambda g: order[g.name])),
+        left_alone=tuple(sorted(left, key=lambda g: order[g.name])),
+        contractions=tuple(tracer.contractions),
+        unused=unused,
+        proof=measured,
+    )
+
+
+def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, str]]:
+    """Units with the same pattern become one group; parameters in none get a reason."""
+    reasons = _by_unit(tracer, tracer.reasons)
+    bundles = _by_unit(tracer, tracer.bundles)
+    axes = _distinct(tracer)
+    pattern: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, axis in enumerate(axes):
+        roots = tracer.units.roots(axis.labels)
+        found, counts = roots[is_unit(roots)].unique(return_counts=True)
+        for root, count in zip(found.tolist(), counts.tolist(), strict=True):
+            pattern[root].append((number, count))
+    members: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for root, places in pattern.items():
+        members[(tuple(places), tuple(reasons.get(root, ())))].append(root)
+    groups = []
+    taken: dict[str, int] = defaultdict(int)
+    for (places, why), together in members.items():
+        slots = _slots(tracer, [axes[n] for n, _ in places], together)
+        if not why and all(s.role == "between" for s in slots):
+            continue  # constants of the network, such as the mean of its inputs
+        reason = "; ".join(why) or _lack(slots, len(together), bundles.get(together[0], ()))
+        name = _name(slots)
+        taken[name] += 1
+        if taken[name] > 1:
+            name = f"{name}#{taken[name]}"
+        groups.append(Group(name, len(together), slots, reason))
+    in_groups = {slot.tensor for group in groups for slot in group.slots}
+    unused = {}
+    for name, _ in model.named_parameters():
+        if name not in in_groups:
+            used = (
+                "belongs to no unit" if name in tracer.touched else "not used in the forward pass"
+            )
+            unused[name] = tracer.aside.get(name, used)
+    return groups, unused
+
+
+def _by_unit(tracer: Tracer, notes: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
+    """Notes about labels, without repetition, for each unit."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for labels, note in notes:
+        for root in tracer.units.roots(labels).unique().tolist():
+            if note not in found[root]:
+                found[root].append(note)
+    return found
+
+
+def _distinct(tracer: Tracer) -> list[Axis]:
+    """Axes with the views of one (tensor, dim) laid over each other."""
+    merged: dict[tuple[str, int], Axis] = {}
+    for axis in tracer.axes:
+        key = (axis.tensor, axis.dim)
+        if key in merged:
+            old = merged[key]
+            merged[key] = replace(
+                old, labels=torch.where(is_unit(old.labels), old.labels, axis.labels)
+            )
+        else:
+            merged[key] = axis
+    return list(merged.values())
+
+
+def _slots(tracer: Tracer, axes: list[Axis], roots: list[int]) -> tuple[Slot, ...]:
+    """Where the units stand; they are numbered by where they first appear."""
+    first = tracer.units.roots(axes[0].labels)
+    number: dict[int, int] = {}
+    for root in first[torch.isin(first, torch.tensor(roots))].tolist():
+        number.setdefault(root, len(number))
+    table = torch.full((int(max(roots)) + 1,), -1, dtype=torch.int64)
+    for root, unit in number.items():
+        table[root] = unit
+    slots = []
+    for axis in axes:
+        root = tracer.units.roots(axis.labels)
+        units = torch.where(root < len(table), table[root.clamp(max=len(table) - 1)], -1)
+        slots.append(Slot(axis.tensor, axis.dim, units, axis.role))
+    return tuple(slots)
+
+
+def _name(slots: tuple[Slot, ...]) -> str:
+    """The first layer that writes the units, or who they meet if no layer does."""
+    named = next((s for s in slots if s.role == "producer"), slots[0])
+    layer = named.tensor.rpartition(".")[0] or named.tensor
+    return f"inputs of {layer}" if named.role == "consumer" else layer
+
+
+def _lack(slots: tuple[Slot, ...], size: int, bundles: Sequence[str]) -> str | None:
+    """What keeps units that nothing forbids from going; None for a group to be proven."""
+    roles = {s.role for s in slots}
+    if "consumer" not in roles:
+        return "no layer reads it that could do without"
+    if "producer" not in roles:
+        return "no layer writes it"
+    if size == 1:
+        return "; ".join(["a single unit", *(f"tied by {operator}" for operator in bundles)])
+    return None

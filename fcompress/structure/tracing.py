@@ -1,0 +1,187 @@
+"""Run a network once on labels (see `tracer.py`).
+
+Operators that only move data are executed on the labels as they are, so permutes, shuffles,
+windows and flattening need no index arithmetic of our own. Elementwise operators tie the labels
+of their operands together. Convolutions and matrix products end one set of units and begin
+another. An operator in none of the classes is not understood: the units that go in are left
+alone, by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fcompress.forward.running import as_inputs, cannot_run, dtype_of
+from fcompress.nn.attention import MultiheadAttention
+from fcompress.nn.local_response_norm import LocalResponseNorm
+from fcompress.structure.rules_elementwise import (
+    MOVES,
+    Rule,
+    clear,
+    copy_in,
+    is_pointwise,
+    move,
+    of_parameters,
+    operator_name,
+    pointwise,
+    relayout,
+    tensors_in,
+    unknown,
+)
+from fcompress.structure.rules_mixing import (
+    BY_NAME,
+    attention,
+    convolution,
+    cumulative,
+    embedding,
+    matmul,
+    reduction,
+    resample,
+)
+from fcompress.structure.tracer import Tracer
+from fcompress.structure.unit_ids import INPUT
+
+FIXED_WIDTH = "nn.MultiheadAttention is made for one width"
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(MOVES, move),
+    **BY_NAME,
+    "as_strided_": relayout,
+    "copy_": copy_in,
+    "fill_": clear,
+    "zero_": clear,
+}
+_RESAMPLING = ("upsample", "grid_sampler", "max_pool", "avg_pool", "adaptive_")
+_REDUCTIONS = frozenset(
+    (
+        "mean sum amax amin var std var_mean std_mean norm linalg_vector_norm prod logsumexp "
+        "max min any all nansum median"
+    ).split()
+)
+_CUMULATIVE = frozenset("cumsum cumprod cummax cummin logcumsumexp".split())
+_FACTORIES = frozenset(
+    (
+        "empty empty_like empty_strided zeros zeros_like ones ones_like full full_like arange "
+        "new_zeros new_ones new_full new_empty new_empty_strided rand randn rand_like "
+        "randn_like scalar_tensor linspace eye _local_scalar_dense item sym_size is_nonzero "
+        "equal randint tril_indices triu_indices bernoulli"
+    ).split()
+)
+# Rules that know what to do with parameters among their operands.
+_FOR_PARAMETERS = (move, convolution, matmul, embedding)
+
+
+def trace(model: nn.Module, example: Any) -> Tracer:
+    """Run a network once on labels.
+
+    Args:
+        model: A plain copy (`preparation.plain_copy`); run within `running.quiet_tracing`.
+        example: A real input batch, a tensor [N, ...] or a tuple of positional inputs.
+
+    Returns:
+        Everything that was learned.
+
+    Raises:
+        UnsupportedNetworkError: The network does not run on the example.
+    """
+    inputs = as_inputs(example, dtype_of(model))
+    tracer = Tracer(model)
+    for tensor in tensors_in(inputs):
+        tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
+    mode = _OnLabels(tracer)
+    run = _with_exact_normalisation(model, mode)
+    try:
+        with mode:
+            outputs = run(*inputs)
+    except Exception as error:
+        raise cannot_run(inputs, error) from error
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttention):
+            for parameter in module.parameters():
+                tracer.not_understood(parameter, FIXED_WIDTH)
+    tracer.finish(outputs)
+    return tracer
+
+
+class _OnLabels(TorchDispatchMode):
+    """Executes every operator, then says what it does to labels."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.paused = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.paused:
+            _propagate(self.tracer, func, args, kwargs or {}, out)
+        return out
+
+
+def _propagate(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    operands = tensors_in((args, kwargs))
+    if operator_name(func) in _FACTORIES or not operands:
+        return
+    rule = _rule(func)
+    if rule not in _FOR_PARAMETERS:
+        known = [a for a in operands if tracer.is_parameter(a)]
+        if known and all(tracer.is_parameter(a) or tracer.of(a) is None for a in operands):
+            of_parameters(tracer, func, known, out)
+            return
+    rule(tracer, func, args, kwargs, out)
+
+
+def _rule(func: Any) -> Rule:
+    name = operator_name(func)
+    if name in _RULES and func._overloadname != "dtype":
+        return _RULES[name]
+    if name.startswith("_scaled_dot_product"):
+        return attention
+    if any(part in name for part in _RESAMPLING) and "backward" not in name:
+        return resample
+    if name in _REDUCTIONS:
+        return reduction
+    if name in _CUMULATIVE:
+        return cumulative
+    return pointwise if is_pointwise(func) else unknown
+
+
+class _Through(nn.Module):
+    """Runs a local response normalisation as one operator that keeps its units.
+
+    It mixes channels, but by their positions: excising one equals zeroing it.
+    """
+
+    def __init__(self, norm: LocalResponseNorm, mode: _OnLabels) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mode.paused = True
+        output = self.norm(x)
+        self.mode.paused = False
+        tracer = self.mode.tracer
+        labels = tracer.known(x)
+        others = [d for d in range(labels.dim()) if d != 1]
+        line = tracer.tie_along(labels, others, "local response normalisation")
+        tracer.record(self.norm.positions, 0, line.flatten().expand(x.shape[1]), "between")
+        tracer.set(output, labels)
+        return output
+
+
+def _with_exact_normalisation(model: nn.Module, mode: _OnLabels) -> nn.Module:
+    """`model`, or a copy with the same tensors that traces local response normalisations."""
+    norms = [m for m in model.modules() if isinstance(m, LocalResponseNorm)]
+    if not norms:
+        return model
+    memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    memo |= {id(m): _Through(m, mode) for m in norms}
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,106 @@
+"""Copies of a network that can be traced and excised, and the inputs to run them on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcompress.forward.running import as_inputs, cannot_run, dtype_of, quiet_tracing
+from fcompress.nn.local_response_norm import LocalResponseNorm
+from fcompress.surgery.adapting import adapt
+from fcompress.surgery.resizing import forget_caches
+
+# Parameters; four copies in double precision are 3 GB.
+_LARGE = 10**8
+
+
+def is_large(model: nn.Module) -> bool:
+    """Whether copies of a network, in double precision at that, are too much for the memory."""
+    return sum(p.numel() for p in model.parameters()) > _LARGE
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in eval mode, with every parameter and buffer in memory of its own.
+
+    Only the parameters of a network that `is_large` stay where they are in the original.
+    """
+    model = copy.deepcopy(model, _in_place(model) if is_large(model) else None).cpu().eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    for module in model.modules():
+        forget_caches(module)
+    return model
+
+
+def _in_place(model: nn.Module) -> dict[int, Any]:
+    """For `deepcopy`: parameters of their own that use the memory of the original's."""
+    return {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+
+
+def prepare(model: nn.Module, example: Any, *, share: bool = False) -> nn.Module:
+    """A copy that computes the same and can be excised where the original could not.
+
+    - Every `nn.LocalResponseNorm` becomes a `nn.LocalResponseNorm` with the same settings.
+      `F.local_response_norm` is out of reach: groups that go through it are left alone by name.
+    - Modules that hold on to one width let go of it (`adapting.adapt`).
+
+    Args:
+        model: Any network; left as it is.
+        example: A real input batch, a tensor [N, ...] or a tuple of positional inputs, for the
+            numbers of channels.
+        share: Let the parameters of the copy use the memory of the original's: for a copy that is
+            only run.
+
+    Returns:
+        A deep copy, with the mode and devices of `model`.
+
+    Raises:
+        UnsupportedNetworkError: The network has local response normalisations but does not run
+            on the example.
+    """
+    memo = _in_place(model) if share else {}
+    copied = copy.deepcopy(model, memo | _exact_norms(model, example))
+    adapt(copied)
+    return copied
+
+
+def _exact_norms(model: nn.Module, example: Any) -> dict[int, Any]:
+    """What takes the place of each local response normalisation, by identity."""
+    norms = [m for m in model.modules() if type(m) is nn.LocalResponseNorm]
+    if not norms:
+        return {}
+    watched = {id(norm): _Watched(norm) for norm in norms}
+    seen = copy.deepcopy(model, dict(watched)).cpu().eval()
+    inputs = as_inputs(example, dtype_of(seen))
+    try:
+        with quiet_tracing():
+            seen(*inputs)
+    except Exception as error:
+        raise cannot_run(inputs, error) from error
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    exact: dict[int, Any] = {}
+    for norm in norms:
+        channels = watched[id(norm)].channels
+        # Used at several widths, a normalisation has no one set of positions: it stays.
+        if len(channels) == 1:
+            settings = (norm.size, norm.alpha, norm.beta, norm.k)
+            made = LocalResponseNorm(*settings, channels=channels.pop())
+            exact[id(norm)] = made.to(device).train(norm.training)
+    return exact
+
+
+class _Watched(nn.Module):
+    """Stands in for a normalisation during one forward and notes its numbers of channels."""
+
+    def __init__(self, norm: nn.LocalResponseNorm) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(norm)
+        self.channels: set[int] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.channels.add(x.shape[1])
+        return self.norm(x)
