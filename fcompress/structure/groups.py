@@ -1,4 +1,4 @@
-"""Units, groups, producers and consumers of a network, found by running it on labels.
+"""Units, groups, producers and consumers of a network, found by running it on ids.
 
 A group is a set of units with the same pattern: cut the same slots (dimensions of parameters
 and buffers) and any of the units can go. Every group is proven by experiment (`proof.py`)
@@ -92,7 +92,7 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
     axes = _distinct(tracer)
     pattern: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, axis in enumerate(axes):
-        roots = tracer.units.roots(axis.labels)
+        roots = tracer.units.roots(axis.ids)
         found, counts = roots[is_unit(roots)].unique(return_counts=True)
         for root, count in zip(found.tolist(), counts.tolist(), strict=True):
             pattern[root].append((number, count))
@@ -115,18 +115,17 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
     unused = {}
     for name, _ in model.named_parameters():
         if name not in in_groups:
-            used = (
-                "belongs to no unit" if name in tracer.touched else "not used in the forward pass"
-            )
-            unused[name] = tracer.aside.get(name, used)
+            touched = name in tracer.parameters.touched
+            why = "belongs to no unit" if touched else "not used in the forward pass"
+            unused[name] = tracer.parameters.aside.get(name, why)
     return groups, unused
 
 
 def _by_unit(tracer: Tracer, notes: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
-    """Notes about labels, without repetition, for each unit."""
+    """Notes about ids, without repetition, for each unit."""
     found: dict[int, list[str]] = defaultdict(list)
-    for labels, note in notes:
-        for root in tracer.units.roots(labels).unique().tolist():
+    for ids, note in notes:
+        for root in tracer.units.roots(ids).unique().tolist():
             if note not in found[root]:
                 found[root].append(note)
     return found
@@ -139,9 +138,7 @@ def _distinct(tracer: Tracer) -> list[Axis]:
         key = (axis.tensor, axis.dim)
         if key in merged:
             old = merged[key]
-            merged[key] = replace(
-                old, labels=torch.where(is_unit(old.labels), old.labels, axis.labels)
-            )
+            merged[key] = replace(old, ids=torch.where(is_unit(old.ids), old.ids, axis.ids))
         else:
             merged[key] = axis
     return list(merged.values())
@@ -149,7 +146,7 @@ def _distinct(tracer: Tracer) -> list[Axis]:
 
 def _slots(tracer: Tracer, axes: list[Axis], roots: list[int]) -> tuple[Slot, ...]:
     """Where the units stand; they are numbered by where they first appear."""
-    first = tracer.units.roots(axes[0].labels)
+    first = tracer.units.roots(axes[0].ids)
     number: dict[int, int] = {}
     for root in first[torch.isin(first, torch.tensor(roots))].tolist():
         number.setdefault(root, len(number))
@@ -158,7 +155,7 @@ def _slots(tracer: Tracer, axes: list[Axis], roots: list[int]) -> tuple[Slot, ..
         table[root] = unit
     slots = []
     for axis in axes:
-        root = tracer.units.roots(axis.labels)
+        root = tracer.units.roots(axis.ids)
         units = torch.where(root < len(table), table[root.clamp(max=len(table) - 1)], -1)
         slots.append(Slot(axis.tensor, axis.dim, units, axis.role))
     return tuple(slots)

@@ -1,7 +1,7 @@
-"""What operators that move data, combine it elementwise or write it in place do to labels.
+"""What operators that move data, combine it elementwise or write it in place do to unit ids.
 
 Every rule takes the tracer, the operator, its arguments and what it returned. Data movement is
-executed on the labels as it is; elementwise operators tie the units of their operands.
+executed on the unit ids as it is; elementwise operators tie the units of their operands.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fcompress.structure.unit_ids import (
     compact,
     compact_pair,
     is_unit,
-    labels_in,
     nobody,
     representative,
+    units_in,
 )
 
 Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
@@ -39,9 +39,7 @@ MOVES = frozenset(
         "unflatten"
     ).split()
 )
-_SAME_LABELS = frozenset(
-    "clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy".split()
-)
+_SAME_UNITS = frozenset("clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy".split())
 _VIEWS = frozenset("view _unsafe_view reshape unflatten".split())
 _SPLITS = frozenset("split split_with_sizes chunk".split())
 _FILLS = frozenset("constant_pad_nd tril triu".split())
@@ -76,35 +74,35 @@ def of_parameters(tracer: Tracer, func: Any, known: list[Tensor], out: Any) -> N
     for result in tensors_in(out):
         source = None
         if len(known) == 1 and is_pointwise(func) and result.shape == known[0].shape:
-            source = tracer.source(known[0])
+            source = tracer.parameters.source(known[0])
         if source is not None:
-            tracer.copy_of(result, *source)
+            tracer.parameters.copy_of(result, *source)
         else:
-            tracer.computed_from(result, known, str(func.overloadpacket))
+            tracer.parameters.computed_from(result, known, str(func.overloadpacket))
 
 
 def unknown(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-    """An operator in none of the classes: the units that go in or come out are left alone."""
+    """An operator in none of the classes: the units that go in or come out are not pruned."""
     reason = f"operator not understood: {func.overloadpacket}"
     found = False
     operands = tensors_in((args, kwargs))
-    known = [labels for a in operands if (labels := tracer.of(a)) is not None]
+    known = [ids for a in operands if (ids := tracer.of(a)) is not None]
     if (
         known
-        and not any(tracer.is_parameter(a) for a in operands)
-        and all(bool((labels == INPUT).all()) for labels in known)
+        and not any(tracer.parameters.is_parameter(a) for a in operands)
+        and all(bool((ids == INPUT).all()) for ids in known)
     ):
         for result in tensors_in(out):  # what depends on inputs alone is one more input
             tracer.set(result, torch.tensor(INPUT).expand(result.shape))
         return
     for operand in operands:
-        if tracer.is_parameter(operand):
+        if tracer.parameters.is_parameter(operand):
             tracer.not_understood(operand, reason)
             found = True
         else:
-            labels = tracer.of(operand)
-            tracer.refuse(labels, reason)
-            found = found or labels is not None
+            ids = tracer.of(operand)
+            tracer.refuse(ids, reason)
+            found = found or ids is not None
     if found:
         for result in tensors_in(out):
             tracer.set(result, tracer.fresh(1, reason).view(()).expand(result.shape))
@@ -114,30 +112,30 @@ def unknown(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
 
 
 def move(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-    """Views, shuffles, concatenations, paddings: labels move as the elements do."""
+    """Views, shuffles, concatenations, paddings: ids move as the elements do."""
     sources = tensors_in(args[0])
     results = tensors_in(out)
-    if all(tracer.is_parameter(a) for a in sources):
+    if all(tracer.parameters.is_parameter(a) for a in sources):
         _move_parameter(tracer, func, args, kwargs, sources, results)
         return
     if all(tracer.of(a) is None for a in sources):
         return
-    labels = [tracer.known(a) for a in sources]
+    ids = [tracer.known(a) for a in sources]
     name = operator_name(func)
-    if name in _SAME_LABELS:
-        tracer.set(results[0], labels[0])
+    if name in _SAME_UNITS:
+        tracer.set(results[0], ids[0])
         return
-    moved = _run_on(func, args, kwargs, labels)
+    moved = _run_on(func, args, kwargs, ids)
     for result, own in zip(results, tree_leaves(moved), strict=True):
         tracer.set(result, own)
     if name in _VIEWS:
-        _note_view(tracer, labels[0], results[0].shape)
+        _note_view(tracer, ids[0], results[0].shape)
     elif name in _SPLITS:
         dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-        _note_split(tracer, labels[0], dim, [r.shape[dim] for r in results])
+        _note_split(tracer, ids[0], dim, [r.shape[dim] for r in results])
     elif name == "slice":
         dim = args[1] if len(args) > 1 else 0
-        _note_slice(tracer, labels[0], results[0].shape[dim], *args[1:])
+        _note_slice(tracer, ids[0], results[0].shape[dim], *args[1:])
 
 
 def _run_on(func: Any, args: Any, kwargs: dict[str, Any], replaced: list[Tensor]) -> Any:
@@ -150,13 +148,13 @@ def _run_on(func: Any, args: Any, kwargs: dict[str, Any], replaced: list[Tensor]
     elif operator_name(func) == "_reshape_alias":
         rest = rest[:1]
     name = operator_name(func).rstrip("_")
-    # Labels may be strided unlike the activation: a view of one can be a copy of the other.
+    # Ids may be strided unlike the activation: a view of one can be a copy of the other.
     name = "reshape" if name in ("view", "_unsafe_view", "_reshape_alias") else name
     func = getattr(torch.ops.aten, name) if hasattr(torch.ops.aten, name) else func
     try:
         return func(first, *rest, **kwargs)
     except (RuntimeError, NotImplementedError):
-        # Some movements exist for floats only; labels are far below 2^53.
+        # Some movements exist for floats only; ids are far below 2^53.
         as_float = tree_map(lambda a: a.double() if isinstance(a, Tensor) else a, first)
         moved = func(as_float, *rest, **kwargs)
         return tree_map(lambda a: a.long() if isinstance(a, Tensor) else a, moved)
@@ -171,37 +169,37 @@ def _move_parameter(
     results: list[Tensor],
 ) -> None:
     """Views of a parameter are recognised by their memory; copies carry flat indices."""
-    if all(tracer.owner(result) is not None for result in results):
+    if all(tracer.parameters.owner(result) is not None for result in results):
         return
-    places = [tracer.source(a) for a in sources]
+    places = [tracer.parameters.source(a) for a in sources]
     known = [place for place in places if place is not None]
     one = len(known) == len(places) and len({name for name, _ in known}) == 1
     if one and operator_name(func) not in _FILLS:
         indices = [index for _, index in known]
-        copied = operator_name(func) in _SAME_LABELS
+        copied = operator_name(func) in _SAME_UNITS
         moved = indices if copied else _run_on(func, args, kwargs, indices)
         for result, index in zip(results, tree_leaves(moved), strict=True):
-            tracer.copy_of(result, known[0][0], index)
+            tracer.parameters.copy_of(result, known[0][0], index)
         return
     if operator_name(func) == "cat" and results[0].dim() == 1 and len(known) == len(places):
-        # Biases end to end: elements of several parameters, labelled as such.
+        # Biases end to end: elements of several parameters, each with its own id.
         tracer.set(results[0], torch.cat([tracer.known(a) for a in sources]))
         return
     for result in results:
-        tracer.computed_from(result, sources, str(func.overloadpacket))
+        tracer.parameters.computed_from(result, sources, str(func.overloadpacket))
 
 
-def _note_split(tracer: Tracer, labels: Tensor, dim: int, sizes: list[int]) -> None:
+def _note_split(tracer: Tracer, ids: Tensor, dim: int, sizes: list[int]) -> None:
     """Units cut into equal parts along `dim`: remember which stands where in each part."""
     if len(sizes) > 1 and len(set(sizes)) == 1:
-        line = _line(labels, dim)
+        line = _line(ids, dim)
         if len(tracer.units.roots(line).unique()) > 1:
             tracer.splits.append(line.view(len(sizes), sizes[0]))
 
 
 def _note_slice(
     tracer: Tracer,
-    labels: Tensor,
+    ids: Tensor,
     size: int,
     dim: int = 0,
     start: int | None = None,
@@ -209,10 +207,10 @@ def _note_slice(
     step: int = 1,
 ) -> None:
     """One of few equal parts of the units, taken without the others: a block, or every n-th."""
-    parts, rest = divmod(labels.shape[dim], max(size, 1))
+    parts, rest = divmod(ids.shape[dim], max(size, 1))
     if rest or size < 2 or not 1 < parts <= _MOST_SLICES:
         return
-    line = _line(labels, dim)
+    line = _line(ids, dim)
     if len(tracer.units.roots(line).unique()) < 2:
         return
     if step == 1 and (start or 0) % size == 0:
@@ -221,13 +219,13 @@ def _note_slice(
         tracer.splits.append(line.view(size, parts).t())
 
 
-def _note_view(tracer: Tracer, labels: Tensor, shape: torch.Size) -> None:
+def _note_view(tracer: Tracer, ids: Tensor, shape: torch.Size) -> None:
     """A view that cuts a dimension of units into parts, at every level of cutting."""
-    for before, after in _aligned(list(labels.shape), list(shape)):
-        size = labels.shape[before[-1]]
+    for before, after in _aligned(list(ids.shape), list(shape)):
+        size = ids.shape[before[-1]]
         if len(after) < 2 and shape[after[-1]] >= size:
             continue
-        line = _line(labels, before[-1])
+        line = _line(ids, before[-1])
         if len(tracer.units.roots(line).unique()) < 2:
             continue
         part = 1
@@ -259,10 +257,10 @@ def _aligned(a: list[int], b: list[int]) -> list[tuple[list[int], list[int]]]:
     return runs
 
 
-def _line(labels: Tensor, dim: int) -> Tensor:
-    """The labels along one dimension, at some place of all others: [size]."""
-    others = [d for d in range(labels.dim()) if d != dim % labels.dim()]
-    return representative(labels, others).flatten().expand(labels.shape[dim]).clone()
+def _line(ids: Tensor, dim: int) -> Tensor:
+    """The ids along one dimension, at some place of all others: [size]."""
+    others = [d for d in range(ids.dim()) if d != dim % ids.dim()]
+    return representative(ids, others).flatten().expand(ids.shape[dim]).clone()
 
 
 # Elementwise -------------------------------------------------------------------------------
@@ -273,38 +271,38 @@ def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
     result = tensors_in(out)[0]
     operands = tensors_in((args, kwargs))
     # Parameters last: which unit they meet is known once all activations have met.
-    operands.sort(key=tracer.is_parameter)
-    if all(tracer.is_parameter(a) or tracer.of(a) is None for a in operands):
+    operands.sort(key=tracer.parameters.is_parameter)
+    if all(tracer.parameters.is_parameter(a) or tracer.of(a) is None for a in operands):
         return
-    labels = nobody(())
+    ids = nobody(())
     for operand in operands:
-        labels = meet(tracer, labels, operand, str(func.overloadpacket))
-    labels = labels.expand(result.shape)
-    if any(result is a for a in operands) and bool((labels != tracer.known(result)).any()):
+        ids = meet(tracer, ids, operand, str(func.overloadpacket))
+    ids = ids.expand(result.shape)
+    if any(result is a for a in operands) and bool((ids != tracer.known(result)).any()):
         # Where it belonged to nobody before, views of it must learn whose it is now.
-        tracer.write(result, labels)
+        tracer.write(result, ids)
     else:
-        tracer.set(result, labels)
+        tracer.set(result, ids)
 
 
 def either(a: Tensor, b: Tensor) -> Tensor:
-    """Labels of `a`, and those of `b` where `a` has none (broadcast against each other)."""
+    """Ids of `a`, and those of `b` where `a` has none (broadcast against each other)."""
     a, b = torch.broadcast_tensors(a, b)
     return a if bool(is_unit(compact(a)).all()) else torch.where(is_unit(a), a, torch.maximum(a, b))
 
 
-def meet(tracer: Tracer, labels: Tensor, operand: Tensor, operator: str) -> Tensor:
-    """Labels of an activation that an operand of any kind is added to or multiplied with."""
-    if tracer.is_parameter(operand):
-        tracer.meets(labels, operand, operator)
-        return labels
+def meet(tracer: Tracer, ids: Tensor, operand: Tensor, operator: str) -> Tensor:
+    """Ids of an activation that an operand of any kind is added to or multiplied with."""
+    if tracer.parameters.is_parameter(operand):
+        tracer.meets(ids, operand, operator)
+        return ids
     own = tracer.known(operand)
-    for few, many in ((own, labels), (labels, own)):
+    for few, many in ((own, ids), (ids, own)):
         if _meets_all(tracer, few, many):
             tracer.refuse(few, f"one value for all units of another layer ({operator})")
             return either(many, few)
-    tracer.tie(labels, own)
-    return either(labels, own)
+    tracer.tie(ids, own)
+    return either(ids, own)
 
 
 def _meets_all(tracer: Tracer, few: Tensor, many: Tensor) -> bool:
@@ -315,7 +313,7 @@ def _meets_all(tracer: Tracer, few: Tensor, many: Tensor) -> bool:
         for d in range(many.dim())
         if many.shape[d] > 1 and (few.shape[d - missing] if d >= missing else 1) == 1
     ]
-    if not spread or tracer.same_along(many, spread) or not len(labels_in(few)):
+    if not spread or tracer.same_along(many, spread) or not len(units_in(few)):
         return False
     a, b = (tracer.units.roots(x) for x in compact_pair(few, many))
     a, b = torch.broadcast_tensors(a, b)
@@ -330,14 +328,14 @@ def _meets_all(tracer: Tracer, few: Tensor, many: Tensor) -> bool:
 
 
 def relayout(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-    """`as_strided_` that changes the layout but not the shape keeps the labels."""
-    labels = tracer.of(args[0])
-    if labels is None and not tracer.is_parameter(args[0]):
+    """`as_strided_` that changes the layout but not the shape keeps the ids."""
+    ids = tracer.of(args[0])
+    if ids is None and not tracer.parameters.is_parameter(args[0]):
         tracer.refuse(tracer.stale(args[0]), "as_strided_ changes its shape")
 
 
 def copy_in(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-    """`x[...] = y` writes the labels of y into x."""
+    """`x[...] = y` writes the ids of y into x."""
     tracer.write(args[0], tracer.known(args[1]).expand(args[0].shape))
 
 

@@ -1,4 +1,4 @@
-"""What operators that mix or reduce elements do to labels.
+"""What operators that mix or reduce elements do to unit ids.
 
 Convolutions and matrix products end one set of units and begin another; normalisations, softmax,
 pooling and reductions keep units apart or mix them, and where they mix, say so.
@@ -20,7 +20,7 @@ from fcompress.structure.rules_elementwise import (
     unknown,
 )
 from fcompress.structure.tracer import Tracer
-from fcompress.structure.unit_ids import compact, labels_in, nobody, representative
+from fcompress.structure.unit_ids import compact, nobody, representative, units_in
 
 # Convolutions and matrix products ----------------------------------------------------------
 
@@ -34,7 +34,7 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], ou
     line = tracer.tie_along(tracer.known(x), others, "a convolution that slides over units")
     line = line.flatten().expand(channels)
     view = (1, -1) + (1,) * (x.dim() - 2)
-    if not tracer.is_parameter(weight):
+    if not tracer.parameters.is_parameter(weight):
         tracer.refuse(line, "convolved with a weight that is not a parameter")
         made = tracer.fresh(1, "made by a weight that is not a parameter").expand(outputs)
         tracer.set(out, made.view(view).expand(out.shape))
@@ -66,10 +66,10 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], ou
 
 def _bias(tracer: Tracer, bias: Any, made: Tensor) -> None:
     if isinstance(bias, Tensor):
-        whole = tracer.whole_copy(bias)
+        whole = tracer.parameters.whole_copy(bias)
         if whole is not None and bias.dim() == 1:
             tracer.record(whole, 0, made, "between")
-        elif not tracer.is_parameter(bias) and tracer.of(bias) is not None:
+        elif not tracer.parameters.is_parameter(bias) and tracer.of(bias) is not None:
             tracer.tie(tracer.known(bias), made)  # several parameters end to end
         else:
             tracer.refuse(made, "its bias is not a parameter")
@@ -78,7 +78,7 @@ def _bias(tracer: Tracer, bias: Any, made: Tensor) -> None:
 def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Matrix products: of an activation with a parameter on either side, or of two activations."""
     name = operator_name(func)
-    bias = None
+    own, bias = tracer.parameters, None
     if name in ("addmm", "baddbmm", "addmv"):
         bias, a, b = args[:3]
     elif name == "linear":
@@ -88,27 +88,27 @@ def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: An
         a, b = args[:2]
     a3, b3 = _as_batch(a), _as_batch(b)
     batched = name == "bmm"
-    if batched and tracer.is_small(a) and tracer.is_buffer(b):
+    if batched and own.is_small(a) and own.is_buffer(b):
         # A small parameter looked up by constants: position biases.
         made = _product(tracer, _as_batch(tracer.known(a)), nobody(b3.shape))
-    elif batched and tracer.is_small(b) and tracer.is_buffer(a):
+    elif batched and own.is_small(b) and own.is_buffer(a):
         made = _product(tracer, nobody(a3.shape), _as_batch(tracer.known(b)))
-    elif tracer.is_parameter(b) and tracer.is_parameter(a) and not tracer.is_buffer(a):
+    elif own.is_parameter(b) and own.is_parameter(a) and not own.is_buffer(a):
         of_parameters(tracer, func, [a, b], out)
         return
-    elif tracer.is_buffer(b) and not tracer.same_along(_as_batch(tracer.known(a)), [0, 1]):
+    elif own.is_buffer(b) and not tracer.same_along(_as_batch(tracer.known(a)), [0, 1]):
         made = _product(tracer, _as_batch(tracer.known(a)), nobody(b3.shape))
-    elif tracer.is_parameter(b):
+    elif own.is_parameter(b):
         # A buffer is data here, like the network's input, and belongs to nobody.
-        x = nobody(a3.shape) if tracer.is_buffer(a) else _as_batch(tracer.known(a))
+        x = nobody(a3.shape) if own.is_buffer(a) else _as_batch(tracer.known(a))
         made = _linear(tracer, x, b3, bias)
-    elif tracer.is_parameter(a):
+    elif own.is_parameter(a):
         x = _as_batch(tracer.known(b)).transpose(1, 2)
         made = _linear(tracer, x, a3.transpose(1, 2), None).transpose(1, 2)
     else:
         made = _product(tracer, _as_batch(tracer.known(a)), _as_batch(tracer.known(b)))
     made = made.expand(*a3.shape[:2], b3.shape[2]).reshape(out.shape)
-    if isinstance(bias, Tensor) and not tracer.is_parameter(b):
+    if isinstance(bias, Tensor) and not own.is_parameter(b):
         made = meet(tracer, made, bias, str(func.overloadpacket))
     tracer.set(out, made if bool(compact(made).any()) else None)
 
@@ -121,16 +121,16 @@ def _as_batch(x: Tensor) -> Tensor:
 
 
 def _linear(tracer: Tracer, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
-    """X [B, m, k] labels times weight [1 or B, k, n] of the network: labels [B or 1, m or 1, n]."""
+    """Ids x [B, m, k] times weight [1 or B, k, n] of the network: ids [B or 1, m or 1, n]."""
     if weight.shape[0] > 1 and weight.stride(0) != 0:
         reason = "a different weight for each example or position"
         tracer.refuse(x, reason)
-        tracer.set_aside((weight, bias), reason)
+        tracer.parameters.set_aside((weight, bias), reason)
         return tracer.fresh(1, "made by a stack of weights").view(1, 1, 1)
     weight = weight[0]
     if tracer.same_along(x, [2]) and not tracer.same_along(x, [0, 1]):
         # Mixes positions, each unit on its own: the weight has no units of its own here.
-        tracer.set_aside((weight, bias), "mixes positions, not units")
+        tracer.parameters.set_aside((weight, bias), "mixes positions, not units")
         return representative(x, [2])
     columns = tracer.tie_along(x, [0, 1], "a linear map that is the same for several units")
     rows = tracer.fresh(weight.shape[1])
@@ -143,9 +143,9 @@ def _linear(tracer: Tracer, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
 
 def _product(tracer: Tracer, a: Tensor, b: Tensor) -> Tensor:
     """Two activations, a [B, m, k] and b [B, k, n]: attention scores and what they weigh."""
-    if not len(labels_in(b)):
+    if not len(units_in(b)):
         return tracer.tie_along(a, [2], "a product with constants")
-    if not len(labels_in(a)):
+    if not len(units_in(a)):
         return tracer.tie_along(b, [1], "a product with constants")
     if tracer.same_along(a, [2]) and tracer.same_along(b, [1]):
         left, right = representative(a, [2]), representative(b, [1])
@@ -170,18 +170,18 @@ def attention(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
     query, key, value = heads
     tracer.tie(query, key)
     tracer.tie(query, value)
-    labels = either(either(query, key), value).expand(result.shape)
+    ids = either(either(query, key), value).expand(result.shape)
     mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
     if isinstance(mask, Tensor):
         shape = (*args[0].shape[:3], args[1].shape[2])
         scores = either(query, key).expand(shape)
         meet(tracer, scores, mask, operator)
-    tracer.set(result, labels)
+    tracer.set(result, ids)
 
 
 def embedding(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """A table's columns write units, whatever its rows stand for."""
-    if not tracer.is_parameter(args[0]):
+    if not tracer.parameters.is_parameter(args[0]):
         unknown(tracer, func, args, kwargs, out)
         return
     rows = tracer.fresh(args[0].shape[1])
@@ -194,48 +194,48 @@ def embedding(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
 
 def batch_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Each channel on its own; scale, shift and statistics belong to it."""
-    labels = tracer.known(args[0])
+    ids = tracer.known(args[0])
     operator = str(func.overloadpacket)
-    line = tracer.tie_along(labels, [d for d in range(labels.dim()) if d != 1], operator)
-    line = line.flatten().expand(labels.shape[1])
+    line = tracer.tie_along(ids, [d for d in range(ids.dim()) if d != 1], operator)
+    line = line.flatten().expand(ids.shape[1])
     for operand in args[1:5]:
         if isinstance(operand, Tensor):
             meet(tracer, line, operand, operator)
-    tracer.set(tensors_in(out)[0], labels)
+    tracer.set(tensors_in(out)[0], ids)
 
 
 def layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-    """Mixes what it normalises over: fine within one unit (a head), else left alone."""
-    labels = tracer.known(args[0])
-    over = list(range(labels.dim() - len(args[1]), labels.dim()))
+    """Mixes what it normalises over: fine within one unit (a head), else not pruned."""
+    ids = tracer.known(args[0])
+    over = list(range(ids.dim() - len(args[1]), ids.dim()))
     kind = "RMS" if "rms" in operator_name(func) else "layer"
-    tracer.mixes(labels, over, f"{kind} normalisation mixes its channels")
+    tracer.mixes(ids, over, f"{kind} normalisation mixes its channels")
     for operand in args[2:4]:
         if isinstance(operand, Tensor):
-            meet(tracer, labels, operand, str(func.overloadpacket))
-    tracer.set(tensors_in(out)[0], labels)
+            meet(tracer, ids, operand, str(func.overloadpacket))
+    tracer.set(tensors_in(out)[0], ids)
 
 
 def group_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Mixes the channels of each normalisation group, if it has several."""
-    labels = tracer.known(args[0])
-    channels, groups = labels.shape[1], args[6]
+    ids = tracer.known(args[0])
+    channels, groups = ids.shape[1], args[6]
     operator = str(func.overloadpacket)
-    line = tracer.tie_along(labels, [d for d in range(labels.dim()) if d != 1], operator)
+    line = tracer.tie_along(ids, [d for d in range(ids.dim()) if d != 1], operator)
     line = line.flatten().expand(channels)
     for operand in args[1:3]:
         if isinstance(operand, Tensor):
             meet(tracer, line, operand, operator)
     tracer.mixes(line.reshape(groups, -1), [1], "group normalisation mixes its channels")
-    tracer.set(out[0], labels)
+    tracer.set(out[0], ids)
 
 
 def softmax(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Mixes along its dimension."""
-    labels = tracer.of(args[0])
-    if labels is not None:
-        tracer.mixes(labels, [args[1] % labels.dim()], "softmax over units mixes them")
-        tracer.set(out, labels)
+    ids = tracer.of(args[0])
+    if ids is not None:
+        tracer.mixes(ids, [args[1] % ids.dim()], "softmax over units mixes them")
+        tracer.set(out, ids)
 
 
 # Pooling and reductions --------------------------------------------------------------------
@@ -243,54 +243,54 @@ def softmax(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: A
 
 def resample(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Pooling and interpolation over the last dimensions, each unit on its own."""
-    labels = tracer.of(args[0])
-    if labels is None:
+    ids = tracer.of(args[0])
+    if ids is None:
         return
     result = tensors_in(out)[0]
     name = operator_name(func)
     count = 3 if "3d" in name else 1 if "1d" in name else 2
-    dims = list(range(labels.dim() - count, labels.dim()))
-    if tracer.same_along(labels, dims):
-        shape = (*labels.shape[:-count], *result.shape[-count:])
-        tracer.set(result, representative(labels, dims).expand(shape))
+    dims = list(range(ids.dim() - count, ids.dim()))
+    if tracer.same_along(ids, dims):
+        shape = (*ids.shape[:-count], *result.shape[-count:])
+        tracer.set(result, representative(ids, dims).expand(shape))
         return
     reason = f"{func.overloadpacket} pools over units"
-    tracer.refuse(labels, reason)
-    made = labels if result.shape == labels.shape else tracer.fresh(1, reason).expand(result.shape)
+    tracer.refuse(ids, reason)
+    made = ids if result.shape == ids.shape else tracer.fresh(1, reason).expand(result.shape)
     tracer.set(result, made)
 
 
 def reduction(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Means, sums, norms: units that are reduced to one number become one."""
-    labels = tracer.of(args[0])
-    if labels is None:
+    ids = tracer.of(args[0])
+    if ids is None:
         return
     at = 2 if operator_name(func) in ("linalg_vector_norm", "norm") else 1
     dims = args[at] if len(args) > at else kwargs.get("dim")
     if not isinstance(dims, (int, list, tuple)) or isinstance(dims, bool) or dims == []:
-        dims = list(range(labels.dim()))
-    dims = [d % labels.dim() for d in ([dims] if isinstance(dims, int) else dims)]
-    first = tracer.tie_along(labels, dims, str(func.overloadpacket))
-    first = first.expand([1 if d in dims else size for d, size in enumerate(labels.shape)])
+        dims = list(range(ids.dim()))
+    dims = [d % ids.dim() for d in ([dims] if isinstance(dims, int) else dims)]
+    first = tracer.tie_along(ids, dims, str(func.overloadpacket))
+    first = first.expand([1 if d in dims else size for d, size in enumerate(ids.shape)])
     for result in tensors_in(out):
         tracer.set(result, first.reshape(result.shape))
 
 
 def cumulative(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Running sums and products along a dimension."""
-    labels = tracer.of(args[0])
-    if labels is not None:
-        dim = args[1] % labels.dim()
-        tracer.mixes(labels, [dim], f"{func.overloadpacket} runs over units")
+    ids = tracer.of(args[0])
+    if ids is not None:
+        dim = args[1] % ids.dim()
+        tracer.mixes(ids, [dim], f"{func.overloadpacket} runs over units")
         for result in tensors_in(out):
-            tracer.set(result, labels)
+            tracer.set(result, ids)
 
 
 def gate(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """`glu`: the first half times the sigmoid of the second, unit by unit."""
-    labels = tracer.of(args[0])
-    if labels is not None:
-        first, second = labels.chunk(2, args[1] if len(args) > 1 else -1)
+    ids = tracer.of(args[0])
+    if ids is not None:
+        first, second = ids.chunk(2, args[1] if len(args) > 1 else -1)
         tracer.tie(first, second)
         tracer.set(out, either(first, second))
 

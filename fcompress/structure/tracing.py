@@ -1,10 +1,10 @@
-"""Run a network once on labels (see `tracer.py`).
+"""Run a network once on unit ids (see `tracer.py`).
 
-Operators that only move data are executed on the labels as they are, so permutes, shuffles,
-windows and flattening need no index arithmetic of our own. Elementwise operators tie the labels
+Operators that only move data are executed on the ids as they are, so permutes, shuffles,
+windows and flattening need no index arithmetic of our own. Elementwise operators tie the ids
 of their operands together. Convolutions and matrix products end one set of units and begin
-another. An operator in none of the classes is not understood: the units that go in are left
-alone, by name.
+another. An operator in none of the classes is not understood: the units that go in are not
+pruned, and it is named.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _FOR_PARAMETERS = (move, convolution, matmul, embedding)
 
 
 def trace(model: nn.Module, example: Any) -> Tracer:
-    """Run a network once on labels.
+    """Run a network once on unit ids.
 
     Args:
         model: A plain copy (`preparation.plain_copy`); run within `running.quiet_tracing`.
@@ -93,7 +93,7 @@ def trace(model: nn.Module, example: Any) -> Tracer:
     tracer = Tracer(model)
     for tensor in tensors_in(inputs):
         tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
-    mode = _OnLabels(tracer)
+    mode = _OnUnitIds(tracer)
     run = _with_exact_normalisation(model, mode)
     try:
         with mode:
@@ -108,8 +108,8 @@ def trace(model: nn.Module, example: Any) -> Tracer:
     return tracer
 
 
-class _OnLabels(TorchDispatchMode):
-    """Executes every operator, then says what it does to labels."""
+class _OnUnitIds(TorchDispatchMode):
+    """Executes every operator, then says what it does to unit ids."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -131,8 +131,9 @@ def _propagate(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
         return
     rule = _rule(func)
     if rule not in _FOR_PARAMETERS:
-        known = [a for a in operands if tracer.is_parameter(a)]
-        if known and all(tracer.is_parameter(a) or tracer.of(a) is None for a in operands):
+        known = [a for a in operands if tracer.parameters.is_parameter(a)]
+        others = [a for a in operands if not tracer.parameters.is_parameter(a)]
+        if known and all(tracer.of(a) is None for a in others):
             of_parameters(tracer, func, known, out)
             return
     rule(tracer, func, args, kwargs, out)
@@ -159,7 +160,7 @@ class _Through(nn.Module):
     It mixes channels, but by their positions: excising one equals zeroing it.
     """
 
-    def __init__(self, norm: LocalResponseNorm, mode: _OnLabels) -> None:
+    def __init__(self, norm: LocalResponseNorm, mode: _OnUnitIds) -> None:
         super().__init__()
         self.norm = norm
         self.mode = mode
@@ -169,15 +170,15 @@ class _Through(nn.Module):
         output = self.norm(x)
         self.mode.paused = False
         tracer = self.mode.tracer
-        labels = tracer.known(x)
-        others = [d for d in range(labels.dim()) if d != 1]
-        line = tracer.tie_along(labels, others, "local response normalisation")
+        ids = tracer.known(x)
+        others = [d for d in range(ids.dim()) if d != 1]
+        line = tracer.tie_along(ids, others, "local response normalisation")
         tracer.record(self.norm.positions, 0, line.flatten().expand(x.shape[1]), "between")
-        tracer.set(output, labels)
+        tracer.set(output, ids)
         return output
 
 
-def _with_exact_normalisation(model: nn.Module, mode: _OnLabels) -> nn.Module:
+def _with_exact_normalisation(model: nn.Module, mode: _OnUnitIds) -> nn.Module:
     """`model`, or a copy with the same tensors that traces local response normalisations."""
     norms = [m for m in model.modules() if isinstance(m, LocalResponseNorm)]
     if not norms:

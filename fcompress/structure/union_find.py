@@ -1,19 +1,19 @@
-"""Disjoint sets of integer labels, merged in bulk."""
+"""Disjoint sets of integer ids, merged in bulk."""
 
 import torch
 from torch import Tensor
 
 
 class UnionFind:
-    """Sets of labels 0, 1, 2, ...
+    """Sets of ids 0, 1, 2, ...
 
-    Parents are kept flat: every label points straight at the smallest label of its set.
+    Parents are kept flat: every id points straight at the smallest id of its set.
 
     Args:
-        count: Labels to begin with, each its own set.
+        count: Ids to begin with, each its own set.
 
     Attributes:
-        count: Number of labels so far.
+        count: Number of ids so far.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -21,7 +21,7 @@ class UnionFind:
         self.count = count
 
     def fresh(self, count: int) -> Tensor:
-        """`count` new labels, each its own set: int64 [count]."""
+        """`count` new ids, each its own set: int64 [count]."""
         start, self.count = self.count, self.count + count
         if self.count > len(self._parent):
             grown = torch.zeros(2 * self.count, dtype=torch.int64)
@@ -31,9 +31,9 @@ class UnionFind:
         self._parent[start : self.count] = new
         return new
 
-    def roots(self, labels: Tensor) -> Tensor:
-        """The set of each label, named by its smallest member; same shape as `labels`."""
-        return self._parent[labels]
+    def roots(self, ids: Tensor) -> Tensor:
+        """The set of each id, named by its smallest member; same shape as `ids`."""
+        return self._parent[ids]
 
     def union(self, a: Tensor, b: Tensor) -> bool:
         """Merge the sets of `a[i]` and `b[i]` for every i.

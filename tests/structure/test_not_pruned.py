@@ -1,4 +1,4 @@
-"""What must not be excised is left alone and named, and wrong groups do not get through."""
+"""What must not be excised is not pruned and named, and wrong groups do not get through."""
 
 import pytest
 import torch
@@ -332,7 +332,7 @@ def test_a_reader_that_was_missed(monkeypatch, silent):
 
 def test_a_movement_that_was_misread(monkeypatch):
     def unmoved(tracer, func, args, kwargs, out):
-        """Labels stay in the order of memory, as if channels still came first."""
+        """Ids stay in the order of memory, as if channels still came first."""
         tracer.set(out, tracer.known(args[0]).reshape(out.shape))
 
     name = "PermuteFlatten"
