@@ -19,7 +19,7 @@ from torch.nn import functional as F
 class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` with any number of heads of `head_dim` each.
 
-    Made out of a module of torch (`preparation.prepare`), never from scratch. `in_proj_weight` is
+    Made out of a module of torch (`surgery.adapt`), never from scratch. `in_proj_weight` is
     [3 * heads * head_dim, embed_dim], `out_proj.weight` [embed_dim, heads * head_dim]; with
     separate projections `q_proj_weight` is [heads * head_dim, embed_dim] and so on. Modules with
     `bias_k`, `bias_v` or `add_zero_attn` are not supported.
@@ -129,7 +129,7 @@ def _whole_heads(inner: int, head_dim: int, read: int) -> int:
 class WindowAttention(nn.Module):
     """Forward of torchvision's shifted window attention (Swin, versions 1 and 2), by its weights.
 
-    Mixed into the module's own class (`preparation.prepare`), which brings the parameters `qkv`,
+    Mixed into the module's own class (`surgery.adapt`), which brings the parameters `qkv`,
     `proj`, the position bias and, in version 2, `logit_scale`.
     """
 

@@ -3,7 +3,7 @@
 Ordinary local response normalisation divides a channel by the energy of its neighbours *by
 index*. Excising a channel moves the others closer together, so each would be divided by the
 energy of channels that were not its neighbours before: excising a unit is then not the same as
-zeroing it. This module remembers the position that each channel had in the wide network and
+zeroing it. This module remembers the position that each channel had in the original network and
 sums over neighbours by position. A removed channel leaves a gap, and a gap holds zero energy,
 which is exactly what zeroing gives.
 """
@@ -16,10 +16,18 @@ from torch.nn import functional as F
 
 
 class FixedLocalResponseNorm(nn.Module):
-    """A `nn.LocalResponseNorm` whose positions no longer change, in static operators.
+    """A `LocalResponseNorm` whose positions no longer change, in static operators.
+
+    Export to other programs needs shapes that do not depend on the values of a buffer.
 
     Args:
         norm: The normalisation; it is not changed.
+
+    Example:
+        >>> norm = LocalResponseNorm(3, alpha=1.0, beta=0.5, k=1.0, channels=4)
+        >>> x = torch.randn(2, 4, 5, 5)
+        >>> torch.allclose(FixedLocalResponseNorm(norm)(x), norm(x))
+        True
     """
 
     sources: Tensor
@@ -63,6 +71,15 @@ class LocalResponseNorm(nn.Module):
 
     Attributes:
         positions: int64 [C], strictly increasing: the position of each channel.
+
+    Example:
+        Without its middle channel, the others are normalised as if it were zero:
+
+        >>> norm = LocalResponseNorm(3, alpha=1.0, beta=1.0, k=1.0, channels=3)
+        >>> zeroed = norm(torch.tensor([[[1.0], [0.0], [2.0]]]))
+        >>> norm.positions = norm.positions[[0, 2]]
+        >>> torch.equal(norm(torch.tensor([[[1.0], [2.0]]])), zeroed[:, [0, 2]])
+        True
     """
 
     positions: Tensor

@@ -1,4 +1,4 @@
-"""Units, groups, producers and consumers of a network, found by running it on ids.
+"""Units, groups, producers and consumers of a network, found by running it on unit ids.
 
 A group is a set of units with the same pattern: cut the same slots (dimensions of parameters
 and buffers) and any of the units can go. Every group is proven by experiment (`proof.py`)
@@ -7,6 +7,7 @@ before it is used; whatever cannot be used is named together with the reason.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from fcompress.structure.proof import prove
 from fcompress.structure.tracer import Axis, Contraction, Tracer
 from fcompress.structure.tracing import trace
 from fcompress.structure.unit_ids import is_unit
-from fcompress.surgery.preparation import plain_copy
+from fcompress.surgery.preparation import Call, plain_copy, plainly
 from fcompress.surgery.units import Group, Slot
 
 
@@ -28,57 +29,121 @@ from fcompress.surgery.units import Group, Slot
 class Structure:
     """All groups of a network and an account of every parameter.
 
+    What `find_groups` returns. Every parameter is in at least one group, proven or not, or in
+    `unused`.
+
     Attributes:
         groups: Proven groups, in order of execution.
-        left_alone: Groups with a reason.
+        not_pruned: Groups that have to stay whole, each with its reason.
         contractions: Convolutions and linear maps, in order of execution.
         unused: Parameters in no group, with the reason.
-        proof: What the experiment measured (units excised, relative error, relative change).
+        proof: What the experiment measured: "units" excised, and relative to the largest output
+            the "error" between excising and zeroing them and the "change" by either.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+        >>> structure = find_groups(model, torch.randn(8, 2))
+        >>> hidden = structure.group("0")
+        >>> [(slot.tensor, slot.dim, slot.role) for slot in hidden.slots]
+        [('0.weight', 0, 'producer'), ('0.bias', 0, 'between'), ('2.weight', 1, 'consumer')]
+        >>> structure.proof["units"], structure.proof["error"] < 1e-8
+        (2.0, True)
     """
 
     groups: tuple[Group, ...]
-    left_alone: tuple[Group, ...]
+    not_pruned: tuple[Group, ...]
     contractions: tuple[Contraction, ...]
     unused: dict[str, str] = field(default_factory=dict)
     proof: dict[str, float] = field(default_factory=dict)
 
     def group(self, name: str) -> Group:
-        """The proven group of that name."""
+        """The proven group of that name.
+
+        Raises:
+            StopIteration: There is none.
+        """
         return next(g for g in self.groups if g.name == name)
 
     def skipped(self) -> list[dict[str, str]]:
-        """Everything left alone, for reports: `[{name, reason}]`."""
-        found = [{"name": g.name, "reason": g.reason or ""} for g in self.left_alone]
+        """Everything that is not pruned, for reports: `[{name, reason}]`."""
+        found = [{"name": g.name, "reason": g.reason or ""} for g in self.not_pruned]
         return found + [{"name": n, "reason": r} for n, r in self.unused.items()]
 
+    @property
+    def left_alone(self) -> tuple[Group, ...]:
+        """The old name of `not_pruned`."""
+        warnings.warn(
+            "Structure.left_alone is called not_pruned now; the old name goes with version 1.0",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.not_pruned
 
-def find_groups(model: nn.Module, example: Any, *, seed: int = 0) -> Structure:
+
+def find_groups(
+    model: nn.Module, example: Any, *, seed: int = 0, call: Call | None = None
+) -> Structure:
     """Find the groups of a network and prove them.
+
+    The network is run once on unit ids, which gives the candidates, and a few times more to prove
+    them by experiment (README.md beside this file; the dependency graph that others derive from
+    rules about modules, as Fang et al. 2023, "DepGraph", is here the record of an execution).
 
     Args:
         model: Any network; it is copied, never changed.
-        example: A real input batch, a tensor [N, ...] or a tuple of positional inputs. Two to
-            four examples are enough.
+        example: A real input batch, a tensor [N, ...] or a tuple of positional inputs; floating
+            point ones are converted to the type in which the network runs. Two to four examples
+            are enough.
         seed: Chooses the units that the experiment excises.
+        call: How the network is run: `call(module, *inputs)` gives its outputs, `module` being
+            the network or a copy of it on any device and in any type. It can unpack several
+            inputs out of one tensor, pass keywords, and return only those outputs that count;
+            units of other outputs need not stay. None for `module(*inputs)`, all outputs.
 
     Returns:
-        The proven groups, and what was left alone with reasons.
+        The proven groups, and what is not pruned with reasons.
 
     Raises:
-        UnsupportedNetworkError: The network does not run on the example.
+        UnsupportedNetworkError: The network does not run on the example, or what it returns holds
+            no floating point numbers.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)
+        >>> structure = find_groups(nn.Sequential(*layers), torch.randn(2, 1, 8, 8))
+        >>> [(group.name, group.size) for group in structure.groups]
+        [('0', 4)]
+        >>> structure.skipped()
+        [{'name': '3', 'reason': 'output layer'}]
+
+        Two inputs, here as the halves of one tensor, and an output that does not count:
+
+        >>> class Two(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b, self.c = nn.Linear(2, 4), nn.Linear(2, 4), nn.Linear(4, 3)
+        ...
+        ...     def forward(self, x, y):
+        ...         hidden = torch.relu(self.a(x) + self.b(y))
+        ...         return self.c(hidden), hidden
+        >>> halves = lambda module, packed: module(*packed.chunk(2, 1))[0]
+        >>> structure = find_groups(Two(), torch.randn(3, 4), call=halves)
+        >>> [slot.tensor for slot in structure.group("a").producers]
+        ['a.weight', 'b.weight']
     """
-    model = plain_copy(model)
+    model, call = plain_copy(model), call or plainly
     with quiet_tracing():
-        tracer = trace(model, example)
+        tracer = trace(model, example, call=call)
         groups, unused = _assemble(model, tracer)
         candidates = [g for g in groups if g.reason is None]
-        proven, failed, measured = prove(model, candidates, example, seed=seed)
+        proven, failed, measured = prove(model, candidates, example, seed=seed, call=call)
     order = {g.name: i for i, g in enumerate(groups)}
     left = [g for g in groups if g.reason is not None]
     left += [replace(g, reason=failed[g.name]) for g in candidates if g.name in failed]
     return Structure(
         groups=tuple(sorted(proven, key=lambda g: order[g.name])),
-        left_alone=tuple(sorted(left, key=lambda g: order[g.name])),
+        not_pruned=tuple(sorted(left, key=lambda g: order[g.name])),
         contractions=tuple(tracer.contractions),
         unused=unused,
         proof=measured,
@@ -122,7 +187,7 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
 
 
 def _by_unit(tracer: Tracer, notes: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
-    """Notes about ids, without repetition, for each unit."""
+    """Notes about unit ids, without repetition, for each unit."""
     found: dict[int, list[str]] = defaultdict(list)
     for ids, note in notes:
         for root in tracer.units.roots(ids).unique().tolist():

@@ -32,7 +32,7 @@ from fcompress.errors import UnsupportedNetworkError, first_line
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.excision import excise, numbers_of
-from fcompress.surgery.preparation import is_large
+from fcompress.surgery.preparation import Call, is_large, plainly
 from fcompress.surgery.resizing import forget_caches
 from fcompress.surgery.units import Group, Number, Slot
 
@@ -50,7 +50,7 @@ _PAIRED = 4
 
 
 def prove(
-    model: nn.Module, groups: Sequence[Group], example: Any, *, seed: int
+    model: nn.Module, groups: Sequence[Group], example: Any, *, seed: int, call: Call = plainly
 ) -> tuple[list[Group], dict[str, str], dict[str, float]]:
     """Try to excise some units of every group and compare with zeroing them.
 
@@ -59,12 +59,13 @@ def prove(
         groups: Candidates.
         example: Input batch [N, ...] or tuple of inputs.
         seed: Chooses the units.
+        call: Runs the network, `call(model, *inputs)`.
 
     Returns:
         Proven groups with `zero_through` and `numbers` as measured; names of groups that failed
         with the reason; the measured relative error and change, and the units excised.
     """
-    experiment = _Experiment(model, groups, example, seed)
+    experiment = _Experiment(model, groups, example, seed, call)
     failed: dict[str, str] = {}
     fitting = _fitting(experiment, groups, failed)
     proven = _largest_without(experiment.problem, fitting, failed)
@@ -90,8 +91,8 @@ def _fitting(
         if not suspects or len(suspects) > _MOST_SUSPECTS:
             break
         tried.update(g.name for g in suspects)
-        mended = {g.name: _mended(experiment, g, failed) for g in suspects}
-        groups = [m for g in groups if (m := mended.get(g.name, g)) is not None]
+        fitted = {g.name: _fitted(experiment, g, failed) for g in suspects}
+        groups = [f for g in groups if (f := fitted.get(g.name, g)) is not None]
 
     def reason_only(candidates: Sequence[Group]) -> str | None:
         found = experiment.misfit(candidates)
@@ -100,7 +101,7 @@ def _fitting(
     alone: dict[str, str] = {}
     fitting = _largest_without(reason_only, groups, alone)
     for group in (g for g in groups if g.name in alone):
-        fits = None if group.name in tried else _mended(experiment, group, alone)
+        fits = None if group.name in tried else _fitted(experiment, group, alone)
         if fits is not None and experiment.misfit([*fitting, fits]) is None:
             fitting.append(fits)
         else:
@@ -108,7 +109,7 @@ def _fitting(
     return fitting
 
 
-def _mended(experiment: _Experiment, group: Group, failed: dict[str, str]) -> Group | None:
+def _fitted(experiment: _Experiment, group: Group, failed: dict[str, str]) -> Group | None:
     """A group that fits, if need be with some numbers to lower; None, and a reason, if none do."""
     found = experiment.misfit([group])
     if found is None:
@@ -166,10 +167,26 @@ def _blamed(error: Exception, model: nn.Module, groups: Sequence[Group]) -> list
     return [g for g in groups if any(s.tensor.startswith(inside) for s in g.slots)]
 
 
+class _Called(nn.Module):
+    """A network that is run the way its user runs it."""
+
+    def __init__(self, network: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.network = network
+        # Not as an attribute of a module, which would take up a callable that is a module itself.
+        self._how = (call,)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._how[0](self.network, *inputs)
+
+
 class _Experiment:
     """One network, one input, some units of every group to remove."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], example: Any, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], example: Any, seed: int, call: Call
+    ) -> None:
+        self._call = call
         self._generator = torch.Generator().manual_seed(seed)
         self._large = is_large(model)
         self._model, self._inputs, self._original = self._in_double(model, example)
@@ -205,7 +222,7 @@ class _Experiment:
             own = _converted(model, partial(self._awake, dtype))
             inputs = as_inputs(example, dtype)
             try:
-                return own, inputs, _run(own, inputs)
+                return own, inputs, self._run(own, inputs)
             except Exception as error:  # code that makes float32 tensors of its own
                 failure = error
         raise cannot_run(inputs, failure) from failure
@@ -221,15 +238,15 @@ class _Experiment:
         return tensor.detach().to(dtype, copy=not shared)
 
     def misfit(self, groups: Sequence[Group]) -> tuple[str, list[Group]] | None:
-        """Why the forward does not run on thinner tensors, and which groups may be the cause."""
+        """Why the forward does not run on smaller tensors, and which groups may be the cause."""
         if self._shapes is None:
             return None
-        thin = self._shapes
+        excised = self._shapes
         try:
-            thin = excise(thin, groups, self._kept(groups, 0), share=True)
-            self._run_shapes(thin)
+            excised = excise(excised, groups, self._kept(groups, 0), share=True)
+            self._run_shapes(excised)
         except Exception as error:
-            return _width_error(error), _blamed(error, thin, groups)
+            return _width_error(error), _blamed(error, excised, groups)
         return None
 
     def numbers(self, group: Group) -> list[Number]:
@@ -240,11 +257,11 @@ class _Experiment:
         """What goes wrong when units of all these groups go; None if nothing does."""
         for trial in range(len(self._trials)):
             try:
-                thin = self._thin(groups, trial)
+                excised = self._excised(groups, trial)
             except Exception as error:
                 return _width_error(error)
             reference = self._reference(groups, trial)
-            if self._agree(thin, reference):
+            if self._agree(excised, reference):
                 continue
             if self._agree(self._run_with(self._zeroed(groups, trial)), reference):
                 return "excising its units is not the same as zeroing them"
@@ -274,11 +291,11 @@ class _Experiment:
         if not groups:
             return {"units": 0.0, "error": 0.0, "change": 0.0}
         trials = range(len(self._trials))
-        pairs = [(self._thin(groups, t), self._reference(groups, t)) for t in trials]
+        pairs = [(self._excised(groups, t), self._reference(groups, t)) for t in trials]
         return {
             "units": float(sum(len(self._trials[0][g.name]) for g in groups)),
-            "error": max(_distance(thin, reference) for thin, reference in pairs),
-            "change": min(_distance(thin, self._original) for thin, _ in pairs),
+            "error": max(_distance(excised, reference) for excised, reference in pairs),
+            "change": min(_distance(excised, self._original) for excised, _ in pairs),
         }
 
     def _kept(self, groups: Sequence[Group], trial: int) -> dict[str, Tensor]:
@@ -296,12 +313,12 @@ class _Experiment:
             self._known[key] = self._run_with(self._zeroed(groups, trial, wild=True))
         return self._known[key]
 
-    def _thin(self, groups: Sequence[Group], trial: int) -> list[Tensor]:
+    def _excised(self, groups: Sequence[Group], trial: int) -> list[Tensor]:
         """Outputs with the units excised."""
-        key = ("thin", trial, frozenset(g.name for g in groups))
+        key = ("excised", trial, frozenset(g.name for g in groups))
         if key not in self._known:
-            thin = excise(self._model, groups, self._kept(groups, trial), share=True)
-            self._known[key] = _run(thin, self._inputs)
+            excised = excise(self._model, groups, self._kept(groups, trial), share=True)
+            self._known[key] = self._run(excised, self._inputs)
         return self._known[key]
 
     def _silenced(self, groups: Sequence[Group], trial: int) -> dict[str, Tensor]:
@@ -330,14 +347,26 @@ class _Experiment:
         return any(isinstance(owner, LocalResponseNorm) for owner in owners)
 
     def _run_shapes(self, model: nn.Module) -> None:
-        _run(model, tuple(t.to("meta") if isinstance(t, Tensor) else t for t in self._inputs))
+        self._run(model, tuple(t.to("meta") if isinstance(t, Tensor) else t for t in self._inputs))
 
     def _run_with(self, changed: dict[str, Tensor]) -> list[Tensor]:
         for module in self._model.modules():
             forget_caches(module)
-        return _run(
-            lambda *inputs: torch.func.functional_call(self._model, changed, inputs), self._inputs
-        )
+        # A wrapper, because `functional_call` runs the module that it is given, and `call` has to
+        # run the network inside; tensors under several names are found in it all the same.
+        renamed = {f"network.{name}": tensor for name, tensor in changed.items()}
+        wrapped = _Called(self._model, self._call)
+        return self._outputs(torch.func.functional_call, wrapped, renamed, self._inputs)
+
+    def _run(self, model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+        return self._outputs(self._call, model, *inputs)
+
+    @staticmethod
+    def _outputs(run: Callable[..., Any], *args: Any) -> list[Tensor]:
+        """Floating point outputs; networks that draw random numbers draw the same every time."""
+        torch.default_generator.manual_seed(0)
+        leaves = tree_leaves(run(*args))
+        return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
 
     def _edited(
         self,
@@ -400,13 +429,6 @@ def _converted(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
     for module in converted.modules():
         forget_caches(module)
     return converted
-
-
-def _run(model: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Floating point outputs; networks that draw random numbers draw the same every time."""
-    torch.default_generator.manual_seed(0)
-    leaves = tree_leaves(model(*inputs))
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""How much of a network its proven groups reach, and what keeps the rest."""
+"""Coverage: how much of a network its proven groups reach, and what keeps the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcompress.errors import first_line
 from fcompress.forward.running import as_inputs, dtype_of, quiet_tracing
 from fcompress.structure.groups import Structure, find_groups
 from fcompress.surgery.excision import excise
-from fcompress.surgery.preparation import prepare
+from fcompress.surgery.preparation import Call, plainly, prepare
 from fcompress.surgery.units import Group
 
 SHARED = "belongs to no unit"
@@ -31,13 +31,13 @@ class CoverageResult:
         left: Parameters in no proven group, by reason.
         groups: Number of proven groups.
         units: Units in them.
-        groups_left: Number of groups that are left alone.
+        groups_left: Number of groups that are not pruned.
         removed: Share of the units of every proven group that were excised together.
-        thin_params: Parameters after that.
+        thin_params: Parameters of the compressed network, without these units.
         change: Largest change of the outputs by it, relative to the largest output; None if it
             did not run.
-        error: Why the thin network does not run; None if it does, with outputs of the same shape
-            and no value that is not finite.
+        error: Why the compressed network does not run; None if it does, with outputs of the same
+            shape and no value that is not finite.
         proof: What the proof measured: units, error, change.
         seconds: Wall time of finding and proving the groups.
         cpu_seconds: The same in CPU time of this process, which other processes do not lengthen.
@@ -65,7 +65,12 @@ class CoverageResult:
 
 
 def coverage(
-    model: nn.Module, example: Any, *, removed: float = 0.3, seed: int = 0
+    model: nn.Module,
+    example: Any,
+    *,
+    removed: float = 0.3,
+    seed: int = 0,
+    call: Call | None = None,
 ) -> CoverageResult:
     """Find the groups of a network, and excise a share of the units of all of them.
 
@@ -74,44 +79,54 @@ def coverage(
         example: A real input batch, a tensor [N, ...] or a tuple of positional inputs.
         removed: Share of the units of every group to excise, at least one unit and not all.
         seed: Chooses the units.
+        call: How the network is run, as for `find_groups`; None for `module(*inputs)`.
 
     Returns:
-        Shares by reason, and whether the thin network runs.
+        Numbers of parameters by reason, and whether the compressed network runs.
 
     Raises:
         UnsupportedNetworkError: The network does not run on the example.
         ValueError: `removed` is not between 0 and 1.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+        >>> result = coverage(model, torch.randn(8, 2), removed=0.5)
+        >>> result.params, result.reachable, result.left
+        (27, 24, {'output layer': 3})
+        >>> result.thin_params, result.error
+        (15, None)
     """
     if not 0 < removed < 1:
         raise ValueError(f"removed must be a share between 0 and 1, got {removed}")
     begin, cpu = time.perf_counter(), time.process_time()
-    wide = prepare(model, example, share=True).cpu().eval()
-    structure = find_groups(wide, example, seed=seed)
+    original = prepare(model, example, share=True, call=call).cpu().eval()
+    structure = find_groups(original, example, seed=seed, call=call)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    reachable, left = shares(wide, structure)
+    reachable, left = shares(original, structure)
     generator = torch.Generator().manual_seed(seed)
     kept = {}
     for group in structure.groups:
         number = min(max(round(removed * group.size), 1), group.size - 1)
         order = torch.randperm(group.size, generator=generator)
         kept[group.name] = order[number:].sort().values
-    inputs = as_inputs(example, dtype_of(wide))
+    inputs, call = as_inputs(example, dtype_of(original)), call or plainly
     thin_params, change, error = 0, None, None
     try:
-        thin = excise(wide, structure.groups, kept, share=True)
-        thin_params = sum(p.numel() for p in thin.parameters())
-        change = _change(_outputs(wide, inputs), _outputs(thin, inputs))
+        compressed = excise(original, structure.groups, kept, share=True)
+        thin_params = sum(p.numel() for p in compressed.parameters())
+        change = _change(_outputs(original, inputs, call), _outputs(compressed, inputs, call))
     except Exception as failure:  # whatever foreign code raises at another width
         error = f"{type(failure).__name__}: {first_line(failure)}"
     if change is not None and change != change:
         change, error = None, "outputs of another shape, or not finite"
     return CoverageResult(
-        params=sum(p.numel() for p in wide.parameters()),
+        params=sum(p.numel() for p in original.parameters()),
         reachable=reachable,
         left=left,
         groups=len(structure.groups),
         units=sum(g.size for g in structure.groups),
-        groups_left=len(structure.left_alone),
+        groups_left=len(structure.not_pruned),
         removed=removed,
         thin_params=thin_params,
         change=change,
@@ -142,7 +157,7 @@ def shares(model: nn.Module, structure: Structure) -> tuple[int, dict[str, int]]
     total = sum(int(mask.sum()) for mask in reached.values())
     left: dict[str, int] = {}
     taken = {n: reached.get(n, torch.tensor(False)).expand(p.shape) for n, p in parameters.items()}
-    for group in sorted(structure.left_alone, key=lambda g: "mixes" in (g.reason or "")):
+    for group in sorted(structure.not_pruned, key=lambda g: "mixes" in (g.reason or "")):
         reason = group.reason or ""
         for name, mask in _places(parameters, [group]).items():
             new = int((mask & ~taken[name]).sum())
@@ -171,9 +186,9 @@ def _places(parameters: dict[str, nn.Parameter], groups: Iterable[Group]) -> dic
     return masks
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> list[Tensor]:
     with quiet_tracing():
-        leaves = tree_leaves(model(*inputs))
+        leaves = tree_leaves(call(model, *inputs))
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 
 

@@ -45,6 +45,7 @@ from fcompress.structure.rules_mixing import (
 )
 from fcompress.structure.tracer import Tracer
 from fcompress.structure.unit_ids import INPUT
+from fcompress.surgery.preparation import Call, plainly
 
 FIXED_WIDTH = "nn.MultiheadAttention is made for one width"
 
@@ -76,12 +77,13 @@ _FACTORIES = frozenset(
 _FOR_PARAMETERS = (move, convolution, matmul, embedding)
 
 
-def trace(model: nn.Module, example: Any) -> Tracer:
+def trace(model: nn.Module, example: Any, *, call: Call = plainly) -> Tracer:
     """Run a network once on unit ids.
 
     Args:
         model: A plain copy (`preparation.plain_copy`); run within `running.quiet_tracing`.
         example: A real input batch, a tensor [N, ...] or a tuple of positional inputs.
+        call: Runs the network, `call(model, *inputs)`; what it returns counts as the output.
 
     Returns:
         Everything that was learned.
@@ -97,7 +99,7 @@ def trace(model: nn.Module, example: Any) -> Tracer:
     run = _with_exact_normalisation(model, mode)
     try:
         with mode:
-            outputs = run(*inputs)
+            outputs = call(run, *inputs)
     except Exception as error:
         raise cannot_run(inputs, error) from error
     for module in model.modules():

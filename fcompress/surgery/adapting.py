@@ -34,6 +34,16 @@ def adapt(model: nn.Module, given: Collection[str] = ()) -> None:
         model: The network, changed in place; its tensors may be on any device, `meta` too.
         given: Names of parameters that the network is about to get: a convolution all of whose
             parameters are among them is left as it is.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> x = torch.randn(3, 5, 8)
+        >>> before = layer(x)
+        >>> adapt(layer)
+        >>> isinstance(layer.self_attn, MultiheadAttention)
+        True
+        >>> torch.allclose(layer(x), before, atol=1e-5)
+        True
     """
     model.__dict__[ADAPTED] = 1
     for path, module in model.named_modules():

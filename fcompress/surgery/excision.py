@@ -1,4 +1,4 @@
-"""Groups of units, and physically thinner copies of a network without some of them."""
+"""Groups of units, and physically smaller copies of a network without some of them."""
 
 from __future__ import annotations
 
@@ -30,45 +30,87 @@ def excise(
 
     Args:
         model: The network; left as it is.
-        groups: Its groups (`groups.find_groups`).
+        groups: Its groups (`structure.find_groups`).
         kept: For each group by name the sorted int64 indices of the units that stay, at least
             one. Groups that are not named keep all their units.
         share: Let the copy use the very tensors of `model` where nothing is cut: cheap, for a
             copy that is only run and thrown away.
 
     Returns:
-        The thin network: same classes, smaller tensors, nothing refactored.
+        The compressed network: same classes, smaller tensors, nothing refactored.
 
     Raises:
         ValueError: `kept` names a group that is not there, or not some units of a group in order.
+
+    Example:
+        >>> from fcompress.surgery.units import Slot
+        >>> units = torch.arange(4)
+        >>> slots = (
+        ...     Slot("0.weight", 0, units, "producer"),
+        ...     Slot("0.bias", 0, units, "between"),
+        ...     Slot("2.weight", 1, units, "consumer"),
+        ... )
+        >>> hidden = Group("0", 4, slots)
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+        >>> excise(model, [hidden], {"0": torch.tensor([0, 3])})
+        Sequential(
+          (0): Linear(in_features=2, out_features=2, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=2, out_features=3, bias=True)
+        )
     """
     unknown = sorted(set(kept) - {g.name for g in groups})
     if unknown:
         raise ValueError(f"no group is called {unknown[0]!r}; expected names of groups in kept")
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     keep = kept_indices(tensors, groups, kept)
-    thin = copy.deepcopy(model, {id(t): t for t in tensors.values()} if share else None)
+    compressed = copy.deepcopy(model, {id(t): t for t in tensors.values()} if share else None)
     cut: dict[str, Tensor] = {}
     for (name, dim), index in keep.items():
         tensor = cut.get(name, tensors[name].detach())
         cut[name] = tensor.index_select(dim, index.to(tensor.device))
-    resize(thin, cut)
+    resize(compressed, cut)
     for group in groups:
         if group.name in kept and len(kept[group.name]) < group.size:
-            for owner, attribute, each in _head_counts(thin, group):
+            for owner, attribute, each in _head_counts(compressed, group):
                 setattr(owner, attribute, each * len(kept[group.name]))
             for number in group.numbers:
-                _lower(thin, number, group.size - len(kept[group.name]))
-    return thin
+                _lower(compressed, number, group.size - len(kept[group.name]))
+    return compressed
 
 
 def kept_indices(
     tensors: Mapping[str, Tensor], groups: Sequence[Group], kept: Mapping[str, Tensor]
 ) -> dict[tuple[str, int], Tensor]:
-    """Which indices of each (tensor, dim) stay: sorted int64, for every slot that is cut.
+    """Which indices of each (tensor, dim) stay.
+
+    Args:
+        tensors: Parameters and buffers of the network, by name.
+        groups: Its groups.
+        kept: For each group by name the sorted int64 indices of the units that stay, at least
+            one. Groups that are not named are not cut.
+
+    Returns:
+        Sorted int64 for every (tensor, dim) of a slot of those groups; one that several groups
+        share keeps what all of them keep.
 
     Raises:
         ValueError: `kept` is not some units of a group in order.
+
+    Example:
+        >>> from fcompress.surgery.units import Slot
+        >>> units = torch.arange(4)
+        >>> slots = (
+        ...     Slot("0.weight", 0, units, "producer"),
+        ...     Slot("0.bias", 0, units, "between"),
+        ...     Slot("2.weight", 1, units, "consumer"),
+        ... )
+        >>> hidden = Group("0", 4, slots)
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+        >>> tensors = dict(model.named_parameters())
+        >>> index = kept_indices(tensors, [hidden], {"0": torch.tensor([0, 3])})
+        >>> {place: stays.tolist() for place, stays in index.items()}
+        {('0.weight', 0): [0, 3], ('0.bias', 0): [0, 3], ('2.weight', 1): [0, 3]}
     """
     masks: dict[tuple[str, int], Tensor] = {}
     for group in groups:

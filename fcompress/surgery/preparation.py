@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,16 @@ from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import adapt
 from fcompress.surgery.resizing import forget_caches
 
+# How a network is run: `call(model, *inputs)` gives its outputs.
+Call = Callable[..., Any]
+
 # Parameters; four copies in double precision are 3 GB.
 _LARGE = 10**8
+
+
+def plainly(model: nn.Module, *inputs: Any) -> Any:
+    """The `Call` of a network that takes its inputs by position and whose outputs all count."""
+    return model(*inputs)
 
 
 def is_large(model: nn.Module) -> bool:
@@ -25,7 +34,21 @@ def is_large(model: nn.Module) -> bool:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy on the CPU, in eval mode, with every parameter and buffer in memory of its own.
 
-    Only the parameters of a network that `is_large` stay where they are in the original.
+    That is what tracing needs, which tells parameters by their memory. Only the parameters of a
+    network that `is_large` stay where they are in the original.
+
+    Args:
+        model: Any network; left as it is.
+
+    Returns:
+        A deep copy that computes the same; what its modules had cached is forgotten.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> model.weight.data = torch.randn(3, 2).t()
+        >>> copied = plain_copy(model)
+        >>> copied.training, copied.weight.is_contiguous(), copied.weight.equal(model.weight)
+        (False, True, True)
     """
     model = copy.deepcopy(model, _in_place(model) if is_large(model) else None).cpu().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -41,11 +64,14 @@ def _in_place(model: nn.Module) -> dict[int, Any]:
     return {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
 
 
-def prepare(model: nn.Module, example: Any, *, share: bool = False) -> nn.Module:
+def prepare(
+    model: nn.Module, example: Any, *, share: bool = False, call: Call | None = None
+) -> nn.Module:
     """A copy that computes the same and can be excised where the original could not.
 
-    - Every `nn.LocalResponseNorm` becomes a `nn.LocalResponseNorm` with the same settings.
-      `F.local_response_norm` is out of reach: groups that go through it are left alone by name.
+    - Every `torch.nn.LocalResponseNorm` becomes a `fcompress.nn.LocalResponseNorm` with the same
+      settings. `F.local_response_norm` is out of reach: groups that go through it are not pruned,
+      and are named.
     - Modules that hold on to one width let go of it (`adapting.adapt`).
 
     Args:
@@ -54,6 +80,8 @@ def prepare(model: nn.Module, example: Any, *, share: bool = False) -> nn.Module
             numbers of channels.
         share: Let the parameters of the copy use the memory of the original's: for a copy that is
             only run.
+        call: How the network is run: `call(module, *inputs)`; None for `module(*inputs)`. Only a
+            network with local response normalisations is run.
 
     Returns:
         A deep copy, with the mode and devices of `model`.
@@ -61,14 +89,23 @@ def prepare(model: nn.Module, example: Any, *, share: bool = False) -> nn.Module
     Raises:
         UnsupportedNetworkError: The network has local response normalisations but does not run
             on the example.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LocalResponseNorm(3))
+        >>> x = torch.randn(2, 1, 5, 5)
+        >>> prepared = prepare(model, x)
+        >>> prepared[1].positions
+        tensor([0, 1, 2, 3])
+        >>> torch.allclose(prepared(x), model(x))
+        True
     """
     memo = _in_place(model) if share else {}
-    copied = copy.deepcopy(model, memo | _exact_norms(model, example))
+    copied = copy.deepcopy(model, memo | _exact_norms(model, example, call or plainly))
     adapt(copied)
     return copied
 
 
-def _exact_norms(model: nn.Module, example: Any) -> dict[int, Any]:
+def _exact_norms(model: nn.Module, example: Any, call: Call) -> dict[int, Any]:
     """What takes the place of each local response normalisation, by identity."""
     norms = [m for m in model.modules() if type(m) is nn.LocalResponseNorm]
     if not norms:
@@ -78,7 +115,7 @@ def _exact_norms(model: nn.Module, example: Any) -> dict[int, Any]:
     inputs = as_inputs(example, dtype_of(seen))
     try:
         with quiet_tracing():
-            seen(*inputs)
+            call(seen, *inputs)
     except Exception as error:
         raise cannot_run(inputs, error) from error
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

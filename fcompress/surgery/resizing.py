@@ -2,7 +2,7 @@
 
 A module of torch keeps its sizes twice: in the shapes of its tensors and as plain numbers
 (`out_channels`, `num_features`, `groups`). `resize` replaces the tensors and reads the numbers
-off them again. Excising units and rebuilding a thin network from a file both come down to it.
+off them again. Excising units and rebuilding a compressed network from a file both come down to it.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     `requires_grad`; one that was registered as None (a layer without bias) comes into being; a
     parameter that several modules share stays shared. Refreshed are convolutions, linear and
     bilinear layers, batch, instance, group, layer and RMS normalisation, embeddings, PReLU and
-    attention that goes by its weights (`models.attention`); any other module only gets its
+    attention that goes by its weights (`nn.attention`); any other module only gets its
     tensors. What modules on the way have cached is forgotten. A depthwise convolution (as many
     groups as input channels) keeps its number of outputs for each input channel, group
     normalisation of single channels stays that; other grouped layers keep their number of groups.
@@ -45,6 +45,13 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         FcompressError: A name is not a parameter or buffer of `module`, or the new shapes do not
             fit each other within one module.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Conv2d(4, 8, 3)
+        >>> resize(layer, {"weight": torch.zeros(5, 2, 3, 3), "bias": torch.zeros(5)})
+        >>> layer
+        Conv2d(2, 5, kernel_size=(3, 3), stride=(1, 1))
     """
     places = {name: _place(module, name) for name in tensors}
     sharing = _sharing(module)

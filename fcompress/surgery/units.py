@@ -17,6 +17,14 @@ class Slot:
         units: int64 [size of the dimension]: unit of the group, -1 where it is none of them.
         role: "producer" (rows that write the units), "consumer" (columns that read them) or
             "between" (one value or slice for each unit: biases, norms, scales, buffers).
+
+    Example:
+        A flattened map of 2 channels at 3 positions each, read by a linear layer:
+
+        >>> import torch
+        >>> columns = Slot("fc.weight", 1, torch.arange(2).repeat_interleave(3), "consumer")
+        >>> columns.units
+        tensor([0, 0, 0, 1, 1, 1])
     """
 
     tensor: str
@@ -50,7 +58,7 @@ class Group:
         name: The first layer that produces the units; "inputs of" a layer where none does.
         size: Number of units.
         slots: Where the units live, in order of execution.
-        reason: Why the group is left alone; None for a group that may be excised.
+        reason: Why the group is not pruned; None for a group that may be excised.
         zero_through: Whether what lies between producers and consumers maps 0 to 0, so that
             zeroing the producers was also seen to equal zeroing at the consumers.
         numbers: Sizes that excision has to change, found by trial, beyond those that torch's

@@ -12,7 +12,7 @@ from fcompress.errors import UnsupportedNetworkError
 from fcompress.structure.groups import find_groups, plain_copy, quiet_tracing
 from fcompress.surgery.preparation import prepare
 
-# Network -> {group: (units, slots)}. The output layer is left alone in each of them.
+# Network -> {group: (units, slots)}. The output layer is not pruned in any of them.
 GROUPS = {
     "Mlp": {"0": (9, 3), "2": (6, 2)},
     "ConvFlatten": {"conv1": (6, 6), "conv2": (7, 3), "fc1": (9, 3)},
@@ -45,7 +45,7 @@ GROUPS = {
     "Masked": {"fc1": (9, 4), "fc2": (8, 3)},
     "Gated": {"conv1": (5, 3), "conv2": (3, 4), "conv3": (7, 3)},
 }
-LEFT_ALONE = {
+NOT_PRUNED = {
     # The zeros go on both sides of the shortcut, half and half of however many are needed.
     "PaddedShortcut": {"b2": "excising its units is not the same as zeroing them"},
     "Functional": {"w2": "the forward does not run at another width"},
@@ -68,10 +68,10 @@ def test_every_network_has_an_answer():
 def test_groups_are_those_known(name):
     model, _, structure = structure_of(name)
     assert {g.name: (g.size, len(g.slots)) for g in structure.groups} == GROUPS[name]
-    left = {g.name: g.reason for g in structure.left_alone}
+    left = {g.name: g.reason for g in structure.not_pruned}
     assert list(left.values())[-1] == "output layer"
     others = dict(list(left.items())[:-1])
-    expected = LEFT_ALONE.get(name, {})
+    expected = NOT_PRUNED.get(name, {})
     assert set(others) == set(expected)
     assert all(others[n].startswith(reason) for n, reason in expected.items())
     assert not unaccounted(model, structure)

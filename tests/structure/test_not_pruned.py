@@ -19,12 +19,12 @@ def find(model: nn.Module, *shape: int) -> Structure:
     wake(model)
     structure = find_groups(model, torch.randn(*shape, dtype=torch.float64))
     assert not unaccounted(model, structure)
-    assert all(g.reason for g in structure.left_alone)
+    assert all(g.reason for g in structure.not_pruned)
     return structure
 
 
 def reasons(structure: Structure) -> dict[str, str]:
-    return {g.name: g.reason or "" for g in structure.left_alone}
+    return {g.name: g.reason or "" for g in structure.not_pruned}
 
 
 class Between(nn.Module):

@@ -114,7 +114,7 @@ def test_every_group_of_a_random_network_is_exact(blocks, flatten, seed):
     assert not unaccounted(model, structure)
     assert not structure.unused
     # Channels that are cut into parts again and again may all hang together, one way or another.
-    left = [g.reason or "" for g in structure.left_alone]
+    left = [g.reason or "" for g in structure.not_pruned]
     assert left.count("output layer") == 1
     cuts = sum(kind in ("shuffle", "halves", "grouped") for kind, _ in blocks)
     failing = ("excising", "somebody else", "the forward does not run") if cuts > 1 else ()

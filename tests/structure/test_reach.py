@@ -169,7 +169,7 @@ def test_reshapes_infer_the_width():
     assert torch.equal(wide(x), model(x))
     assert isinstance(wide.attention, Shaped) and type(wide.attention) is not Shaped
     assert type(model.attention) is Shaped
-    reasons = {g.name: g.reason for g in find_groups(model, x).left_alone}
+    reasons = {g.name: g.reason for g in find_groups(model, x).not_pruned}
     assert "another width" in reasons["attention.qkv"]
     structure = find_groups(wide, x)
     assert structure.group("attention.qkv").size == 4

@@ -36,7 +36,7 @@ def structure_of(model, size: int) -> Structure:
 
 def check(structure: Structure, groups: int, units: int, left: dict[str, int]) -> None:
     assert (len(structure.groups), sum(g.size for g in structure.groups)) == (groups, units)
-    reasons = Counter((g.reason or "").partition(" (")[0] for g in structure.left_alone)
+    reasons = Counter((g.reason or "").partition(" (")[0] for g in structure.not_pruned)
     assert reasons == {"output layer": 1, **left}
 
 

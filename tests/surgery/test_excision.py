@@ -48,7 +48,7 @@ def test_excising_several_groups_at_once_equals_one_after_the_other(name):
         assert torch.equal(tensor, one_by_one.state_dict()[key])
 
 
-def test_the_thin_network_is_a_network_of_its_own():
+def test_the_compressed_network_is_a_network_of_its_own():
     model, x = build("Residual"), example("Residual")
     model.a1.weight.requires_grad_(False)
     group = find_groups(model, x).group("a1")
@@ -168,7 +168,7 @@ def test_prepare_gives_the_same_outputs_and_keeps_settings():
 
 def test_without_preparation_units_that_are_normalised_stay():
     model, x = build("Normalised"), example("Normalised")
-    left = {g.name: g.reason for g in find_groups(model, x).left_alone}
+    left = {g.name: g.reason for g in find_groups(model, x).not_pruned}
     assert {"conv1", "conv2"} <= set(left)
     assert "pools over units" in left["conv1"]
 
