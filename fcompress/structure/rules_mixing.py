@@ -42,11 +42,11 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], ou
     if groups == channels and groups > 1:
         made = line.repeat_interleave(outputs // groups)
         if transposed:
-            tracer.record(weight, 0, line, "between")
+            tracer.assign(weight, 0, line, "between")
             if outputs != groups:
                 tracer.refuse(line, "depthwise transposed convolution with several outputs")
         else:
-            tracer.record(weight, 0, made, "between")
+            tracer.assign(weight, 0, made, "between")
     else:
         rows = tracer.fresh(outputs // groups)
         made = rows.repeat(groups)
@@ -54,11 +54,11 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], ou
         if groups > 1:  # a bundle: one channel of each convolution group
             tracer.tie(parts, parts[:1])
         if transposed:
-            tracer.record(weight, 0, line, "consumer")
-            tracer.record(weight, 1, rows, "producer")
+            tracer.assign(weight, 0, line, "consumer")
+            tracer.assign(weight, 1, rows, "producer")
         else:
-            tracer.record(weight, 1, parts.amax(0), "consumer")
-            tracer.record(weight, 0, made, "producer")
+            tracer.assign(weight, 1, parts.amax(0), "consumer")
+            tracer.assign(weight, 0, made, "producer")
     _bias(tracer, bias, made)
     tracer.contraction(weight, bias, "conv" if not transposed else "transposed")
     tracer.set(out, made.view(view).expand(out.shape))
@@ -68,7 +68,7 @@ def _bias(tracer: Tracer, bias: Any, made: Tensor) -> None:
     if isinstance(bias, Tensor):
         whole = tracer.parameters.whole_copy(bias)
         if whole is not None and bias.dim() == 1:
-            tracer.record(whole, 0, made, "between")
+            tracer.assign(whole, 0, made, "between")
         elif not tracer.parameters.is_parameter(bias) and tracer.of(bias) is not None:
             tracer.tie(tracer.known(bias), made)  # several parameters end to end
         else:
@@ -134,8 +134,8 @@ def _linear(tracer: Tracer, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         return representative(x, [2])
     columns = tracer.tie_along(x, [0, 1], "a linear map that is the same for several units")
     rows = tracer.fresh(weight.shape[1])
-    tracer.record(weight, 0, columns.flatten().expand(x.shape[2]), "consumer")
-    tracer.record(weight, 1, rows, "producer")
+    tracer.assign(weight, 0, columns.flatten().expand(x.shape[2]), "consumer")
+    tracer.assign(weight, 1, rows, "producer")
     _bias(tracer, bias, rows)
     tracer.contraction(weight, bias, "linear")
     return rows.view(1, 1, -1)
@@ -185,7 +185,7 @@ def embedding(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
         unknown(tracer, func, args, kwargs, out)
         return
     rows = tracer.fresh(args[0].shape[1])
-    tracer.record(args[0], 1, rows, "producer")
+    tracer.assign(args[0], 1, rows, "producer")
     tracer.set(out, rows.expand(out.shape))
 
 

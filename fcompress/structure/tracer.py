@@ -205,7 +205,7 @@ class Tracer:
 
     # Parameters --------------------------------------------------------------------------
 
-    def record(self, tensor: Tensor, dim: int, ids: Tensor, role: str) -> None:
+    def assign(self, tensor: Tensor, dim: int, ids: Tensor, role: str) -> None:
         """Index i along `dim` of `tensor`, a view of a parameter, belongs to `ids[i]`."""
         line = self.parameters.line(tensor, dim)
         if line is None:

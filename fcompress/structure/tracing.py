@@ -175,7 +175,7 @@ class _Through(nn.Module):
         ids = tracer.known(x)
         others = [d for d in range(ids.dim()) if d != 1]
         line = tracer.tie_along(ids, others, "local response normalisation")
-        tracer.record(self.norm.positions, 0, line.flatten().expand(x.shape[1]), "between")
+        tracer.assign(self.norm.positions, 0, line.flatten().expand(x.shape[1]), "between")
         tracer.set(output, ids)
         return output
 

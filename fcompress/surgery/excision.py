@@ -37,7 +37,7 @@ def excise(
             copy that is only run and thrown away.
 
     Returns:
-        The compressed network: same classes, smaller tensors, nothing refactored.
+        The compressed network: same classes, smaller tensors, no weight refitted.
 
     Raises:
         ValueError: `kept` names a group that is not there, or not some units of a group in order.
