@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import fcompress
 from benchmarks.rivals.base import Setting
-from fcompress.compress.allocation import Family
-from fcompress.compress.distill import HELD_OUT_MOST, polish
+from fcompress.compress.allocation import RemovalOrder
+from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import METHODS, Context
-from fcompress.forward.running import evaluating
+from fcompress.compress.options import METHODS as SUMMARIES
+from fcompress.forward.predictor import Predictor
 
-POLISH_SECONDS = 30.0
+DISTILL_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ class Own:
     @property
     def summary(self) -> str:
         aim = "" if self.objective == "macs" else f", to save {self.objective}"
-        return f"fcompress: {METHODS[self.method].summary}{aim}"
+        return f"fcompress: {SUMMARIES[self.method]}{aim}"
 
     def make(self, setting: Setting, amount: float) -> nn.Module:
-        """Keep what the method's family keeps: `amount` is the share of all units removed."""
-        context, family = _prepared(setting, self.method, self.objective)
-        units = len(family.prices)
+        """Keep what the method keeps: `amount` is the share of all units removed."""
+        context, removal_order = _prepared(setting, self.method, self.objective)
+        units = len(removal_order.prices)
         removed = min(max(round(amount * units), 1), units)
-        with evaluating(setting.model):
-            return METHODS[self.method].make(context, family.kept(removed))
+        with Predictor(setting.model).evaluating():
+            return METHODS[self.method].make(context, removal_order.kept(removed))
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class OwnPolished:
         """The method's network of the same amount, polished."""
         thin = Own(self.method).make(setting, amount)
         batches = setting.pool or setting.batches
-        return polish(
+        return distill(
             setting.model,
             thin,
             batches,
@@ -93,18 +94,23 @@ def _exam(setting: Setting) -> list[Tensor] | None:
 
 
 @lru_cache(maxsize=1)
-def _prepared(setting: Setting, method: str, objective: str) -> tuple[Context, Family]:
+def _prepared(setting: Setting, method: str, objective: str) -> tuple[Context, RemovalOrder]:
     """What does not depend on the amount: the statistics and the order of the units."""
     macs = fcompress.count(setting.model, setting.batches[0]).macs
     context = Context(
-        setting.model, setting.structure, setting.batches, setting.seed, macs, objective=objective
+        Predictor(setting.model),
+        setting.structure,
+        setting.batches,
+        setting.seed,
+        macs,
+        objective=objective,
     )
-    with evaluating(setting.model):
-        alone = METHODS[method].left_alone(context)
+    with Predictor(setting.model).evaluating():
+        alone = METHODS[method].not_pruned(context)
         if len(alone) == len(setting.structure.groups):
             raise fcompress.FcompressError(f"{method} can use no group of this network")
-        return context, METHODS[method].family(context)
+        return context, METHODS[method].removal_order(context)
 
 
 RIVALS = (*(Own(name) for name in METHODS), Own("hybrid", "params"))
-POLISHED = tuple(OwnPolished(name, POLISH_SECONDS) for name in METHODS if name == "hybrid")
+POLISHED = tuple(OwnPolished(name, DISTILL_SECONDS) for name in METHODS if name == "hybrid")

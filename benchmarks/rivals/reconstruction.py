@@ -18,7 +18,7 @@ from benchmarks.rivals.channels import (
     unit_rows,
     wide_of,
 )
-from fcompress.compress.allocation import Family, Path
+from fcompress.compress.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.samples import consumers_of, unit_columns
 
 
@@ -59,8 +59,8 @@ class Interpolative:
         """The thin network: `amount` is the share of units removed, per group or in all."""
         pivots = pivots_of(setting)
         if self.threshold:
-            family = Family.of(pivots)
-            kept = family.kept(round(amount * len(family.prices)))
+            removal_order = RemovalOrder.of(pivots)
+            kept = removal_order.kept(round(amount * len(removal_order.prices)))
         else:
             kept = same_share({name: path.order for name, path in pivots.items()}, amount)
         thin = fold_and_excise(setting, kept, ridge=0.0)
@@ -143,7 +143,7 @@ def pivoted_qr(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=1)
-def pivots_of(setting: Setting) -> dict[str, Path]:
+def pivots_of(setting: Setting) -> dict[str, GroupOrder]:
     """Pivoted order of each group, priced by |r_kk| / |r_11|; the first unit never goes."""
     wide = wide_of(setting)
     found = {}
@@ -158,7 +158,7 @@ def pivots_of(setting: Setting) -> dict[str, Path]:
         order, diagonal = pivoted_qr(torch.cat(stacked))
         price = diagonal / diagonal[0].clamp(min=torch.finfo(diagonal.dtype).tiny)
         price[0] = torch.inf
-        found[group.name] = Path(order, price)
+        found[group.name] = GroupOrder(order, price)
     return found
 
 

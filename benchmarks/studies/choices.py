@@ -25,11 +25,11 @@ from torch import Tensor
 import fcompress
 from fcompress.certify.agreement import changed_labels, reference_labels
 from fcompress.compress import divergence, fisher, least_squares, methods, reconstruct, samples
-from fcompress.compress.allocation import Family, merge
+from fcompress.compress.allocation import RemovalOrder, merge
 from fcompress.compress.least_squares import Fit, fit
 from fcompress.compress.methods import Context, Factor, Hybrid, importance, readings_of
 from fcompress.compress.subset_selection import weighted
-from fcompress.forward.running import evaluating
+from fcompress.forward.predictor import Predictor
 from fcompress.surgery.excision import excise
 
 SHARES = {"mlp": (0.3, 0.1, 0.05), "resnet20": (0.5, 0.3, 0.15), "alexnet": (0.1, 0.04, 0.01)}
@@ -66,8 +66,8 @@ class Joined(Hybrid):
     def __init__(self, costs: Callable[[Tensor, int], Tensor]) -> None:
         self.costs = costs
 
-    def family(self, context: Context) -> Family:
-        groups = [g for g in context.structure.groups if g.name not in self.left_alone(context)]
+    def removal_order(self, context: Context) -> RemovalOrder:
+        groups = [g for g in context.structure.groups if g.name not in self.not_pruned(context)]
         chosen = {g.name: self.rank(context, readings_of(context, g)) for g in groups}
         costs = {g.name: self.costs(chosen[g.name][1], len(g.consumers)) for g in groups}
         return merge({n: order for n, (order, _) in chosen.items()}, costs, context.loads)
@@ -178,15 +178,15 @@ def _trial(network: str, path: Path, choice: Choice, work: Path, root: Path | No
     batches = [x for x, _ in splits.need("calibration").batches(64, limit=count)]
     test = [x for x, _ in splits.need("test").batches(250, limit=TEST)]
     begin = time.process_time()
-    with choice.made(), evaluating(wide):
+    with choice.made(), Predictor(wide).evaluating():
         structure = fcompress.find_groups(wide, batches[0][:4])
         macs = fcompress.count(wide, batches[0]).macs
-        context = Context(wide, structure, batches, 0, macs)
-        family = choice.method.family(context)
+        context = Context(Predictor(wide), structure, batches, 0, macs)
+        removal_order = choice.method.removal_order(context)
         reference = reference_labels(wide, test)
         agreements = []
         for share in SHARES[network]:
-            kept = _of_size(context, family, share * macs)
+            kept = _of_size(context, removal_order, share * macs)
             changed, n = changed_labels(choice.method.make(context, kept), test, reference)
             agreements.append(round(1 - changed / n, 4))
     row = {
@@ -200,15 +200,15 @@ def _trial(network: str, path: Path, choice: Choice, work: Path, root: Path | No
     return row
 
 
-def _of_size(context: Context, family: Family, wanted: float) -> Mapping[str, Tensor]:
-    low, high = 0, len(family.prices)
+def _of_size(context: Context, removal_order: RemovalOrder, wanted: float) -> Mapping[str, Tensor]:
+    low, high = 0, len(removal_order.prices)
     while low < high:
         middle = (low + high) // 2
-        kept = family.kept(middle)
-        thin = excise(context.model, context.structure.groups, kept, share=True)
+        kept = removal_order.kept(middle)
+        thin = excise(context.original.network, context.structure.groups, kept, share=True)
         fits = fcompress.count(thin, context.batches[0]).macs <= wanted
         low, high = (low, middle) if fits else (middle + 1, high)
-    return family.kept(low)
+    return removal_order.kept(low)
 
 
 def _table(rows: Sequence[dict]) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.data import as_batches
+from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError
-from fcompress.forward.running import class_scores, connected, evaluating, placed
-from fcompress.forward.scoring import Scoring, resolved, scoring_of
+from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.scoring import Scoring, resolved
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class AgreementResult:
         mean_difference: Mean absolute difference of logits, the same.
         accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
         labels: What a label is: "classes", "sigmoid" (all labels of an example have to be the
-            same) or "positions" (`forward/scoring.py`). Of "positions" an example counts by one position
-            that is drawn for it, so that the bound holds for the share of changed positions.
+            same) or "positions" (`forward/scoring.py`). Of "positions" an example counts by one
+            position that is drawn for it, so that the bound holds for the share of changed
+            positions.
         positions: Share of equal labels over all positions of all examples; None for other labels.
     """
 
@@ -72,9 +74,10 @@ class AgreementResult:
         return found
 
 
+@renamed(wide="original", thin="compressed")
 def verify(
-    wide: nn.Module,
-    thin: nn.Module,
+    original: nn.Module,
+    compressed: nn.Module,
     data: object,
     *,
     confidence: float = CONFIDENCE,
@@ -86,15 +89,15 @@ def verify(
     An example counts as changed where either network's outputs are not finite.
 
     Args:
-        wide: The original network; its labels are the reference.
-        thin: The other network, on the same device.
+        original: Its labels are the reference.
+        compressed: The other network, on the same device.
         data: Batches of inputs [N, ...] or of (inputs, labels), or any other kind of data that
             `data.as_batches` takes.
         confidence: Of the bound, in (0, 1).
         output: Which of the networks' outputs are the scores (`scoring.Scoring`); None for what
-            a network carries, or else `logits`, the first of several or the only one.
-        labels: What a label is: "classes", "sigmoid" or "positions"; None for what a network
-            carries, or else by the shape of the scores.
+            a network was compressed with, or else `logits`, the first of several or the only one.
+        labels: What a label is: "classes", "sigmoid" or "positions"; None for what a network was
+            compressed with, or else by the shape of the scores.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
@@ -106,27 +109,35 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    readings = resolved(output, labels, (wide, thin))
-    tally = _Tally()
+    readings = resolved(output, labels, (original, compressed))
     batches = as_batches(data)
+    tally = _Tally()
     for inputs, truth in batches:
-        if not len(inputs):
-            continue
-        with (
-            connected(wide, batches.packing, readings[0]),
-            connected(thin, batches.packing, readings[1]),
-            evaluating(wide),
-            evaluating(thin),
-        ):
-            inputs = placed(wide, inputs)
-            before, after = class_scores(wide, inputs), class_scores(thin, inputs)
-            scoring = scoring_of(wide)
-        if before.shape != after.shape:
-            raise FcompressError(
-                f"the networks give outputs of shape {list(before.shape[1:])} and "
-                f"{list(after.shape[1:])}; compare networks with the same classes"
-            )
-        tally.add(scoring, before, after, truth)
+        one, other = (
+            Predictor(network, batches.packing, scoring)
+            for network, scoring in zip((original, compressed), readings, strict=True)
+        )
+        tally.compare(one, other, inputs, truth)
+    return tally.result(confidence)
+
+
+def compare(
+    original: Predictor,
+    compressed: Predictor,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    confidence: float,
+) -> AgreementResult:
+    """`verify` for networks of which it is known how they are run.
+
+    Args:
+        original: Its labels are the reference.
+        compressed: The other network.
+        batches: (inputs, labels or None) pairs.
+        confidence: Of the bound.
+    """
+    tally = _Tally()
+    for inputs, truth in batches:
+        tally.compare(original, compressed, inputs, truth)
     return tally.result(confidence)
 
 
@@ -138,6 +149,22 @@ class _Tally:
         self._right_before = self._right_after = self._positions = 0.0
         self._largest = self._total = 0.0
         self._kind = "classes"
+
+    def compare(
+        self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
+    ) -> None:
+        """Run both networks on one batch."""
+        if not len(inputs):
+            return
+        with original.evaluating(), compressed.evaluating():
+            inputs = original.place(inputs)
+            before, after = original.scores(inputs), compressed.scores(inputs)
+        if before.shape != after.shape:
+            raise FcompressError(
+                f"the networks give outputs of shape {list(before.shape[1:])} and "
+                f"{list(after.shape[1:])}; compare networks with the same classes"
+            )
+        self.add(original.scoring, before, after, truth)
 
     def add(self, scoring: Scoring, before: Tensor, after: Tensor, truth: Tensor | None) -> None:
         """Compare scores of one batch."""
@@ -212,7 +239,7 @@ def differing(one: Tensor, other: Tensor) -> Tensor:
 
 
 def changed_labels(
-    model: nn.Module, batches: Iterable[Tensor], reference: Tensor
+    model: nn.Module | Predictor, batches: Iterable[Tensor], reference: Tensor
 ) -> tuple[int, int]:
     """How many labels differ from the reference, and of how many examples.
 
@@ -225,7 +252,7 @@ def changed_labels(
     return int(differing(labels, reference).sum()), len(labels)
 
 
-def reference_labels(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+def reference_labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Tensor:
     """Labels of the original network: integers [N], or [N, labels] where there are several.
 
     Raises:
@@ -241,7 +268,7 @@ def reference_labels(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     return labels
 
 
-def check_labels(model: nn.Module, *parts: Iterable[Tensor]) -> None:
+def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None:
     """Refuse a network whose labels say nothing.
 
     Args:
@@ -267,10 +294,11 @@ def check_labels(model: nn.Module, *parts: Iterable[Tensor]) -> None:
     )
 
 
-def _labels(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    predictor = as_predictor(model)
     done = 0
-    with evaluating(model):
+    with predictor.evaluating():
         for batch in batches:
-            scores = class_scores(model, placed(model, batch))
-            yield predicted(scores, scoring_of(model), done).cpu()
+            scores = predictor.scores(predictor.place(batch))
+            yield predicted(scores, predictor.scoring, done).cpu()
             done += len(scores)

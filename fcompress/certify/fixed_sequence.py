@@ -8,29 +8,28 @@ confidence of a single test.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from fcompress.certify.agreement import AgreementResult, verify, with_upper_bound
-
-Say = Callable[[str], None]
+from fcompress.certify.agreement import AgreementResult, compare, with_upper_bound
+from fcompress.forward.predictor import Predictor
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of a family.
+    """One network of a removal_order.
 
     Attributes:
         removed: Number of units removed.
         kept: Kept units of each group.
-        model: The thin network.
+        model: The network.
         macs: Its multiply-adds.
         changed: Changed labels on the search split.
         n: Examples of the search split.
-        polish: What polishing did (`Polished.to_dict`), None for a network as it was refactored.
+        distill: What distillation did (`Distilled.to_dict`), None for a network as it was refitted.
     """
 
     removed: int
@@ -39,11 +38,11 @@ class Candidate:
     macs: int
     changed: int
     n: int
-    polish: dict[str, Any] | None = None
+    distill: dict[str, Any] | None = None
 
 
 def certify(
-    wide: nn.Module,
+    original: Predictor,
     candidates: Sequence[Candidate],
     data: Iterable[tuple[Tensor, Tensor | None]],
     tolerance: float,
@@ -52,7 +51,7 @@ def certify(
     """Test candidates in a fixed order until one fails.
 
     Args:
-        wide: The original network.
+        original: The original network.
         candidates: In an order chosen without looking at `data`.
         data: The certification split.
         tolerance: Largest share of labels that may change.
@@ -66,7 +65,7 @@ def certify(
     passed: tuple[Candidate, AgreementResult] | None = None
     results: list[AgreementResult] = []
     for candidate in candidates:
-        result = verify(wide, candidate.model, data, confidence=confidence)
+        result = compare(original, original.of(candidate.model), data, confidence)
         results.append(result)
         if result.upper_bound > tolerance:
             break

@@ -14,11 +14,11 @@ from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.table import Table
 from torch import nn
 
@@ -34,9 +34,10 @@ from fcompress.cli.output import (
 )
 from fcompress.data import Splits, load_data
 from fcompress.formats.atomic import write_atomic
-from fcompress.measure import ablation, redundancy
 from fcompress.measure.analysis import AnalyzeResult, analyze
+from fcompress.measure.options import LAYER_EXAMPLES, REDUNDANCY_TOLERANCES, STEPS, TOLERANCES
 from fcompress.models.provenance import origin_of
+from fcompress.progress import Progress, Report, silent
 from fcompress.report.plots import analysis_png
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -66,7 +67,7 @@ def _measuring_options(command: _Command) -> _Command:
             "--layer-examples",
             type=click.IntRange(min=1),
             metavar="N",
-            default=ablation.LAYER_EXAMPLES,
+            default=LAYER_EXAMPLES,
             show_default=True,
             help="Measure the ablation curves of single layers on the first N examples.",
         ),
@@ -80,7 +81,7 @@ def _measuring_options(command: _Command) -> _Command:
             "--steps",
             type=click.IntRange(min=1),
             metavar="N",
-            default=ablation.STEPS,
+            default=STEPS,
             show_default=True,
             help="Steps from nothing to everything ablated.",
         ),
@@ -113,7 +114,7 @@ def _measuring_options(command: _Command) -> _Command:
     "tolerances",
     type=_TOLERANCE,
     multiple=True,
-    default=ablation.TOLERANCES,
+    default=TOLERANCES,
     show_default=True,
     help="Share of labels that may change when units are ablated; may be repeated.",
 )
@@ -122,7 +123,7 @@ def _measuring_options(command: _Command) -> _Command:
     "redundancy_tolerances",
     type=_TOLERANCE,
     multiple=True,
-    default=redundancy.TOLERANCES,
+    default=REDUNDANCY_TOLERANCES,
     show_default=True,
     help="Share of variance that may stay unexplained; may be repeated.",
 )
@@ -167,11 +168,11 @@ def _named(data: str | None, root: Path | None, network: nn.Module) -> Splits | 
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Progress bars on stderr, one for each phase; none where it is no terminal."""
+def _progress() -> Iterator[Report]:
+    """Progress bars on stderr, one for each stage; none where it is no terminal."""
     stderr = Console(stderr=True)
     if not stderr.is_terminal:
-        yield lambda phase, done, total: None
+        yield silent
         return
     columns = (
         TextColumn("{task.description}"),
@@ -179,13 +180,13 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True) as bars:
+    with Bars(*columns, console=stderr, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def report(phase: str, done: int, total: int | None) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total)
-            bars.update(tasks[phase], completed=done)
+        def report(event: Progress) -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = bars.add_task(event.stage, total=event.of)
+            bars.update(tasks[event.stage], completed=event.done)
 
         yield report
 

@@ -96,7 +96,9 @@ def export_command(
     results = []
     for target in targets:
         click.echo(f"writing {target} and running it", err=True)
-        results.append(export(network, target, split, wide=reference, tol=tol, examples=examples))
+        results.append(
+            export(network, target, split, original=reference, tol=tol, examples=examples)
+        )
     if write_json(json_file, [result.to_dict() for result in results]):
         for line in export_lines(results):
             stdout().print(line, soft_wrap=True, markup=False)

@@ -14,9 +14,9 @@ from fcompress.checkpoints.checkpoint import load
 from fcompress.cli.analyze import _TOLERANCE, _UNITS, _measuring_options, _named, _progress
 from fcompress.cli.output import stdout, write_json
 from fcompress.formats.atomic import write_atomic
-from fcompress.measure import ablation, redundancy
 from fcompress.measure.analysis import gain
 from fcompress.measure.growth import LAST, QUANTITIES, GainResult
+from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES
 from fcompress.report.plots import gain_png
 
 
@@ -25,14 +25,14 @@ from fcompress.report.plots import gain_png
 @click.option(
     "--tolerance",
     type=_TOLERANCE,
-    default=ablation.TOLERANCES[0],
+    default=TOLERANCES[0],
     show_default=True,
     help="Share of labels that may change when units are ablated.",
 )
 @click.option(
     "--redundancy-tolerance",
     type=_TOLERANCE,
-    default=redundancy.TOLERANCES[0],
+    default=REDUNDANCY_TOLERANCES[0],
     show_default=True,
     help="Share of variance that may stay unexplained.",
 )
@@ -57,15 +57,11 @@ def gain_command(
     """
     networks = [load(path) for path in models]
     with _progress() as report:
-
-        def progress(number: int, phase: str, done: int, total: int | None) -> None:
-            report(f"{models[number].name}: {phase}", done, total)
-
         result = gain(
             networks,
             _named(data, data_root, networks[0]),
             root=data_root,
-            progress=progress,
+            progress=report,
             **options,
         )
     if plot is not None:

@@ -16,9 +16,17 @@ from fcompress.checkpoints.weights import Weights, load_weights, read_weights
 from fcompress.data import Splits, load_data, reload_data
 from fcompress.data.preprocess import Preprocess, of_name, of_numbers
 from fcompress.errors import CheckpointError, DataError
-from fcompress.forward.scoring import LABELS, Scoring, read_as
+from fcompress.forward.scoring import LABELS
 from fcompress.models.external import FORMS, Architecture, build_network, parse_args
-from fcompress.models.provenance import Described, describe, described, origin_of, set_origin
+from fcompress.models.provenance import (
+    Described,
+    describe,
+    described,
+    note_reading,
+    origin_of,
+    reading_of,
+    set_origin,
+)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -178,30 +186,16 @@ def network_options(command: _Command) -> _Command:
 def open_network(path: Path, how: NetworkOptions) -> nn.Module:
     """Read a network: a file of fcompress, or weights for an architecture that the user named.
 
-    It carries how its labels are read, as the user said or as it was shrunk with.
+    How its labels are read is noted, as the user said or as it was compressed with.
 
     Raises:
         FcompressError: The file or the architecture is no good, or one does not fit the other.
     """
     network = _opened(path, how)
-    output, labels = _as_shrunk(network)
-    if (how.output, how.labels, output, labels) != (None,) * 4:
-        read_as(network, Scoring(how.output or output, how.labels or labels))
+    if how.output is not None or how.labels is not None:
+        before = reading_of(network) or {"output": None, "labels": None}
+        note_reading(network, how.output or before["output"], how.labels or before["labels"])
     return network
-
-
-def _as_shrunk(network: nn.Module) -> tuple[str | int | None, str | None]:
-    """Output and kind of labels that the last shrinking in a network's history was about."""
-    for entry in reversed(origin_of(network)["history"]):
-        if isinstance(entry, dict) and entry.get("action") == "shrink":
-            output, agreement = entry.get("output"), entry.get("agreement")
-            labels = agreement.get("labels") if isinstance(agreement, dict) else None
-            return (
-                output if isinstance(output, str | int) else None,
-                # Classes and single scores are told by their shape.
-                labels if labels in ("positions", "sigmoid") else None,
-            )
-    return None, None
 
 
 def _opened(path: Path, how: NetworkOptions) -> nn.Module:

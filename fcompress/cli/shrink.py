@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,15 +29,14 @@ from fcompress.cli.output import (
     stdout,
     write_json,
 )
-from fcompress.compress.allocation import OBJECTIVES
-from fcompress.compress.methods import METHODS
-from fcompress.compress.options import POLISH_SECONDS
-from fcompress.compress.pipeline import shrink
+from fcompress.compress.options import DISTILL_SECONDS, METHODS, OBJECTIVES, ShrinkOptions
+from fcompress.compress.pipeline import compress
 from fcompress.compress.result import ShrinkResult
 from fcompress.errors import ResultWarning
 from fcompress.exports.exporting import ExportResult, export
 from fcompress.formats.atomic import write_atomic
 from fcompress.models import Network
+from fcompress.progress import Progress, Report
 from fcompress.report.plots import shrink_png
 from fcompress.report.text import change_rows, verdict
 
@@ -56,7 +55,7 @@ from fcompress.report.text import change_rows, verdict
     type=click.Choice(list(METHODS)),
     default="hybrid",
     show_default=True,
-    help="; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
+    help="; ".join(f"{name}: {summary}" for name, summary in METHODS.items()) + ".",
 )
 @click.option(
     "--out",
@@ -98,14 +97,18 @@ from fcompress.report.text import change_rows, verdict
     help="Keep multiples of N units; auto: the largest that costs no time on this device.",
 )
 @click.option(
+    "--distill",
     "--polish",
+    "distill",
     is_flag=True,
     help="Distil thin networks towards the wide one, without labels, to get thinner.",
 )
 @click.option(
+    "--distill-seconds",
     "--polish-seconds",
+    "distill_seconds",
     type=FloatRange(0, min_open=True),
-    default=POLISH_SECONDS,
+    default=DISTILL_SECONDS,
     show_default=True,
     help="Most seconds to polish one network; up to six are.",
 )
@@ -143,8 +146,8 @@ def shrink_command(
     plot: Path | None,
     objective: str,
     round_to: int | str,
-    polish: bool,
-    polish_seconds: float,
+    distill: bool,
+    distill_seconds: float,
     ratio: float | None,
     max_macs: int | None,
     calibration: int | None,
@@ -173,30 +176,28 @@ def shrink_command(
     if out.resolve() == model.resolve():
         raise click.BadParameter("this is MODEL itself; name another file", param_hint="--out")
     place(network, device)
-    with _lines() as say, warnings.catch_warnings():
+    with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
-        result = shrink(
-            network,
-            splits,
-            tol,
+        options = ShrinkOptions(
+            tol=tol,
             method=method,
             objective=objective,
             round_to=round_to,
-            polish=polish,
-            polish_seconds=polish_seconds,
+            distill=distill,
+            distill_seconds=distill_seconds,
             ratio=ratio,
             max_macs=max_macs,
             calibration=calibration,
             confidence=confidence,
             seed=seed,
-            progress=say,
         )
+        result = compress(network, splits, options, report)
     save(result.model.cpu(), out)
     sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
     result = replace(result, bytes=sizes)
     certified = splits.need("certification")
-    written = [export(result.model, path, certified, wide=network) for path in exports]
+    written = [export(result.model, path, certified, original=network) for path in exports]
     if plot is not None:
         picture = shrink_png(result)
         write_atomic(plot, lambda file: file.write(picture))
@@ -209,16 +210,16 @@ def _tell(line: str) -> None:
 
 
 @contextmanager
-def _lines() -> Iterator[Callable[[str], None]]:
+def _lines() -> Iterator[Report]:
     """Progress lines on stderr."""
     console = Console(stderr=True, highlight=False)
     with console.status("looking at the network") as status:
 
-        def say(line: str) -> None:
-            console.print(line, style="dim")
-            status.update(line)
+        def report(event: Progress) -> None:
+            console.print(str(event), style="dim")
+            status.update(str(event))
 
-        yield say
+        yield report
 
 
 def _show(result: ShrinkResult, out: Path, exports: list[ExportResult]) -> None:

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.forward.graph import Step, run
-from fcompress.forward.recording import record
+from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.recording import Recording, recordings_for
 from fcompress.forward.running import now
 from fcompress.structure.groups import Group
 
-OBJECTIVES = ("macs", "params", "latency")
 FINE_STEPS = 2000
 RUNS = 5  # of a layer, to time it
 DEAREST = 1e200  # stands for an infinite cost, which could not be compared with another one
 
 
 @dataclass(frozen=True)
-class Path:
+class GroupOrder:
     """Units of one group, those that stay longest first.
 
     Attributes:
@@ -41,22 +41,22 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Family:
+class RemovalOrder:
     """Nested networks: every level keeps, in each group, the head of the group's path.
 
     Attributes:
-        paths: A path for each group by name.
+        groups: A path for each group by name.
         prices: Sorted float64: the prices at which some unit goes.
     """
 
-    paths: Mapping[str, Path]
+    groups: Mapping[str, GroupOrder]
     prices: Tensor
 
     @classmethod
-    def of(cls, paths: Mapping[str, Path]) -> Family:
-        """Join the paths of all groups by price."""
-        merged = torch.cat([torch.zeros(0), *(p.price.double() for p in paths.values())])
-        return cls(dict(paths), merged[merged.isfinite()].sort().values)
+    def of(cls, groups: Mapping[str, GroupOrder]) -> RemovalOrder:
+        """Join the groups of all groups by price."""
+        merged = torch.cat([torch.zeros(0), *(p.price.double() for p in groups.values())])
+        return cls(dict(groups), merged[merged.isfinite()].sort().values)
 
     def kept(self, removed: int, multiple: int = 1) -> dict[str, Tensor]:
         """Kept units of each group, sorted int64, when the first `removed` units are gone.
@@ -68,7 +68,7 @@ class Family:
             name: path.order[: -(-int((path.price > limit).sum()) // multiple) * multiple]
             .sort()
             .values
-            for name, path in self.paths.items()
+            for name, path in self.groups.items()
         }
 
 
@@ -77,7 +77,7 @@ class Load:
     """What one layer costs and which groups that depends on.
 
     Attributes:
-        cost: Of the layer in the wide network, in any unit that is common to all layers.
+        cost: Of the layer in the original network, in any unit that is common to all layers.
         inputs: Share of its input channels that each group holds.
         outputs: Share of its output channels that each group holds.
     """
@@ -88,20 +88,25 @@ class Load:
 
 
 def layer_loads(
-    model: nn.Module, groups: Sequence[Group], batch: Tensor, objective: str = "macs"
+    original: nn.Module | Predictor,
+    groups: Sequence[Group],
+    batch: Tensor,
+    objective: str = "macs",
+    recordings: dict[int, Recording] | None = None,
 ) -> list[Load]:
     """What every layer costs, by a run.
 
     Args:
-        model: The wide network, in eval mode.
+        original: The original network, in eval mode.
         groups: Its groups.
         batch: Inputs [N, ...]; all are run for "latency", else only the first.
         objective: "macs" (multiply-adds), "params" (numbers in the weight) or "latency" (fastest of
             a few runs, in seconds).
+        recordings: Recordings of the network that exist already, by batch size; more are added.
     """
     inputs = batch if objective == "latency" else batch[:1]
-    recording = record(model, inputs)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    recording = recordings_for(original, [inputs], recordings)[len(inputs)]
+    tensors = as_predictor(original).tensors()
     values = {recording.inputs[0]: inputs.clone()}
     loads, at = [], 0
     with torch.no_grad():
@@ -138,7 +143,7 @@ def _fastest(step: Step, values: Mapping[int, Tensor], tensors: Mapping[str, Ten
 
 def merge(
     orders: Mapping[str, Tensor], costs: Mapping[str, Tensor], loads: Sequence[Load]
-) -> Family:
+) -> RemovalOrder:
     """Join the groups' own orders into one order of removal.
 
     Args:
@@ -147,7 +152,7 @@ def merge(
         loads: What the layers cost.
 
     Returns:
-        A family whose prices are the places in the common order; each group keeps its first unit.
+        Prices are the places in the common order; each group keeps its first unit.
     """
     names = list(orders)
     size = np.array([len(orders[n]) for n in names], dtype=np.float64)
@@ -172,8 +177,8 @@ def merge(
             kept[best] -= 1
             time += 1
             prices[best][int(kept[best])] = time
-    return Family.of(
-        {n: Path(orders[n], torch.from_numpy(p)) for n, p in zip(names, prices, strict=True)}
+    return RemovalOrder.of(
+        {n: GroupOrder(orders[n], torch.from_numpy(p)) for n, p in zip(names, prices, strict=True)}
     )
 
 

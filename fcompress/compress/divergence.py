@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fcompress.compress.samples import Target
 from fcompress.forward.graph import run
-from fcompress.forward.recording import Recording, copies, record, to_end
-from fcompress.forward.scoring import Scoring, scoring_of
+from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.recording import Recording, copies, recordings_for, to_end
+from fcompress.forward.scoring import Scoring
 from fcompress.structure.groups import Group
 
 KEPT = (0.75, 0.5, 0.33, 0.2, 0.1, 0.05)  # shares of a group's units to measure at
@@ -47,36 +48,36 @@ class Reading:
 
 
 def measured_costs(
-    model: nn.Module,
+    original: nn.Module | Predictor,
     groups: Sequence[Group],
     readings: Mapping[str, Sequence[Reading]],
     orders: Mapping[str, Tensor],
     predicted: Mapping[str, Tensor],
     inputs: Tensor,
+    recordings: dict[int, Recording] | None = None,
 ) -> dict[str, Tensor]:
     """Bring predicted costs to the scale of measured ones, group by group.
 
     Args:
-        model: The wide network, in eval mode.
+        original: The original network, in eval mode.
         groups: The groups to measure.
         readings: The consumers of each group, by its name.
         orders: The units of each group, those that stay longest first: int64 [C].
         predicted: For each group float64 [C]: entry k is the cost when only the first k stay.
         inputs: Examples [N, ...], all run as one batch.
+        recordings: Recordings of the network that exist already, by batch size; more are added.
 
     Returns:
         For each group float64 [C], in nats.
     """
-    tensors = {
-        name: tensor.detach()
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    recording = record(model, inputs)
+    predictor = as_predictor(original)
+    tensors = {name: tensor.detach() for name, tensor in predictor.tensors().items()}
+    recording = recordings_for(original, [inputs], recordings)[len(inputs)]
     written = any(step.func._schema.is_mutable for step in recording.steps)
     costs = {}
     with torch.no_grad():
         reference = to_end(recording, 0, {recording.inputs[0]: inputs.clone()}, tensors)
-        scoring = scoring_of(model)
+        scoring = predictor.scoring
         reference = scoring.log_probabilities(reference.double())
         for group in groups:
             first = first_use(recording, group)
@@ -188,24 +189,29 @@ def rescaled(predicted: Tensor, measured: Mapping[int, float]) -> Tensor:
 
 
 def ablation_effects(
-    model: nn.Module, groups: tuple[Group, ...], inputs: Tensor
+    original: nn.Module | Predictor,
+    groups: tuple[Group, ...],
+    inputs: Tensor,
+    recordings: dict[int, Recording] | None = None,
 ) -> dict[str, Tensor]:
     """Measure every unit of every group.
 
     Args:
-        model: The network, in eval mode, which gives scores (`scoring.Scoring`) only.
+        original: The network, in eval mode.
         groups: Proven groups.
         inputs: Calibration examples [N, ...], all run as one batch.
+        recordings: Recordings of the network that exist already, by batch size; more are added.
 
     Returns:
         For each group float64 [units]: mean divergence in nats.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    recording = record(model, inputs)
+    predictor = as_predictor(original)
+    tensors = predictor.tensors()
+    recording = recordings_for(original, [inputs], recordings)[len(inputs)]
     with torch.no_grad():
         values = {recording.inputs[0]: inputs.clone()}
         outputs = to_end(recording, 0, values, tensors)
-        scoring = scoring_of(model)
+        scoring = predictor.scoring
         reference = scoring.log_probabilities(outputs.double())
         return {g.name: _group(recording, g, inputs, tensors, (scoring, reference)) for g in groups}
 

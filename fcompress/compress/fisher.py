@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.forward.graph import run
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.recording import Recording, recordings_for
-from fcompress.forward.scoring import scoring_of
 
 # A layer's outputs that the sampled labels happened not to listen to still matter a little: this
 # share of the mean is added to the diagonal.
@@ -24,29 +24,29 @@ SMOOTHING = 0.1
 
 
 def output_fisher(
-    model: nn.Module,
+    original: nn.Module | Predictor,
     batches: Sequence[Tensor],
     *,
     seed: int = 0,
-    recordings: Mapping[int, Recording] | None = None,
+    recordings: dict[int, Recording] | None = None,
 ) -> dict[str, Tensor]:
     """Fisher information of every layer's outputs, by one pass forward and backward.
 
     Args:
-        model: A network in eval mode that gives scores (`scoring.Scoring`) only.
-        batches: Inputs [N, ...], on the model's device.
+        original: A network in eval mode.
+        batches: Inputs [N, ...], on the network's device.
         seed: Draws the labels.
-        recordings: Recordings of the model, if they exist already.
+        recordings: Recordings of the network that exist already, by batch size; more are added.
 
     Returns:
         For each layer, by the name of its weight, float64 [O, O]: summed over positions, mean
         over examples, smoothed. Layers that no label depends on are missing.
     """
-    recordings = recordings or recordings_for(model, batches)
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
-    tensors = {name: tensor.detach() for name, tensor in named.items()}
+    predictor = as_predictor(original)
+    recordings = recordings_for(original, batches, recordings)
+    tensors = {name: tensor.detach() for name, tensor in predictor.tensors().items()}
     generator = torch.Generator().manual_seed(seed)
-    surprise = partial(scoring_of(model).surprise, generator=generator)
+    surprise = partial(predictor.scoring.surprise, generator=generator)
     sums: dict[str, Tensor] = {}
     for batch in batches:
         recording = recordings[len(batch)]

@@ -1,6 +1,6 @@
 """The ways to make a network thinner, side by side.
 
-A method says two things: in which order units go (a `Family` of nested choices), and how the
+A method says two things: in which order units go (a `RemovalOrder` of nested choices), and how the
 network is made that keeps a given choice. Everything else, the search for the amount, the
 certificate and the report, is the same for all of them (`shrink.py`).
 """
@@ -8,17 +8,17 @@ certificate and the report, is the same for all of them (`shrink.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fcompress.compress.allocation import Family, Load, layer_loads, merge
+from fcompress.compress.allocation import Load, RemovalOrder, layer_loads, merge
 from fcompress.compress.divergence import KEPT, Reading, ablation_effects, dense, measured_costs
 from fcompress.compress.fisher import output_fisher
-from fcompress.compress.reconstruct import refactor_network
+from fcompress.compress.reconstruct import refit_network
 from fcompress.compress.samples import (
     Target,
     collect_targets,
@@ -27,6 +27,8 @@ from fcompress.compress.samples import (
     unit_moments,
 )
 from fcompress.compress.subset_selection import pivoted, weighted
+from fcompress.forward.predictor import Predictor
+from fcompress.forward.recording import Recording
 from fcompress.structure.groups import Group, Structure
 from fcompress.surgery.excision import excise, kept_indices
 
@@ -36,47 +38,53 @@ class Context:
     """What every method works with.
 
     Attributes:
-        model: The wide network, in eval mode; never changed.
+        original: The network to compress, in eval mode; never changed.
         structure: Its groups.
         batches: Calibration inputs on the model's device, several batches of one size.
         seed: Chooses sampled rows.
-        macs: Multiply-adds of the wide network for one example.
+        macs: Multiply-adds of the original network for one example.
         objective: What removing units is to save, one of `OBJECTIVES`.
+        recordings: Its recordings, by batch size, made when first needed and shared by all.
     """
 
-    model: nn.Module
+    original: Predictor
     structure: Structure
     batches: Sequence[Tensor]
     seed: int
     macs: int
     objective: str = "macs"
+    recordings: dict[int, Recording] = field(default_factory=dict)
 
     @cached_property
     def loads(self) -> list[Load]:
-        """What every layer of the wide network costs."""
-        return layer_loads(self.model, self.structure.groups, self.batches[0], self.objective)
+        """What every layer of the original network costs."""
+        return layer_loads(
+            self.original, self.structure.groups, self.batches[0], self.objective, self.recordings
+        )
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
         """How much the labels listen to every layer's outputs (one sweep with gradients)."""
-        return output_fisher(self.model, self.batches, seed=self.seed)
+        return output_fisher(
+            self.original, self.batches, seed=self.seed, recordings=self.recordings
+        )
 
     @cached_property
     def targets(self) -> dict[str, Target]:
-        """Rows of every layer of the wide network (one sweep, done when first needed)."""
-        return collect_targets(self.model, self.batches, seed=self.seed)
+        """Rows of every layer of the original network (one sweep, done when first needed)."""
+        return collect_targets(
+            self.original, self.batches, seed=self.seed, recordings=self.recordings
+        )
 
 
 class Method(Protocol):
     """A way to choose units and to make the network without the others."""
 
-    summary: str
-
-    def left_alone(self, context: Context) -> dict[str, str]:
+    def not_pruned(self, context: Context) -> dict[str, str]:
         """Proven groups that this method cannot use, with the reason."""
         ...
 
-    def family(self, context: Context) -> Family:
+    def removal_order(self, context: Context) -> RemovalOrder:
         """Nested choices of units."""
         ...
 
@@ -88,18 +96,17 @@ class Method(Protocol):
 class Prune:
     """Prunable units: those whose ablation changes the outputs least go first."""
 
-    summary = "excise units by the measured effect of ablating each; nothing is refactored"
     budget = 4e12  # multiply-adds to spend on measuring
 
-    def left_alone(self, context: Context) -> dict[str, str]:
-        """Nothing: zeroing needs no refactoring."""
+    def not_pruned(self, context: Context) -> dict[str, str]:
+        """Nothing: zeroing needs no refitting."""
         return {}
 
-    def family(self, context: Context) -> Family:
+    def removal_order(self, context: Context) -> RemovalOrder:
         """Units of a group by their effect, those of all groups by effect for what they save."""
         groups = context.structure.groups
         inputs = torch.cat(list(context.batches))[: self.examples(context)]
-        effects = ablation_effects(context.model, groups, inputs)
+        effects = ablation_effects(context.original, groups, inputs, context.recordings)
         orders = {n: e.argsort(descending=True, stable=True) for n, e in effects.items()}
         # The cost of keeping the first k is the sum of the effects of the others.
         costs = {n: e[orders[n]].flip(0).cumsum(0).flip(0) for n, e in effects.items()}
@@ -113,28 +120,26 @@ class Prune:
 
     def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
         """Excise, nothing else."""
-        return excise(context.model, context.structure.groups, kept)
+        return excise(context.original.network, context.structure.groups, kept)
 
 
 class Factor:
     """Redundant units: those that are linear combinations of others go, folded into them."""
 
-    summary = "excise units that others explain linearly and refactor what reads them"
-
-    def left_alone(self, context: Context) -> dict[str, str]:
+    def not_pruned(self, context: Context) -> dict[str, str]:
         """Groups read by something that is no whole convolution or linear layer."""
         reasons = {}
         for group in context.structure.groups:
             consumers = consumers_of(group, context.targets)
             if consumers is None:
-                reasons[group.name] = "one of its consumers cannot be refactored"
+                reasons[group.name] = "one of its consumers cannot be refitted"
             elif any(unit_columns(t.layer, s) is None for s, t in consumers):
                 reasons[group.name] = "a consumer reads different numbers of columns of its units"
         return reasons
 
-    def family(self, context: Context) -> Family:
+    def removal_order(self, context: Context) -> RemovalOrder:
         """Rank-revealing choices, joined by the share of variance left unexplained."""
-        skipped = self.left_alone(context)
+        skipped = self.not_pruned(context)
         chosen = {
             g.name: self.choose(context, g)
             for g in context.structure.groups
@@ -163,12 +168,12 @@ class Factor:
         return pivoted(total)
 
     def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
-        """Excise, then refactor every touched layer against the wide network."""
+        """Excise, then refit every touched layer against the original network."""
         groups = context.structure.groups
-        tensors = dict(context.model.named_parameters()) | dict(context.model.named_buffers())
+        tensors = context.original.tensors()
         keep = kept_indices(tensors, groups, kept)
-        thin = excise(context.model, groups, kept)
-        return refactor_network(context.model, thin, groups, keep, context.targets, context.batches)
+        thin = excise(context.original.network, groups, kept)
+        return refit_network(context.original, thin, groups, keep, context.targets, context.batches)
 
 
 class Hybrid(Factor):
@@ -180,20 +185,21 @@ class Hybrid(Factor):
     to their measured scale group by group, so that groups compare.
     """
 
-    summary = "excise units by what labels notice of them beyond what others explain, and refactor"
     budget = 4.0  # sweeps over the calibration data to spend on measuring
     least, most = 64, 512  # examples to measure on
 
-    def family(self, context: Context) -> Family:
+    def removal_order(self, context: Context) -> RemovalOrder:
         """Weighted greedy choices, joined by measured divergence."""
-        skipped = self.left_alone(context)
+        skipped = self.not_pruned(context)
         groups = [g for g in context.structure.groups if g.name not in skipped]
         readings = {g.name: readings_of(context, g) for g in groups}
         chosen = {g.name: self.rank(context, readings[g.name]) for g in groups}
         orders = {name: order for name, (order, _) in chosen.items()}
         predicted = {name: cost for name, (_, cost) in chosen.items()}
         inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
-        costs = measured_costs(context.model, groups, readings, orders, predicted, inputs)
+        costs = measured_costs(
+            context.original, groups, readings, orders, predicted, inputs, context.recordings
+        )
         return merge(orders, costs, context.loads)
 
     def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
@@ -209,7 +215,7 @@ class Hybrid(Factor):
 
 
 def readings_of(context: Context, group: Group) -> list[Reading]:
-    """How each consumer reads the units of a group that `Factor` does not leave alone."""
+    """How each consumer reads the units of a group that `Factor` can use."""
     found = []
     for slot, target in consumers_of(group, context.targets) or ():
         columns = unit_columns(target.layer, slot)
@@ -226,11 +232,12 @@ def importance(context: Context, reading: Reading) -> Tensor:
     are taken to be independent.
     """
     layer = reading.target.layer
-    stored = dict(context.model.named_parameters())[layer.weight].detach().cpu()
+    stored = context.original.tensors()[layer.weight].detach().cpu()
     weight = dense(layer.convolution, layer.inputs_first, stored)[:, reading.columns]
     fisher = context.fisher.get(layer.weight)
     heard = weight if fisher is None else torch.einsum("op,pcku->ocku", fisher, weight)
     return torch.einsum("ocku,odku->cd", weight, heard) / 2
 
 
+# By the names of `options.METHODS`.
 METHODS: dict[str, Method] = {"prune": Prune(), "factor": Factor(), "hybrid": Hybrid()}

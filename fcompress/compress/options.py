@@ -1,42 +1,106 @@
-"""What `shrink` can be asked for, checked in one place."""
+"""What `shrink` can be asked for, checked in one place.
+
+Nothing here needs torch, so that the command line can show its help without it.
+"""
 
 from __future__ import annotations
 
-from fcompress.compress.allocation import OBJECTIVES
-from fcompress.compress.methods import METHODS
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
-POLISH_SECONDS = 60.0
+from fcompress.certify.bounds import CONFIDENCE
 
-
-def check(
-    tol: float | None,
-    ratio: float | None,
-    max_macs: int | None,
-    calibration: int | None,
-    confidence: float,
-) -> None:
-    """Refuse numbers that are out of their range."""
-    if tol is not None and not 0 <= tol < 1:
-        raise ValueError(f"tol={tol}: expected a share of labels in [0, 1)")
-    if tol is None and ratio is None and max_macs is None:
-        raise ValueError("nothing to aim at: give tol, ratio or max_macs")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio}: expected a share of the MACs in (0, 1]")
-    if max_macs is not None and max_macs < 1:
-        raise ValueError(f"max_macs={max_macs}: expected at least 1")
-    if calibration is not None and calibration < 2:
-        raise ValueError(f"calibration={calibration}: expected at least 2 examples")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "prune": "excise units by the measured effect of ablating each; nothing is refitted",
+        "factor": "excise units that others explain linearly and refit what reads them",
+        "hybrid": (
+            "excise units by what labels notice of them beyond what others explain, and refit"
+        ),
+    }
+)
+OBJECTIVES = ("macs", "params", "latency")
+DISTILL_SECONDS = 60.0
 
 
-def check_choices(method: str, objective: str, round_to: int | str, polish_seconds: float) -> None:
-    """Refuse choices that there are not."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}")
-    if round_to != "auto" and (not isinstance(round_to, int) or round_to < 1):
-        raise ValueError(f'round_to={round_to!r}: expected a whole number from 1 on, or "auto"')
-    if not 0 < polish_seconds < float("inf"):
-        raise ValueError(f"polish_seconds={polish_seconds}: expected a number above 0")
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """How to look for the compressed network; see `shrink` for each in full.
+
+    Attributes:
+        tol: Largest share of labels that may change, in [0, 1); None with a size.
+        method: One of `METHODS`.
+        objective: What removing units is to save, one of `OBJECTIVES`.
+        round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
+        distill: Whether to train candidates on towards the original, without labels.
+        distill_seconds: Most seconds to distil one candidate.
+        ratio: Instead of a tolerance: at most this share of the MACs, in (0, 1].
+        max_macs: Instead of a tolerance: at most this many MACs.
+        calibration: Most calibration examples; None for as many as are cheap.
+        confidence: Of the certificate, in (0, 1).
+        seed: Random seed.
+        output: Which of several outputs are the scores; None for what the network carries.
+        labels: What a label is; None for what the network carries, or else by its shape.
+
+    Raises:
+        ValueError: One of them is out of its range.
+    """
+
+    tol: float | None = 0.2
+    method: str = "hybrid"
+    objective: str = "macs"
+    round_to: int | str = 1
+    distill: bool = False
+    distill_seconds: float = DISTILL_SECONDS
+    ratio: float | None = None
+    max_macs: int | None = None
+    calibration: int | None = None
+    confidence: float = CONFIDENCE
+    seed: int = 0
+    output: str | int | None = None
+    labels: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_aim()
+        if self.calibration is not None and self.calibration < 2:
+            raise ValueError(f"calibration={self.calibration}: expected at least 2 examples")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence={self.confidence}: expected a number in (0, 1)")
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r}: expected one of {', '.join(METHODS)}")
+        if self.objective not in OBJECTIVES:
+            choices = ", ".join(OBJECTIVES)
+            raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
+        multiple = self.round_to
+        if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
+            raise ValueError(f'round_to={multiple!r}: expected a whole number from 1 on, or "auto"')
+        if not 0 < self.distill_seconds < float("inf"):
+            raise ValueError(f"distill_seconds={self.distill_seconds}: expected a number above 0")
+
+    def _check_aim(self) -> None:
+        if self.tol is not None and not 0 <= self.tol < 1:
+            raise ValueError(f"tol={self.tol}: expected a share of labels in [0, 1)")
+        if self.tol is None and not self.by_size:
+            raise ValueError("nothing to aim at: give tol, ratio or max_macs")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
+        if self.max_macs is not None and self.max_macs < 1:
+            raise ValueError(f"max_macs={self.max_macs}: expected at least 1")
+
+    @property
+    def by_size(self) -> bool:
+        """Whether a size is asked for instead of a tolerance."""
+        return self.ratio is not None or self.max_macs is not None
+
+    @property
+    def tolerance(self) -> float | None:
+        """What is to be certified; None where a size is asked for."""
+        return None if self.by_size else self.tol
+
+    def most_macs(self, before: int) -> int:
+        """The size asked for, of a network of `before` multiply-adds."""
+        return min(
+            before if self.ratio is None else int(self.ratio * before),
+            before if self.max_macs is None else self.max_macs,
+        )

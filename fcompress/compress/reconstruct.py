@@ -1,6 +1,6 @@
-"""Refactor a thin network layer by layer, from input to output, against the wide one.
+"""Refit a compressed network layer by layer, from input to output, against the original one.
 
-Each layer's inputs come from the thin network as it now is, its targets from the wide network
+Each layer's inputs come from the compressed network as it now is, its targets from the original
 (DESIGN section 1). So every layer also makes up, as far as it can, for what the layers before
 it lost. Batch norms that follow are moved by as much as their input moved.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fcompress.compress.least_squares import Fit, Rectifier, fit
 from fcompress.compress.samples import Target, centre, input_rows, output_rows, unit_columns
 from fcompress.forward.graph import Layer, Norm
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.recording import Replay, recordings_for
 from fcompress.structure.groups import Group
 from fcompress.surgery.resizing import resize
@@ -23,31 +24,31 @@ WIDEST_SOLVE = 6000
 FAINT = 1e-2
 
 
-def refactor_network(
-    wide: nn.Module,
-    thin: nn.Module,
+def refit_network(
+    original: nn.Module | Predictor,
+    compressed: nn.Module,
     groups: Sequence[Group],
     keep: Mapping[tuple[str, int], Tensor],
     targets: Mapping[str, Target],
     batches: Sequence[Tensor],
 ) -> nn.Module:
-    """Solve every layer of `thin` whose inputs changed.
+    """Solve every layer of `compressed` whose inputs changed.
 
     Args:
-        wide: The original network.
-        thin: Its excised copy; changed in place.
+        original: The original network.
+        compressed: Its excised copy; changed in place.
         groups: The groups that were cut.
         keep: Indices that stay of each (tensor, dim) (`excision.kept_indices`).
-        targets: Rows of the wide network (`samples.collect_targets`) on the same batches.
+        targets: Rows of the original network (`samples.collect_targets`) on the same batches.
         batches: Calibration inputs.
 
     Returns:
-        `thin`.
+        `compressed`.
     """
-    give_biases(thin, targets)
-    originals = dict(wide.named_parameters()) | dict(wide.named_buffers())
-    tensors = dict(thin.named_parameters()) | dict(thin.named_buffers())
-    replay = Replay(recordings_for(thin, batches), tensors, batches)
+    give_biases(compressed, targets)
+    predictor = as_predictor(original).of(compressed)
+    originals, tensors = as_predictor(original).tensors(), predictor.tensors()
+    replay = Replay(recordings_for(predictor, batches), tensors, batches)
     with torch.no_grad():
         for index, layer in enumerate(replay.layer_list):
             target = targets.get(layer.weight)
@@ -58,13 +59,13 @@ def refactor_network(
             if target.joined is not None:
                 joined = output_rows(replay.joined(index), target.places)
             _solve_layer(layer, rows, joined, target, originals, tensors, keep, groups)
-    return thin
+    return compressed
 
 
-def give_biases(thin: nn.Module, targets: Mapping[str, Target]) -> None:
+def give_biases(compressed: nn.Module, targets: Mapping[str, Target]) -> None:
     """A zero bias for layers that have none and no batch norm after them to shift instead."""
     missing = {}
-    modules = dict(thin.named_modules())
+    modules = dict(compressed.named_modules())
     for target in targets.values():
         layer = target.layer
         owner, _, attribute = layer.weight.rpartition(".")
@@ -74,7 +75,7 @@ def give_biases(thin: nn.Module, targets: Mapping[str, Target]) -> None:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             missing[f"{owner}.bias"] = module.weight.new_zeros(module.weight.shape[0])
     if missing:
-        resize(thin, missing)
+        resize(compressed, missing)
 
 
 def _is_depthwise(layer: Layer, weight: Tensor) -> bool:
@@ -91,7 +92,7 @@ def _solve_layer(
     keep: Mapping[tuple[str, int], Tensor],
     groups: Sequence[Group],
 ) -> None:
-    """Give one layer of the thin network the weights that suit its inputs."""
+    """Give one layer of the compressed network the weights that suit its inputs."""
     device = rows.device
     out_dim, in_dim = (1, 0) if layer.inputs_first else (0, 1)
     original = originals[layer.weight].detach().double()
@@ -156,9 +157,9 @@ def _rectifier(
 
     Args:
         layer: A layer that a ReLU follows.
-        outputs: [rows, O] of the wide network.
-        skips: What is added in the wide network and in the thin one, [rows, O] each.
-        tensors: Of the thin network.
+        outputs: [rows, O] of the original network.
+        skips: What is added in the original network and in the compressed one, [rows, O] each.
+        tensors: Of the compressed network.
     """
     gain = outputs.new_ones(outputs.shape[1])
     mean, offset = torch.zeros_like(gain), torch.zeros_like(gain)
@@ -284,9 +285,9 @@ def _kept(keep: Mapping[tuple[str, int], Tensor], tensor: str, dim: int, size: i
 def _move_norm(layer: Layer, bias: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """The batch norm takes over the bias that a layer without one would need.
 
-    Its statistics stay what training left them otherwise: the refactored outputs approximate the
-    wide network's, so they fit. Scaling the variance to the (smaller) one of the refactored
-    outputs was measured to agree less, estimating it anew would break exact refactors.
+    Its statistics stay what training left them otherwise: the refitted outputs approximate the
+    original network's, so they fit. Scaling the variance to the (smaller) one of the refitted
+    outputs was measured to agree less, estimating it anew would break exact refits.
     """
     assert layer.norm is not None
     mean = tensors[layer.norm.mean]

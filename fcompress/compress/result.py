@@ -1,4 +1,4 @@
-"""What shrink() gives back: the thin network, its certificate and what was gained."""
+"""What shrink() gives back: the compressed network, its certificate and what was gained."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.certify.agreement import AgreementResult, verify
+from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.screening import Copies
-from fcompress.compress.search import Found, Workshop
+from fcompress.compress.options import ShrinkOptions
+from fcompress.compress.search import CandidateBuilder, Found
+from fcompress.deprecation import warn
 from fcompress.forward import cost
-from fcompress.forward.running import disconnect
-from fcompress.forward.scoring import scoring_of
+from fcompress.forward.scoring import BY_SHAPE
 from fcompress.models import Network
-from fcompress.models.provenance import described, origin_of, set_origin, versions
+from fcompress.models.provenance import (
+    described,
+    hand_on,
+    note_reading,
+    origin_of,
+    set_origin,
+    versions,
+)
 from fcompress.structure.groups import Structure
 
 LATENCY_BATCH = 64
@@ -28,9 +36,9 @@ class LayerChange:
 
     Attributes:
         name: The layer.
-        units_before: Its outputs in the wide network.
-        units_after: Its outputs in the thin network.
-        reason: Why its units were left alone; None where they could go.
+        units_before: Its outputs in the original network.
+        units_after: Its outputs in the compressed network.
+        reason: Why its units were not pruned; None where they could go.
     """
 
     name: str
@@ -41,14 +49,14 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class ShrinkResult:
-    """A thin network and what is known about it.
+    """A compressed network and what is known about it.
 
     Attributes:
-        model: The thin network, on the device of the wide one, in eval mode.
+        model: The compressed network, on the device of the original one, in eval mode.
         method: How units were chosen.
         objective: What was to be saved: "macs", "params" or "latency".
         round_to: Multiple to which numbers of units were rounded up.
-        polish: What polishing did to the network (`Polished.to_dict`), None without it.
+        distill: What distillation did to the network (`Distilled.to_dict`), None without it.
         tolerance: Largest share of labels that may change; None where a size was asked for.
         certified: Whether the bound on the certification split is within the tolerance.
         agreement: On the certification split, with a bound that holds however many were tested.
@@ -63,12 +71,12 @@ class ShrinkResult:
         latency_single_ms: The same for one example.
         accuracy: On the test split (else the certification split) in [0, 1], or None.
         layers: Units of each layer.
-        skipped: Everything left alone, with the reason.
-        candidates: Every network tried on the search split: units removed, polished or not, MACs,
+        skipped: Everything that was not pruned, with the reason.
+        candidates: Every network tried on the search split: units removed, distilled or not, MACs,
             changed, n.
         calibration: Number of calibration examples.
         data: Identity of the data.
-        seed: Of all choices.
+        seed: Random seed.
         versions: Of what produced this.
     """
 
@@ -76,7 +84,7 @@ class ShrinkResult:
     method: str
     objective: str
     round_to: int
-    polish: dict[str, Any] | None
+    distill: dict[str, Any] | None
     tolerance: float | None
     certified: bool
     agreement: AgreementResult
@@ -98,9 +106,16 @@ class ShrinkResult:
     seed: int
     versions: dict[str, str]
 
+    @property
+    def polish(self) -> dict[str, Any] | None:
+        """What `distill` was called until version 0.1."""
+        warn("the attribute polish of a ShrinkResult", "distill")
+        return self.distill
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values of everything but the network."""
         found = {k: v for k, v in vars(self).items() if k != "model"}
+        found["polish"] = self.distill  # its name until version 0.1
         found["agreement"] = self.agreement.to_dict()
         found["test"] = None if self.test is None else self.test.to_dict()
         found["layers"] = [vars(layer) for layer in self.layers]
@@ -113,64 +128,63 @@ class ShrinkResult:
 
 def outcome(
     model: nn.Module,
-    shop: Workshop,
+    builder: CandidateBuilder,
     found: Found,
-    alone: Mapping[str, str],
+    not_pruned: Mapping[str, str],
     checked: tuple[Copies, tuple[str, ...]],
-    *,
-    method: str,
-    tol: float | None,
-    confidence: float,
+    options: ShrinkOptions,
 ) -> ShrinkResult:
     """Measure what was gained and put everything that is known together.
 
     Args:
         model: The caller's network.
-        shop: Where the thin network was made.
-        found: The thin network.
-        alone: Groups that the method left alone, with the reason.
+        builder: Where the compressed network was made.
+        found: The compressed network.
+        not_pruned: Groups that the method cannot use, with the reason.
         checked: Copies among the examples, and what weakens the result.
-        method: Name of the method.
-        tol: The tolerance; None where a size was asked for.
-        confidence: Of the bounds.
+        options: What was asked for.
     """
-    context, roles = shop.context, shop.roles
+    context, roles = builder.context, builder.roles
     agreement = found.agreement
-    wide, thin = context.model, found.candidate.model
-    test = None if roles.test is None else verify(wide, thin, roles.test, confidence=confidence)
-    before, after = cost.count(wide, context.batches[0]), cost.count(thin, context.batches[0])
+    original, compressed = context.original, found.candidate.model
+    both = (original, original.of(compressed))
+    test = None if roles.test is None else compare(*both, roles.test, options.confidence)
+    before, after = (cost.count(one, context.batches[0]) for one in both)
     example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
-    many, single = cost.latency([wide, thin], example), cost.latency([wide, thin], example[:1])
-    certified = tol is not None and agreement.upper_bound <= tol
-    disconnect(thin)
+    many, single = cost.latency(both, example), cost.latency(both, example[:1])
+    tolerance = options.tolerance
+    certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
-    skipped += [{"name": n, "reason": r} for n, r in alone.items()]
+    skipped += [{"name": n, "reason": r} for n, r in not_pruned.items()]
     entry = {
         "action": "shrink",
-        "method": method,
+        "method": options.method,
         "objective": context.objective,
-        "polished": bool(found.candidate.polish and found.candidate.polish["kept"]),
-        "tolerance": tol,
+        "distilled": bool(found.candidate.distill and found.candidate.distill["kept"]),
+        "tolerance": tolerance,
         "certified": certified,
         "agreement": {k: v for k, v in agreement.to_dict().items() if k != "accuracy"},
         "params": {"before": before.params, "after": after.params},
         "macs": {"before": before.macs, "after": after.macs},
-        "output": scoring_of(thin).output,
+        "output": original.scoring.output,
         "seed": context.seed,
         "data": roles.info,
         "versions": versions(),
     }
-    if isinstance(thin, Network) or described(thin) is not None:
-        origin = origin_of(thin)
-        set_origin(thin, origin["data"], [*origin["history"], entry])
+    hand_on(model, compressed)
+    if original.scoring != BY_SHAPE:
+        note_reading(compressed, original.scoring.output, original.scoring.labels)
+    if isinstance(compressed, Network) or described(compressed) is not None:
+        origin = origin_of(compressed)
+        set_origin(compressed, origin["data"], [*origin["history"], entry])
     copies, weak = checked
     return ShrinkResult(
-        model=thin,
-        method=method,
+        model=compressed,
+        method=options.method,
         objective=context.objective,
-        round_to=shop.multiple,
-        polish=found.candidate.polish,
-        tolerance=tol,
+        round_to=builder.multiple,
+        distill=found.candidate.distill,
+        tolerance=tolerance,
         certified=certified,
         agreement=agreement,
         tested=found.tested,
@@ -179,16 +193,17 @@ def outcome(
         test=test,
         params={"before": before.params, "after": after.params},
         macs={"before": before.macs, "after": after.macs},
-        bytes={"before": _bytes(model), "after": _bytes(thin)},
+        bytes={"before": _bytes(model), "after": _bytes(compressed)},
         latency_ms={"before": many[0], "after": many[1]},
         latency_single_ms={"before": single[0], "after": single[1]},
         accuracy=agreement.accuracy if test is None else test.accuracy,
-        layers=_layers(wide, thin, context.structure, alone),
+        layers=_layers(original.network, compressed, context.structure, not_pruned),
         skipped=tuple(skipped),
         candidates=tuple(
             {
                 "removed": c.removed,
-                "polished": c.polish is not None,
+                "distilled": c.distill is not None,
+                "polished": c.distill is not None,  # its name until version 0.1
                 "macs": c.macs,
                 "changed": c.changed,
                 "n": c.n,
@@ -208,20 +223,23 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _layers(
-    wide: nn.Module, thin: nn.Module, structure: Structure, alone: Mapping[str, str]
+    original: nn.Module,
+    compressed: nn.Module,
+    structure: Structure,
+    not_pruned: Mapping[str, str],
 ) -> tuple[LayerChange, ...]:
     """Outputs of each layer before and after, with the reason where they had to stay."""
     reasons: dict[str, str | None] = {}
-    for group in (*structure.groups, *structure.left_alone):
+    for group in (*structure.groups, *structure.not_pruned):
         for slot in group.producers:
-            reasons[slot.tensor] = group.reason or alone.get(group.name)
-    slim: dict[str, Tensor] = dict(thin.named_parameters())
+            reasons[slot.tensor] = group.reason or not_pruned.get(group.name)
+    slim: dict[str, Tensor] = dict(compressed.named_parameters())
     found = []
-    for name, weight in wide.named_parameters():
+    for name, weight in original.named_parameters():
         if name in reasons:
             dim = next(
                 s.dim
-                for g in (*structure.groups, *structure.left_alone)
+                for g in (*structure.groups, *structure.not_pruned)
                 for s in g.producers
                 if s.tensor == name
             )

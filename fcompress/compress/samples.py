@@ -1,4 +1,4 @@
-"""What every layer of the wide network reads and writes on the calibration data.
+"""What every layer of the original network reads and writes on the calibration data.
 
 One sweep over the data, batch by batch. Only sampled rows are kept, a few times as many as a
 layer has inputs, so memory does not grow with the number of examples.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcompress.forward.graph import Layer, run
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.recording import Recording, recordings_for
 from fcompress.structure.groups import Group, Slot
 
@@ -24,7 +25,7 @@ MOST_NUMBERS = 10**8  # in the rows of one layer, as far as that leaves ROWS_AT_
 
 @dataclass(frozen=True)
 class Target:
-    """Sampled rows of one layer of the wide network.
+    """Sampled rows of one layer of the original network.
 
     Attributes:
         layer: The layer, as recorded for the first batch size.
@@ -42,25 +43,25 @@ class Target:
 
 
 def collect_targets(
-    model: nn.Module,
+    original: nn.Module | Predictor,
     batches: Sequence[Tensor],
     *,
     seed: int = 0,
-    recordings: Mapping[int, Recording] | None = None,
+    recordings: dict[int, Recording] | None = None,
 ) -> dict[str, Target]:
     """Sample rows of every layer in one sweep.
 
     Args:
-        model: The wide network, in eval mode.
-        batches: Calibration inputs [N, ...], on the model's device.
+        original: The original network, in eval mode.
+        batches: Calibration inputs [N, ...], on its device.
         seed: Chooses the rows.
-        recordings: Recordings of the model, if they exist already.
+        recordings: Recordings of the network that exist already, by batch size; more are added.
 
     Returns:
         A target for each layer, by the name of its weight.
     """
-    recordings = recordings or recordings_for(model, batches)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    recordings = recordings_for(original, batches, recordings)
+    tensors = as_predictor(original).tensors()
     generator = torch.Generator().manual_seed(seed)
     examples = sum(len(b) for b in batches)
     found: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor | None]]] = {}

@@ -1,4 +1,4 @@
-"""From a family of thin networks to one: the thinnest within a tolerance, or of a given size."""
+"""From nested choices of units to one network: the thinnest within a tolerance, or of a size."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fcompress.certify.agreement import AgreementResult, changed_labels, reference_labels, verify
+from fcompress.certify.agreement import AgreementResult, changed_labels, compare, reference_labels
 from fcompress.certify.bounds import most_changes
-from fcompress.certify.fixed_sequence import Candidate, Say, certify, sequence_to_test
-from fcompress.compress.allocation import Family
-from fcompress.compress.distill import HELD_OUT_MOST, polish
+from fcompress.certify.fixed_sequence import Candidate, certify, sequence_to_test
+from fcompress.compress.allocation import RemovalOrder
+from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
 from fcompress.data.roles import Roles, batches_of
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost
-from fcompress.forward.running import placed
+from fcompress.forward.predictor import Predictor
+from fcompress.progress import Progress, Report
 from fcompress.surgery.excision import excise
 
 STEPS = 9
-POLISHED_STEPS = 5
-STRIDE = 0.75  # share of the remaining units that a polished network is tried with next
+DISTILLED_STEPS = 5
+STRIDE = 0.75  # share of the remaining units that a distilled network is tried with next
 RUNGS = (1 / 2, 1 / 4, 1 / 8)  # milder networks to have: how far back to the whole one, logarithmic
-# Polishing learns from all calibration examples, up to so many and so many bytes of them.
-POLISH_EXAMPLES = 8192
-POLISH_BYTES = 1 << 30
+# Distillation learns from all calibration examples, up to so many and so many bytes of them.
+DISTILL_EXAMPLES = 8192
+DISTILL_BYTES = 1 << 30
 # Multiples that `round_to="auto"` chooses from, and how much slower it may be by accident.
 MULTIPLES = (1, 2, 4, 8, 16)
 JITTER = 1.03
@@ -53,126 +54,134 @@ class Found:
 
 
 @dataclass
-class Workshop:
-    """Makes the networks of a family and measures each on the search split.
+class CandidateBuilder:
+    """Makes the networks of a removal order and measures each on the search split.
 
     Attributes:
-        context: The wide network with all that belongs to it.
+        context: The original network with all that belongs to it.
         method: Makes networks.
-        family: Which units they keep.
+        removal_order: Which units they keep.
         roles: The data.
-        say: Called with a line for each network.
+        report: Told of each network.
         multiple: Numbers of units are rounded up to multiples of this.
-        polish_seconds: Most seconds to polish one network; None to polish none.
+        distill_seconds: Most seconds to distil one network; None to distil none.
         tried: Every network so far.
     """
 
     context: Context
     method: Method
-    family: Family
+    removal_order: RemovalOrder
     roles: Roles
-    say: Say
+    report: Report
     multiple: int = 1
-    polish_seconds: float | None = None
+    distill_seconds: float | None = None
     tried: list[Candidate] = field(default_factory=list)
 
     @cached_property
     def reference(self) -> Tensor:
-        """Labels of the wide network on the search split."""
-        return reference_labels(self.context.model, (x for x, _ in self.roles.search))
+        """Labels of the original network on the search split."""
+        return reference_labels(self.context.original, (x for x, _ in self.roles.search))
 
     @cached_property
-    def lessons(self) -> list[Tensor]:
-        """Batches to polish on."""
+    def distillation_batches(self) -> list[Tensor]:
+        """Batches to distil on."""
         first = self.roles.calibration.first(1)
-        affordable = max(1, POLISH_BYTES // (first.numel() * first.element_size()))
-        inputs = self.roles.calibration.first(min(POLISH_EXAMPLES, affordable))
-        return [placed(self.context.model, batch) for batch in batches_of(inputs)]
+        affordable = max(1, DISTILL_BYTES // (first.numel() * first.element_size()))
+        inputs = self.roles.calibration.first(min(DISTILL_EXAMPLES, affordable))
+        return [self.context.original.place(batch) for batch in batches_of(inputs)]
 
     @cached_property
-    def exam(self) -> list[Tensor]:
-        """Batches that decide which state of polishing is kept; nothing was fitted to them."""
+    def held_out_batches(self) -> list[Tensor]:
+        """Batches that decide which state of distillation is kept; nothing was fitted to them."""
         inputs = self.roles.search.first(HELD_OUT_MOST)
-        return [placed(self.context.model, batch) for batch in batches_of(inputs)]
+        return [self.context.original.place(batch) for batch in batches_of(inputs)]
 
     @property
     def steps(self) -> int:
         """How many units can go in all."""
-        return len(self.family.prices)
+        return len(self.removal_order.prices)
 
     def kept(self, removed: int) -> dict[str, Tensor]:
         """Kept units of each group when `removed` units are gone, apart from rounding."""
-        return self.family.kept(removed, self.multiple)
+        return self.removal_order.kept(removed, self.multiple)
 
     def macs(self, removed: int) -> int:
-        """Multiply-adds of the network without `removed` units, without refactoring it."""
+        """Multiply-adds of the network without `removed` units, without refitting it."""
+        original = self.context.original
         thin = excise(
-            self.context.model, self.context.structure.groups, self.kept(removed), share=True
+            original.network, self.context.structure.groups, self.kept(removed), share=True
         )
-        return cost.count(thin, self.context.batches[0]).macs
+        return cost.count(original.of(thin), self.context.batches[0]).macs
 
     def make(self, removed: int) -> Candidate:
         """Build the network without `removed` units and measure it."""
-        return self._measured(removed, polished=False)
+        return self._measured(removed, distilled=False)
 
-    def make_polished(self, removed: int) -> Candidate:
-        """The same, polished."""
-        return self._measured(removed, polished=True)
+    def make_distilled(self, removed: int) -> Candidate:
+        """The same, distilled."""
+        return self._measured(removed, distilled=True)
 
-    def _measured(self, removed: int, *, polished: bool) -> Candidate:
+    def _measured(self, removed: int, *, distilled: bool) -> Candidate:
+        original = self.context.original
         kept = self.kept(removed)
         thin = self.method.make(self.context, kept)
         record = None
-        if polished:
-            assert self.polish_seconds is not None
-            done = polish(
-                self.context.model,
+        if distilled:
+            assert self.distill_seconds is not None
+            done = distill(
+                original,
                 thin,
-                self.lessons,
-                held_out=self.exam,
-                seconds=self.polish_seconds,
+                self.distillation_batches,
+                held_out=self.held_out_batches,
+                seconds=self.distill_seconds,
                 seed=self.context.seed,
             )
             thin, record = done.model, done.to_dict()
-        macs = cost.count(thin, self.context.batches[0]).macs
+        macs = cost.count(original.of(thin), self.context.batches[0]).macs
         found = measure(
-            removed, kept, thin, macs, (x for x, _ in self.roles.search), self.reference
+            removed,
+            kept,
+            original.of(thin),
+            macs,
+            (x for x, _ in self.roles.search),
+            self.reference,
         )
-        found = replace(found, polish=record)
+        found = replace(found, distill=record)
         self.tried.append(found)
-        self.say(
-            f"{removed} of {self.steps} units removed{' and polished' if polished else ''}: "
+        line = (
+            f"{removed} of {self.steps} units removed{' and distilled' if distilled else ''}: "
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
             f"{found.changed} of {found.n} labels changed"
         )
+        self.report(Progress("searching", len(self.tried), None, "candidates", line))
         return found
 
 
-def within(shop: Workshop, tol: float, confidence: float) -> Found:
+def within(builder: CandidateBuilder, tol: float, confidence: float) -> Found:
     """The thinnest network within the tolerance.
 
     Raises:
         ToleranceError: None can be certified.
     """
-    n = len(shop.roles.certification)
+    n = len(builder.roles.certification)
     most = most_changes(n, tol, confidence)
 
     def passes(candidate: Candidate) -> bool:
         return candidate.changed * n <= most * candidate.n
 
-    good = thinnest(shop.family, shop.make, passes)
-    if shop.polish_seconds is not None:
+    good = thinnest(builder.removal_order, builder.make, passes)
+    if builder.distill_seconds is not None:
         low = max((c.removed for c in good), default=0)
-        failed = [c.removed for c in shop.tried if c.removed > low]
-        high = min(failed, default=shop.steps + 1)
-        good += thinner(shop.steps, low, high, shop.make_polished, passes)
+        failed = [c.removed for c in builder.tried if c.removed > low]
+        high = min(failed, default=builder.steps + 1)
+        good += thinner(builder.steps, low, high, builder.make_distilled, passes)
     sequence = sequence_to_test(good)
-    shop.say(f"certifying on {n} examples")
+    builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
-        shop.context.model, sequence, shop.roles.certification, tol, confidence
+        builder.context.original, sequence, builder.roles.certification, tol, confidence
     )
     if passed is None:
-        least = min(shop.tried, key=lambda c: c.changed, default=None)
+        least = min(builder.tried, key=lambda c: c.changed, default=None)
         seen = (
             "no candidate could be built"
             if least is None
@@ -187,41 +196,46 @@ def within(shop: Workshop, tol: float, confidence: float) -> Found:
             f"no thinner network keeps the labels within a tolerance of {tol:g} by this method: "
             f"{seen}; choose a larger tolerance, another method, or bring more data"
         )
-    return Found(*passed, shop.tried, len(results))
+    return Found(*passed, builder.tried, len(results))
 
 
-def of_size(shop: Workshop, wanted: int, confidence: float) -> Found:
-    """The network of a family with at most `wanted` MACs; only that one is refactored.
+def of_size(builder: CandidateBuilder, wanted: int, confidence: float) -> Found:
+    """The network of the removal order with at most `wanted` MACs; only that one is refitted.
 
     Raises:
         ToleranceError: Even the thinnest has more.
     """
-    low, high = 0, shop.steps
-    if shop.macs(high) > wanted:
+    low, high = 0, builder.steps
+    if builder.macs(high) > wanted:
         raise ToleranceError(
             f"at most {wanted} MACs cannot be reached: with the fewest units in each group "
-            f"{shop.macs(high)} remain; ask for more"
+            f"{builder.macs(high)} remain; ask for more"
         )
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if shop.macs(middle) <= wanted else (middle + 1, high)
-    candidate = shop.make(low) if shop.polish_seconds is None else shop.make_polished(low)
-    agreement = verify(
-        shop.context.model, candidate.model, shop.roles.certification, confidence=confidence
+        low, high = (low, middle) if builder.macs(middle) <= wanted else (middle + 1, high)
+    candidate = (
+        builder.make(low) if builder.distill_seconds is None else builder.make_distilled(low)
     )
-    return Found(candidate, agreement, shop.tried, 1)
+    original = builder.context.original
+    agreement = compare(
+        original, original.of(candidate.model), builder.roles.certification, confidence
+    )
+    return Found(candidate, agreement, builder.tried, 1)
 
 
-def best_multiple(context: Context, family: Family) -> int:
+def best_multiple(context: Context, removal_order: RemovalOrder) -> int:
     """The largest multiple of units that costs no time on this device.
 
-    Networks that are half way down the family, rounded up to each of `MULTIPLES`, are timed in
-    turns. More units for the same time change fewer labels.
+    Networks that are half way down the removal order, rounded up to each of `MULTIPLES`, are timed
+    in turns. More units for the same time change fewer labels.
     """
     groups = context.structure.groups
-    half = len(family.prices) // 2
+    half = len(removal_order.prices) // 2
     thin = [
-        excise(context.model, groups, family.kept(half, multiple), share=True)
+        context.original.of(
+            excise(context.original.network, groups, removal_order.kept(half, multiple), share=True)
+        )
         for multiple in MULTIPLES
     ]
     example = torch.cat(list(context.batches[:1]))[:TIMED_EXAMPLES]
@@ -231,7 +245,7 @@ def best_multiple(context: Context, family: Family) -> int:
 
 
 def thinnest(
-    family: Family,
+    removal_order: RemovalOrder,
     make: Callable[[int], Candidate],
     passes: Callable[[Candidate], bool],
     *,
@@ -239,13 +253,13 @@ def thinnest(
 ) -> list[Candidate]:
     """Bisect the number of removed units.
 
-    The share that *remains* is halved on a logarithmic scale, so that very thin networks are
+    The share that *remains* is halved on a logarithmic scale, so that very compressed networks are
     found as precisely as wide ones. The thinnest is at the edge by construction and often fails
     the certificate, so milder ones are built as well: a few rungs on the way back to the whole
     network, unless the bisection came by there, and with steps that are left the next ones.
 
     Args:
-        family: Nested choices.
+        removal_order: Nested choices.
         make: Builds and measures the network with that many units removed.
         passes: Whether a candidate is good enough.
         steps: Most candidates to build, rungs apart.
@@ -253,7 +267,7 @@ def thinnest(
     Returns:
         The candidates that pass, mildest first; empty if none does.
     """
-    total = len(family.prices)
+    total = len(removal_order.prices)
     low, high = 0, total + 1
     good: list[Candidate] = []
     left = steps
@@ -290,7 +304,7 @@ def thinner(
     make: Callable[[int], Candidate],
     passes: Callable[[Candidate], bool],
     *,
-    steps: int = POLISHED_STEPS,
+    steps: int = DISTILLED_STEPS,
 ) -> list[Candidate]:
     """Go on with networks that are dear to make and better than those tried so far.
 
@@ -330,11 +344,11 @@ def thinner(
 def measure(
     removed: int,
     kept: dict[str, Tensor],
-    model: nn.Module,
+    predictor: Predictor,
     macs: int,
     batches: Iterable[Tensor],
     reference: Tensor,
 ) -> Candidate:
-    """Compare a thin network's labels with the wide network's."""
-    changed, n = changed_labels(model, batches, reference)
-    return Candidate(removed, kept, model, macs, changed, n)
+    """Compare a candidate's labels with the original network's."""
+    changed, n = changed_labels(predictor, batches, reference)
+    return Candidate(removed, kept, predictor.network, macs, changed, n)

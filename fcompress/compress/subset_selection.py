@@ -1,7 +1,7 @@
 """Which units stay: nested choices for every group, and one number that says how many.
 
-A `Path` ranks the units of one group so that keeping the first k of them is the method's best
-choice for every k. A `Family` joins the paths of all groups: a level between 0 (nothing
+A `GroupOrder` ranks the units of one group so that keeping the first k of them is the method's best
+choice for every k. A `RemovalOrder` joins the groups of all groups: a level between 0 (nothing
 removed) and 1 (as thin as possible) gives the kept units of the whole network, and a higher
 level always keeps a subset of what a lower one keeps.
 """

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fcompress.certify.agreement import AgreementResult, verify
+from fcompress.certify.agreement import AgreementResult, compare
+from fcompress.certify.bounds import CONFIDENCE
 from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, as_batches
+from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
 from fcompress.exports import programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
-from fcompress.forward.running import class_scores, dtype_of, evaluating, placed
-from fcompress.forward.scoring import Scoring, read_as, resolved, scoring_of
+from fcompress.forward.predictor import Predictor
+from fcompress.forward.scoring import Scoring, resolved
 from fcompress.models.external import REGISTERED, Architecture
 from fcompress.surgery.preparation import plain_copy
 
@@ -49,8 +51,8 @@ class ExportResult:
         largest_difference: Largest absolute difference of a score between file and network.
         allowed_difference: What it may be: the square root of the network's machine epsilon,
             times the largest score; 3.5e-4 of it in single precision.
-        agreement: Labels of the file compared with those of the wide network; None without one.
-        tolerance: Largest share of labels that may differ from the wide network's; None where
+        agreement: Labels of the file compared with those of the original network; None without one.
+        tolerance: Largest share of labels that may differ from the original network's; None where
             nothing was promised.
     """
 
@@ -71,12 +73,13 @@ class ExportResult:
         return found
 
 
+@renamed(wide="original")
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
     data: object,
     *,
-    wide: nn.Module | None = None,
+    original: nn.Module | None = None,
     tol: float | None = None,
     examples: int = EXAMPLES,
     output: str | int | None = None,
@@ -85,16 +88,16 @@ def export(
     """Write a network as a file that runs without fcompress, and compare the two.
 
     The file is read back and run on real examples before it takes its name; if a score differs by
-    more than rounding, or more labels differ from the wide network's than were promised, an older
-    file of that name stays.
+    more than rounding, or more labels differ from the original network's than were promised, an
+    older file of that name stays.
 
     Args:
         model: A classifier; it is not changed. Programs compute in eval mode, on any batch size.
         path: Ends in `.pt2` (torch.export), `.onnx` or `.safetensors`.
         data: Inputs as the network takes them: a `Split`, a DataLoader, or any other data that
             `as_batches` takes. Labels are not needed.
-        wide: The network that `model` was made from, to compare labels with.
-        tol: Largest share of labels that may differ from `wide`. None: what the last entry of
+        original: The network that `model` was made from, to compare labels with.
+        tol: Largest share of labels that may differ from `original`. None: what the last entry of
             the network's history promised, if anything.
         examples: Most examples to run.
         output: Which of several outputs are the scores, as for `shrink`; a program gives only them.
@@ -105,7 +108,7 @@ def export(
 
     Raises:
         FcompressError: The format is unknown, a package is missing, or the file cannot be written.
-        UnsupportedNetworkError: The network cannot be said in the format.
+        UnsupportedNetworkError: The network cannot be exported to the format.
         ToleranceError: The file does not give the outputs of the network, or not enough of the
             wide network's labels.
         DataError: There are no examples.
@@ -113,8 +116,8 @@ def export(
     kind = format_of(path)
     if kind == ".onnx":
         programs.onnx_packages()
-    thin = plain_copy(model)
-    read_as(thin, resolved(output, labels, (model,))[0])
+    (scoring,) = resolved(output, labels, (model,))
+    predictor = Predictor(plain_copy(model), None, scoring)
     given = as_batches(data, BATCH)
     batches = Batches(lambda: _first(given, examples))
     inputs = next(iter(batches))[0]
@@ -126,20 +129,19 @@ def export(
     record = content_of(model)
     state = record.pop("state")
     record["params"] = sum(p.numel() for p in model.parameters())
-    write, open_again = _writer(kind, thin, placed(thin, inputs.cpu()), record, state)
+    write, open_again = _writer(kind, predictor, predictor.place(inputs.cpu()), record, state)
     promised = _promised(record) if tol is None else tol
     found: list[tuple[int, int, float, float, AgreementResult | None]] = []
 
     def check(temporary: Path) -> None:
         run = open_again(temporary)
-        n, same, largest, allowed = _compare(thin, run, batches, kind)
+        n, same, largest, allowed = _compare(predictor, run, batches, kind)
         agreement = None
-        if wide is not None:
-            reference = plain_copy(wide)
-            read_as(reference, resolved(output, labels, (wide, thin))[0])
-            running = _Running(run, dtype_of(thin))
-            read_as(running, Scoring(None, scoring_of(thin).labels))
-            agreement = verify(reference, running, batches)
+        if original is not None:
+            reading = resolved(output, labels, (original, model))[0]
+            reference = Predictor(plain_copy(original), None, reading)
+            running = Predictor(_Running(run, predictor.dtype), None, Scoring(None, scoring.labels))
+            agreement = compare(reference, running, batches, CONFIDENCE)
             _check_promise(agreement, promised, kind)
         found.append((n, same, largest, allowed, agreement))
 
@@ -198,7 +200,7 @@ def _first(batches: Batches, most: int) -> Iterator[tuple[Tensor, Tensor | None]
 
 def _writer(
     kind: str,
-    thin: nn.Module,
+    predictor: Predictor,
     example: Tensor,
     record: dict[str, Any],
     state: dict[str, Tensor],
@@ -210,9 +212,9 @@ def _writer(
         metadata = {"format": "pt", RECORD: text}
         return (
             lambda file: write_safetensors(file, state, metadata),
-            lambda path: _run_weights(path, thin, _is_whole(record)),
+            lambda path: _run_weights(path, predictor, _is_whole(record)),
         )
-    program = programs.trace(thin, example)
+    program = programs.trace(predictor, example)
     if kind == ".onnx":
         return lambda file: programs.write_onnx(program, text, file), programs.run_onnx
     return lambda file: programs.write_program(program, text, file), programs.run_program
@@ -226,19 +228,15 @@ def _is_whole(record: dict[str, Any]) -> bool:
     return ":" not in family or Architecture(family).kind in REGISTERED
 
 
-def _run_weights(path: Path, thin: nn.Module, is_whole: bool) -> Runner:
-    """The network that a file of weights describes; where it does not, its weights in `thin`."""
-    network = load(path) if is_whole else thin
+def _run_weights(path: Path, predictor: Predictor, is_whole: bool) -> Runner:
+    """The network that a file of weights describes; else its weights in the network in memory."""
+    network = load(path) if is_whole else predictor.network
     state = read_safetensors(path)[0]
-    given = _Given(network, state)
-    for module in (network, given):
-        read_as(module, scoring_of(thin))
+    running = predictor.of(network if is_whole else _Given(network, state))
 
     def run(inputs: Tensor) -> Tensor:
-        with evaluating(network):
-            if is_whole:
-                return class_scores(network, inputs)
-            return class_scores(given, inputs)
+        with predictor.of(network).evaluating():
+            return running.scores(inputs)
 
     return run
 
@@ -255,17 +253,19 @@ class _Given(nn.Module):
 
 
 def _compare(
-    thin: nn.Module, run: Runner, batches: Batches, kind: str
+    predictor: Predictor, run: Runner, batches: Batches, kind: str
 ) -> tuple[int, int, float, float]:
     """Examples, equal labels, the largest difference of a score and the allowed one."""
     n = same = 0
     largest = scale = 0.0
-    scoring = Scoring(None, scoring_of(thin).labels)
+    scoring = Scoring(None, predictor.scoring.labels)
     for inputs, _ in batches:
-        inputs = placed(thin, inputs)
-        with evaluating(thin):
-            expected = class_scores(thin, inputs)
-        given = scoring.scores(run(inputs), f"the written {kind} file", len(inputs))
+        inputs = predictor.place(inputs)
+        with predictor.evaluating():
+            expected = predictor.scores(inputs)
+        given = scoring.checked(
+            scoring.chosen(run(inputs)), f"the written {kind} file", len(inputs)
+        )
         if given.shape != expected.shape:
             raise ToleranceError(
                 f"the written {kind} file gives scores of shape {list(given.shape)}, the network "
@@ -279,7 +279,7 @@ def _compare(
         labels = scoring.labels_of(expected)
         same += int((scoring.labels_of(given) == labels).all(1).sum())
         n += len(inputs)
-    allowed = math.sqrt(torch.finfo(dtype_of(thin)).eps) * scale
+    allowed = math.sqrt(torch.finfo(predictor.dtype).eps) * scale
     if largest > allowed:
         raise ToleranceError(
             f"the written {kind} file differs from the network by {largest:.3g} in a score, where "
@@ -301,6 +301,6 @@ def _check_promise(agreement: AgreementResult, promised: float | None, kind: str
     if promised is not None and agreement.changed > promised * agreement.n:
         raise ToleranceError(
             f"the written {kind} file changes {agreement.changed:,} of {agreement.n:,} labels of "
-            f"the wide network, more than the tolerance of {promised:g}; it was not kept: give the "
-            "wide network that this one was made from, data of its kind, or a larger tolerance"
+            f"the original network, more than the tolerance of {promised:g}; it was not kept: give "
+            "the network that this one was made from, data of its kind, or a larger tolerance"
         )

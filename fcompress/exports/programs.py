@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from fcompress.checkpoints.checkpoint import RECORD
 from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
-from fcompress.forward.scoring import scoring_of
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.nn.local_response_norm import FixedLocalResponseNorm, LocalResponseNorm
 from fcompress.surgery.preparation import plain_copy
 
@@ -45,16 +45,17 @@ Runner = Callable[[Tensor], Tensor]
 class _Scores(nn.Module):
     """The class scores of a network that returns something around them."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.network = network
+        self.network = predictor.network
+        self._predictor = predictor
 
     def forward(self, x: Tensor) -> Tensor:
         # Unchecked: a look at the number of examples would fix it in the program.
-        return scoring_of(self.network).chosen(self.network(x))
+        return self._predictor(x)
 
 
-def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
+def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
     """Trace a network for batches of any size.
 
     Args:
@@ -65,13 +66,14 @@ def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
         UnsupportedNetworkError: torch.export cannot follow the network, its code needs one size of
             batch, or it uses operators of another package than torch.
     """
-    fixed = _with_fixed_norms(plain_copy(model))
+    predictor = as_predictor(model)
+    fixed = _with_fixed_norms(plain_copy(predictor.network))
     # Zeros: the program keeps the example, and nobody's data shall travel in it.
     zeros = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
     with _quiet(), torch.no_grad():
         try:
             if not isinstance(fixed(zeros), Tensor):
-                fixed = _Scores(fixed)
+                fixed = _Scores(predictor.of(fixed))
             program = torch.export.export(
                 fixed, (zeros,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
@@ -80,7 +82,7 @@ def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
         # torch.export raises whatever the operator at hand raises, and some types of its own.
         except Exception as error:
             raise UnsupportedNetworkError(
-                f"torch.export cannot turn this {type(model).__name__} into a program: "
+                f"torch.export cannot turn this {predictor.name} into a program: "
                 f"{type(error).__name__}: {first_line(error)[:300]}; save it as .safetensors"
             ) from error
     _check_operators(program)
@@ -115,7 +117,7 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
 
     Raises:
         FcompressError: A package is missing, the network is too large or of a dtype that the
-            format lacks, or an operator cannot be said in ONNX.
+            format lacks, or an operator cannot be exported to ONNX.
     """
     onnx, _, _ = onnx_packages()
     _check_onnx_limits(program)
@@ -137,7 +139,7 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
             onnx.checker.check_model(proto)
         except Exception as error:  # of the exporter, by type as many as operators
             raise UnsupportedNetworkError(
-                f"this network cannot be said in ONNX: {type(error).__name__}: "
+                f"this network cannot be exported to ONNX: {type(error).__name__}: "
                 f"{first_line(error)[:300]}; save it as .pt2"
             ) from error
     file.write(proto.SerializeToString(deterministic=True))

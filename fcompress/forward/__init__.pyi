@@ -2,11 +2,9 @@ from .cost import Cost as Cost
 from .cost import count as count
 from .cost import latency as latency
 from .graph import Layer as Layer
+from .predictor import Predictor as Predictor
+from .predictor import as_predictor as as_predictor
 from .recording import Recording as Recording
 from .recording import Replay as Replay
 from .recording import record as record
-from .running import class_scores as class_scores
-from .running import connected as connected
-from .running import evaluating as evaluating
-from .running import placed as placed
 from .scoring import Scoring as Scoring

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcompress.forward.running import evaluating, now, placed, quiet_tracing
+from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.running import now, quiet_tracing
 
 COUNTED = ("convolution", "addmm", "mm")
 
@@ -52,7 +53,7 @@ class Cost:
         return asdict(self)
 
 
-def count(model: nn.Module, example: Tensor) -> Cost:
+def count(model: nn.Module | Predictor, example: Tensor) -> Cost:
     """Count parameters and MACs.
 
     Args:
@@ -63,8 +64,10 @@ def count(model: nn.Module, example: Tensor) -> Cost:
         Totals and a share for each module with parameters.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), quiet_tracing(), counter:
-        model(placed(model, example[:1]))
+    predictor = as_predictor(model)
+    model = predictor.network
+    with predictor.evaluating(), quiet_tracing(), counter:
+        predictor(predictor.place(example[:1]))
     counts = counter.get_flop_counts()
 
     def macs(key: str) -> int:
@@ -81,7 +84,11 @@ def count(model: nn.Module, example: Tensor) -> Cost:
 
 
 def latency(
-    models: Sequence[nn.Module], example: Tensor, *, runs: int = 30, seconds: float = 2.0
+    models: Sequence[nn.Module | Predictor],
+    example: Tensor,
+    *,
+    runs: int = 30,
+    seconds: float = 2.0,
 ) -> list[float]:
     """Median milliseconds of one forward, the networks taking turns.
 
@@ -95,13 +102,14 @@ def latency(
         Median milliseconds a forward for each network.
     """
     times: list[list[float]] = [[] for _ in models]
-    example = placed(models[0], example)
+    predictors = [as_predictor(model) for model in models]
+    example = predictors[0].place(example)
     start = time.perf_counter()
     for turn in range(runs + 2):
-        for model, mine in zip(models, times, strict=True):
-            with evaluating(model):
+        for predictor, mine in zip(predictors, times, strict=True):
+            with predictor.evaluating():
                 begin = now(example.device)
-                model(example)
+                predictor(example)
                 elapsed = now(example.device) - begin
             if turn >= 2:  # the first runs warm up
                 mine.append(1e3 * elapsed)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fcompress.forward.graph import Layer, Named, Step, Value, find_layers, run
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.running import quiet_tracing
 
 
@@ -91,7 +92,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
-def record(model: nn.Module, inputs: Tensor) -> Recording:
+def record(model: nn.Module | Predictor, inputs: Tensor) -> Recording:
     """Record the operators of one forward.
 
     Args:
@@ -101,6 +102,8 @@ def record(model: nn.Module, inputs: Tensor) -> Recording:
     Returns:
         The steps; parameters are looked up by name whenever it is run.
     """
+    predictor = as_predictor(model)
+    model = predictor.network
     training = [m for m in model.modules() if m.training]
     model.eval()
     recorder = _Recorder(model)
@@ -109,7 +112,7 @@ def record(model: nn.Module, inputs: Tensor) -> Recording:
         with quiet_tracing():
             first = recorder.slot(inputs, new=True)
             with recorder:
-                outputs = model(inputs)
+                outputs = predictor(inputs)
             slots = [recorder.slot(t) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
     finally:
         for module in training:
@@ -193,7 +196,7 @@ class Replay:
         return [v[r.outputs[0]] for v, r in zip(self._values, self._recordings, strict=True)]
 
 
-def frontier_bytes(model: nn.Module, example: Tensor) -> int:
+def frontier_bytes(model: nn.Module | Predictor, example: Tensor) -> int:
     """The most bytes of activations that have to be kept at once to go on with a forward.
 
     Args:
@@ -201,7 +204,7 @@ def frontier_bytes(model: nn.Module, example: Tensor) -> int:
         example: Inputs [1, ...], on its device.
     """
     recording = record(model, example)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = as_predictor(model).tensors()
     values = {recording.inputs[0]: example.clone()}
     most = 0
     with torch.no_grad():
@@ -214,9 +217,20 @@ def frontier_bytes(model: nn.Module, example: Tensor) -> int:
     return most
 
 
-def recordings_for(model: nn.Module, batches: Sequence[Tensor]) -> dict[int, Recording]:
-    """A recording for each batch size among `batches`."""
-    found: dict[int, Recording] = {}
+def recordings_for(
+    model: nn.Module | Predictor,
+    batches: Sequence[Tensor],
+    known: dict[int, Recording] | None = None,
+) -> dict[int, Recording]:
+    """A recording for each batch size among `batches`.
+
+    Args:
+        model: The network, in eval mode.
+        batches: Inputs [N, ...].
+        known: Recordings of it that exist already, by batch size; what is missing is added, so
+            that a network is recorded once for each size whoever asks.
+    """
+    found = {} if known is None else known
     for batch in batches:
         if len(batch) not in found:
             found[len(batch)] = record(model, batch)

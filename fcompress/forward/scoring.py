@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcompress.errors import DataError, UnsupportedNetworkError
+from fcompress.models.provenance import reading_of
 
 LABELS = ("classes", "sigmoid", "positions")
-_RECORD = "_fcompress_scoring"
 _EXPECTED = {
     "classes": "one score per class [examples, classes], at least 2 classes, so that a label is "
     "the class with the largest score",
@@ -76,11 +76,11 @@ class Scoring:
             )
         return named[str(self.output)]
 
-    def scores(self, output: Any, name: str, examples: int) -> Tensor:
-        """The scores among what a network returned, checked.
+    def checked(self, found: Any, name: str, examples: int) -> Tensor:
+        """Scores of the shape that the kind of labels needs.
 
         Args:
-            output: What it returned.
+            found: What `chosen` gave.
             name: What to call the network in an error.
             examples: How many examples it was given.
 
@@ -90,7 +90,6 @@ class Scoring:
         Raises:
             UnsupportedNetworkError: They are not of the shape that the kind of labels needs.
         """
-        found = self.chosen(output)
         whole = isinstance(found, Tensor) and found.dim() and len(found) == examples
         if whole and self._fits(_in_rows(found)):
             return _in_rows(found)
@@ -122,7 +121,7 @@ class Scoring:
         """All labels of each example.
 
         Args:
-            scores: As from `scores`.
+            scores: As from `checked`.
 
         Returns:
             Integers [n, places]: one place for classes, one for each label or position otherwise;
@@ -213,40 +212,30 @@ class Scoring:
         return total / math.sqrt(log.shape[2]) if self.labels == "positions" else total
 
 
-def scoring_of(model: nn.Module) -> Scoring:
-    """How a network's labels are read; by shape alone if nobody said."""
-    return model.__dict__.get(_RECORD, Scoring())
+BY_SHAPE = Scoring()
 
 
-def read_as(model: nn.Module, scoring: Scoring) -> None:
-    """Let a network carry how its labels are read; copies of it carry it too."""
-    model.__dict__[_RECORD] = scoring
-
-
-def forget_reading(model: nn.Module) -> None:
-    """Let a network carry nothing of how its labels are read."""
-    model.__dict__.pop(_RECORD, None)
-
-
-def is_read(model: nn.Module) -> bool:
-    """Whether a network carries how its labels are read."""
-    return _RECORD in model.__dict__
+def carried(model: nn.Module) -> Scoring | None:
+    """How a network's labels were read when it was compressed; None if nobody said."""
+    said = reading_of(model)
+    return None if said is None else Scoring(said["output"], said["labels"])
 
 
 def resolved(
     output: str | int | None, labels: str | None, models: tuple[nn.Module, ...]
 ) -> tuple[Scoring, ...]:
-    """What was said, or else what the networks carry, for each of them.
+    """What was said, or else what is known of the networks, for each of them.
 
     Args:
-        output: For all networks; None for what each carries.
+        output: For all networks; None for what is known of each.
         labels: The same.
-        models: The networks; one that carries nothing is read like the first that does.
+        models: The networks; one of which nothing is known is read like the first other one.
     """
-    other = next((scoring_of(m) for m in models if is_read(m)), Scoring())
-    carried = [scoring_of(m) if is_read(m) else other for m in models]
-    kind = labels or next((c.labels for c in carried if c.labels is not None), None)
-    return tuple(Scoring(c.output if output is None else output, kind) for c in carried)
+    known = [carried(model) for model in models]
+    other = next((one for one in known if one is not None), BY_SHAPE)
+    each = [one or other for one in known]
+    kind = labels or next((c.labels for c in each if c.labels is not None), None)
+    return tuple(Scoring(c.output if output is None else output, kind) for c in each)
 
 
 def drawn_positions(first: int, count: int, places: int) -> Tensor:

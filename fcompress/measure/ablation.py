@@ -5,29 +5,22 @@ activation, or, on request, a whole feature map, which is what the authors' publ
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.running import class_scores, evaluating, placed
-from fcompress.forward.scoring import scoring_of
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.measure.hooks import Prefix, ablate
 from fcompress.measure.layers import Layer, Skipped, ablation_layers
+from fcompress.measure.options import LAYER_EXAMPLES, ORDERS, STEPS, TOLERANCES, Unit
+from fcompress.progress import Progress, Report, silent
 
-Unit = Literal["element", "map"]
-
-TOLERANCES = (0.2, 0.3, 0.4, 0.5)
 NETWORK = "network"  # name of the curve of all layers at once
-STEPS = 6  # proportions 0, 1/6, ... 1 (PROTOCOL 1.3)
-ORDERS = 3
-# A layer's curve costs half as much as the network's, and there are many layers: with so many
-# examples its agreement is known to 0.018 (one standard deviation at an agreement of 0.8).
-LAYER_EXAMPLES = 500
 # Agreements are compared with this slack, so that 1 - tolerance is not decided by rounding.
 SHARE_SLACK = 1e-12
 
@@ -148,7 +141,7 @@ def prunable_share(agreement: Sequence[float], tolerance: float) -> float:
 
 
 def measure_ablation(
-    model: nn.Module,
+    model: nn.Module | Predictor,
     batches: Iterable[tuple[Tensor, Tensor | None]],
     *,
     tolerances: Sequence[float] = TOLERANCES,
@@ -159,7 +152,8 @@ def measure_ablation(
     orders: int = ORDERS,
     seed: int = 0,
     layers: Sequence[str] | None = None,
-    progress: Callable[[int], object] = lambda examples: None,
+    progress: Report = silent,
+    of: int | None = None,
 ) -> AblationResult:
     """Measure the prunable units of a network in one pass over the examples.
 
@@ -181,7 +175,8 @@ def measure_ablation(
             the same in the network's curve and the layer's own.
         seed: Of the orders.
         layers: Addresses of the layers; None for PROTOCOL 1.2's.
-        progress: Called with the number of examples after each batch.
+        progress: Told after each batch.
+        of: How many examples there are, where that is known.
 
     Raises:
         UnsupportedNetworkError: There is no layer to ablate, or the network is no classifier.
@@ -196,19 +191,20 @@ def measure_ablation(
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected 1 or more")
     run = None
-    with evaluating(model):
+    predictor = as_predictor(model)
+    with predictor.evaluating():
         for batch, labels in batches:
-            inputs = placed(model, batch)
+            inputs = predictor.place(batch)
             if run is None:
-                found = ablation_layers(model, inputs[:2], layers)
+                found = ablation_layers(predictor, inputs[:2], layers)
                 ranks = [
                     [_ranks(layer, unit, [seed, order, i]) for order in range(orders)]
                     for i, layer in enumerate(found.measured)
                 ]
                 limit = (sys.maxsize if layer_examples is None else layer_examples) * by_layer
-                run = _Run(model, found.measured, ranks, unit, limit, steps, inputs.device)
+                run = _Run(predictor, found.measured, ranks, unit, limit, steps, inputs.device)
             run.add(inputs, None if labels is None else labels.to(inputs.device))
-            progress(len(inputs))
+            progress(Progress("ablation", run.examples, of, "examples"))
     if run is None:
         raise ValueError("no examples to ablate units on")
     units = {layer.name: layer_units(layer, unit) for layer in found.measured}
@@ -254,7 +250,7 @@ class _Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        predictor: Predictor,
         layers: Sequence[Layer],
         ranks: Sequence[Sequence[Tensor]],
         unit: Unit,
@@ -262,9 +258,9 @@ class _Run:
         steps: int,
         device: torch.device,
     ) -> None:
-        self._model = model
+        self._predictor = predictor
         self._steps = steps
-        self._scoring = scoring_of(model)
+        self._scoring = predictor.scoring
         self._ranks = {
             layer.name: [r.to(device) for r in own]
             for layer, own in zip(layers, ranks, strict=True)
@@ -276,34 +272,34 @@ class _Run:
         self._layer_examples = layer_examples if len(layers) > 1 else 0
         if self._layer_examples:
             self._curves += [[name] for name in self._units]
-        self._prefix = Prefix(model)
+        self._prefix = Prefix(predictor.network)
         shape = (len(self._curves), self._orders, steps + 1)
         # Numbers of examples; of labels at positions, the share of an example's.
         self._same = torch.zeros(shape, dtype=torch.float64, device=device)
         self._right = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._examples = 0
+        self.examples = 0
         self._labelled = True
 
     def add(self, inputs: Tensor, truth: Tensor | None) -> None:
         """Measure one batch: inputs [n, ...], true labels [n, ...] or None."""
-        left = self._layer_examples - self._examples
+        left = self._layer_examples - self.examples
         if 0 < left < len(inputs):
             self.add(inputs[:left], None if truth is None else truth[:left])
             self.add(inputs[left:], None if truth is None else truth[left:])
             return
         with self._prefix.recording():
-            scores = class_scores(self._model, inputs)
+            scores = self._predictor.scores(inputs)
         if not torch.isfinite(scores).all():
             raise UnsupportedNetworkError(
-                f"{type(self._model).__name__} gives scores that are not finite for examples "
-                f"{self._examples} to {self._examples + len(inputs) - 1}; it has no labels there"
+                f"{self._predictor.name} gives scores that are not finite for examples "
+                f"{self.examples} to {self.examples + len(inputs) - 1}; it has no labels there"
             )
         scoring = self._scoring
         labels = scoring.labels_of(scores)
         if truth is not None:
             truth = scoring.truth(truth, labels.shape[1])
         self._labelled = self._labelled and truth is not None
-        self._examples += len(inputs)
+        self.examples += len(inputs)
         for curve in range(len(self._curves) if left > 0 else 1):
             for order, step, masks in self._ablations(curve):
                 predicted = self._ablated(inputs, curve, masks) if masks else labels
@@ -328,13 +324,13 @@ class _Run:
 
     def _ablated(self, inputs: Tensor, curve: int, masks: dict[str, Tensor]) -> Tensor:
         """Labels [n, places] of the ablated network."""
-        with self._prefix.replaying(self._curves[curve][0]), ablate(self._model, masks):
-            return self._scoring.labels_of(class_scores(self._model, inputs))
+        with self._prefix.replaying(self._curves[curve][0]), ablate(self._predictor.network, masks):
+            return self._predictor.labels(inputs)
 
     def curve(self, number: int, name: str, units: int) -> AblationCurve:
         """The curve of the network (0) or of a layer (1, 2, ...)."""
         row = number if number < len(self._curves) else 0
-        examples = min(self._examples, self._layer_examples) if row else self._examples
+        examples = min(self.examples, self._layer_examples) if row else self.examples
         return AblationCurve(
             name=name,
             units=units,
@@ -345,7 +341,7 @@ class _Run:
 
     def accuracy(self) -> float | None:
         """Of the unmodified network."""
-        return _shares(self._right[0], self._examples)[0][0] if self._labelled else None
+        return _shares(self._right[0], self.examples)[0][0] if self._labelled else None
 
 
 def _shares(counts: Tensor, examples: int) -> tuple[tuple[float, ...], ...]:

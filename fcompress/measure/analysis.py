@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,30 @@ from torch import Tensor, nn
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
 from fcompress.forward.cost import Cost, LayerCost, count
-from fcompress.forward.running import class_scores, connected, evaluating, placed
+from fcompress.forward.predictor import Predictor
 from fcompress.forward.scoring import resolved
-from fcompress.measure import ablation, redundancy
-from fcompress.measure.ablation import AblationResult, Unit, measure_ablation
+from fcompress.measure.ablation import AblationResult, measure_ablation
 from fcompress.measure.growth import GainResult, doublings, gain_of
 from fcompress.measure.hooks import trace_calls
 from fcompress.measure.layers import Skipped
+from fcompress.measure.options import (
+    LAYER_EXAMPLES,
+    ORDERS,
+    REDUNDANCY_TOLERANCES,
+    STEPS,
+    TOLERANCES,
+    AnalyzeOptions,
+    Unit,
+)
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
 from fcompress.models.provenance import described, origin_of
+from fcompress.progress import Progress, Report, one_event, silent
 from fcompress.structure.groups import find_groups
 from fcompress.surgery.preparation import prepare
 
 # Examples on which groups are found and proven.
 GROUP_EXAMPLES = 4
-
-Progress = Callable[[str, int, int | None], object]
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,14 @@ def analyze(
     model: nn.Module,
     data: object = None,
     *,
-    tolerances: Sequence[float] = ablation.TOLERANCES,
-    redundancy_tolerances: Sequence[float] = redundancy.TOLERANCES,
+    tolerances: Sequence[float] = TOLERANCES,
+    redundancy_tolerances: Sequence[float] = REDUNDANCY_TOLERANCES,
     unit: Unit = "element",
     by_layer: bool = True,
-    layer_examples: int | None = ablation.LAYER_EXAMPLES,
+    layer_examples: int | None = LAYER_EXAMPLES,
     examples: int | None = None,
-    steps: int = ablation.STEPS,
-    orders: int = ablation.ORDERS,
+    steps: int = STEPS,
+    orders: int = ORDERS,
     seed: int = 0,
     layers: Sequence[str] | None = None,
     redundancy_layers: Sequence[str] | None = None,
@@ -107,7 +113,7 @@ def analyze(
     batch_size: int = 256,
     output: str | int | None = None,
     labels: str | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Callable[..., object] = silent,
 ) -> AnalyzeResult:
     """Measure what is frivolous in a network (PROTOCOL.md sections 1 and 2).
 
@@ -130,7 +136,7 @@ def analyze(
         steps: Steps from nothing to everything ablated; more than the protocol's six for networks
             whose labels change within the first.
         orders: Random orders of ablation.
-        seed: Of the orders.
+        seed: Random seed of the orders.
         layers: Addresses of the layers to ablate; None for PROTOCOL 1.2's.
         redundancy_layers: Addresses of the layers to analyse for redundancy; None for PROTOCOL
             2.5's.
@@ -141,56 +147,77 @@ def analyze(
         output: Which of several outputs are the scores, as for `shrink`.
         labels: What a label is, as for `shrink`; of "positions" agreement is the mean share of
             positions.
-        progress: Called with what is being measured, examples done and their number, if known.
+        progress: Told after each batch.
 
     Raises:
         FcompressError: There is no data, or the network cannot be measured.
     """
+    options = AnalyzeOptions(
+        tolerances=tolerances,
+        redundancy_tolerances=redundancy_tolerances,
+        unit=unit,
+        by_layer=by_layer,
+        layer_examples=layer_examples,
+        examples=examples,
+        steps=steps,
+        orders=orders,
+        seed=seed,
+        layers=layers,
+        redundancy_layers=redundancy_layers,
+        groups=groups,
+        device=device,
+        batch_size=batch_size,
+        output=output,
+        labels=labels,
+    )
+    return measure(model, data, options, one_event(progress), root=root)
+
+
+def measure(
+    model: nn.Module,
+    data: object,
+    options: AnalyzeOptions,
+    report: Report = silent,
+    *,
+    root: Path | None = None,
+) -> AnalyzeResult:
+    """`analyze`, with its options as one object."""
     data, identity = _evaluation_data(model, data, root)
-    batches = as_batches(data, batch_size)
+    batches = as_batches(data, options.batch_size)
     total = len(data) if isinstance(data, Split | Tensor) else None
-    if examples is not None:
-        total = examples if total is None else min(total, examples)
-
-    def reporting(phase: str) -> Callable[[int], object]:
-        done = 0
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(phase, done, total)
-
-        return report
-
+    if options.examples is not None:
+        total = options.examples if total is None else min(total, options.examples)
     some = next(_first(batches, GROUP_EXAMPLES))[0]
-    (scoring,) = resolved(output, labels, (model,))
-    with connected(model, batches.packing, scoring):
-        work = _on_device(model, device)
-        with evaluating(work):
-            kind = scoring.kind(class_scores(work, placed(work, some)))
-        redundant = measure_redundancy(
-            work,
-            _first(batches, examples),
-            tolerances=redundancy_tolerances,
-            layers=redundancy_layers,
-            progress=reporting("redundancy"),
-        )
-        prunable = measure_ablation(
-            work,
-            _first(batches, examples),
-            tolerances=tolerances,
-            unit=unit,
-            by_layer=by_layer,
-            layer_examples=layer_examples,
-            steps=steps,
-            orders=orders,
-            seed=seed,
-            layers=layers,
-            progress=reporting("ablation"),
-        )
-        cost = count(work, some)
-        found, left_alone = _groups(model, some) if groups else ({}, ())
-        costs = _layer_costs(work, some, cost, prunable, redundant)
+    (scoring,) = resolved(options.output, options.labels, (model,))
+    given = Predictor(model, batches.packing, scoring)
+    work = given.of(_on_device(model, options.device))
+    with work.evaluating():
+        kind = scoring.kind(work.scores(work.place(some)))
+    redundant = measure_redundancy(
+        work,
+        _first(batches, options.examples),
+        tolerances=options.redundancy_tolerances,
+        layers=options.redundancy_layers,
+        progress=report,
+        of=total,
+    )
+    prunable = measure_ablation(
+        work,
+        _first(batches, options.examples),
+        tolerances=options.tolerances,
+        unit=options.unit,
+        by_layer=options.by_layer,
+        layer_examples=options.layer_examples,
+        steps=options.steps,
+        orders=options.orders,
+        seed=options.seed,
+        layers=options.layers,
+        progress=report,
+        of=total,
+    )
+    cost = count(work, some)
+    found, not_pruned = _groups(given, some) if options.groups else ({}, ())
+    costs = _layer_costs(work, some, cost, prunable, redundant)
     family, args = _built(model)
     return AnalyzeResult(
         network=family or _called(model),
@@ -205,7 +232,7 @@ def analyze(
         cost=cost,
         layer_costs=costs,
         groups=found,
-        skipped=(*prunable.skipped, *redundant.skipped, *left_alone),
+        skipped=(*prunable.skipped, *redundant.skipped, *not_pruned),
     )
 
 
@@ -213,9 +240,9 @@ def gain(
     networks: Sequence[nn.Module | AnalyzeResult],
     data: object = None,
     *,
-    tolerance: float = ablation.TOLERANCES[0],
-    redundancy_tolerance: float = redundancy.TOLERANCES[0],
-    progress: Callable[[int, str, int, int | None], object] = lambda number, *_: None,
+    tolerance: float = TOLERANCES[0],
+    redundancy_tolerance: float = REDUNDANCY_TOLERANCES[0],
+    progress: Report = silent,
     **options: Any,
 ) -> GainResult:
     """Measure how frivolous units grow with the width of a family (PROTOCOL.md section 3).
@@ -227,7 +254,7 @@ def gain(
         data: As for `analyze`; None: each network's own.
         tolerance: Of the prunable units.
         redundancy_tolerance: Of the redundant units.
-        progress: As for `analyze`, called with the number of the network (from 0) first.
+        progress: As for `analyze`; the stage says which network it is about.
         **options: Further arguments of `analyze`, for the networks that are yet to be measured.
 
     Raises:
@@ -235,13 +262,15 @@ def gain(
     """
     doublings([(n.family, n.args) if isinstance(n, AnalyzeResult) else _built(n) for n in networks])
     measured = []
-    for number, network in enumerate(networks):
+    for number, network in enumerate(networks, 1):
         if isinstance(network, nn.Module):
+            of_all = f"network {number} of {len(networks)}"
+
+            def tell(event: Progress, of_all: str = of_all) -> None:
+                progress(replace(event, stage=f"{of_all}: {event.stage}"))
+
             network = analyze(
-                network,
-                data,
-                progress=partial(progress, number),
-                **{**widened_layers(network), **options},
+                network, data, progress=tell, **{**widened_layers(network), **options}
             )
         measured.append(network)
     return gain_of(measured, tolerance=tolerance, redundancy_tolerance=redundancy_tolerance)
@@ -318,15 +347,15 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
 
 
 def _layer_costs(
-    model: nn.Module,
+    predictor: Predictor,
     inputs: Tensor,
     cost: Cost,
     prunable: AblationResult,
     redundant: RedundancyResult,
 ) -> dict[str, LayerCost]:
     """Parameters and MACs that belong to each measured layer."""
-    with evaluating(model):
-        calls = trace_calls(model, placed(model, inputs))
+    with predictor.evaluating():
+        calls = trace_calls(predictor, predictor.place(inputs))
     ends = {*prunable.units, *(layer.name for layer in redundant.layers)}
     costs: dict[str, LayerCost] = {}
     since: list[LayerCost] = []
@@ -344,11 +373,12 @@ def _layer_costs(
     return costs
 
 
-def _groups(model: nn.Module, inputs: Tensor) -> tuple[dict[str, int], tuple[Skipped, ...]]:
+def _groups(given: Predictor, inputs: Tensor) -> tuple[dict[str, int], tuple[Skipped, ...]]:
     """Units of each group that can be excised, and what cannot with the reason."""
     try:
         # As `shrink` sees it: with local response normalisation that can be excised exactly.
-        structure = find_groups(prepare(model, inputs), inputs)
+        prepared = prepare(given.network, inputs, call=given.call)
+        structure = find_groups(prepared, inputs, call=given.call)
     except UnsupportedNetworkError as error:
         return {}, (Skipped("network", str(error)),)
     skipped = tuple(Skipped(**left) for left in structure.skipped())

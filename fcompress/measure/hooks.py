@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
+from fcompress.forward.predictor import Predictor, as_predictor
 
 # Activations of one batch that `Prefix` keeps; what is beyond it is computed again.
 PREFIX_BYTES = 2**30
@@ -43,11 +44,11 @@ class Call:
     is_output: bool
 
 
-def trace_calls(model: nn.Module, inputs: Tensor) -> tuple[Call, ...]:
+def trace_calls(model: nn.Module | Predictor, inputs: Tensor) -> tuple[Call, ...]:
     """Run the network once and list the executions of its submodules as they finish.
 
     Args:
-        model: The network, in eval mode (see `evaluating`).
+        model: The network, in eval mode (see `Predictor.evaluating`).
         inputs: A small batch [n, ...].
     """
     seen: list[tuple[str, int, nn.Module, Any]] = []
@@ -55,9 +56,10 @@ def trace_calls(model: nn.Module, inputs: Tensor) -> tuple[Call, ...]:
     def note(name: str, number: int, module: nn.Module, output: Any) -> None:
         seen.append((name, number, module, output))
 
-    names = {name: module for name, module in model.named_modules() if name}
-    with _each_call(model, names, note):
-        result = model(inputs)
+    predictor = as_predictor(model)
+    names = {name: module for name, module in predictor.network.named_modules() if name}
+    with _each_call(predictor.network, names, note):
+        result = predictor(inputs)
     # The outputs are alive up to here, so that no two of them can share memory by chance.
     final = result.untyped_storage().data_ptr() if isinstance(result, Tensor) else None
     calls = []

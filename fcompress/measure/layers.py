@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.running import evaluating
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.measure.hooks import Call, trace_calls
 
 ACTIVATIONS = (
@@ -97,7 +97,9 @@ class Layers:
     skipped: tuple[Skipped, ...]
 
 
-def ablation_layers(model: nn.Module, inputs: Tensor, names: Sequence[str] | None = None) -> Layers:
+def ablation_layers(
+    model: nn.Module | Predictor, inputs: Tensor, names: Sequence[str] | None = None
+) -> Layers:
     """Find the layers whose units are ablated (PROTOCOL 1.2): every hidden layer's activation.
 
     Args:
@@ -111,28 +113,32 @@ def ablation_layers(model: nn.Module, inputs: Tensor, names: Sequence[str] | Non
     Raises:
         UnsupportedNetworkError: There is no layer to measure.
     """
-    return _find(model, inputs, names, getattr(model, "ablation_layers", None))
+    predictor = as_predictor(model)
+    own = getattr(predictor.network, "ablation_layers", None)
+    return _find(predictor, inputs, names, own)
 
 
 def redundancy_layers(
-    model: nn.Module, inputs: Tensor, names: Sequence[str] | None = None
+    model: nn.Module | Predictor, inputs: Tensor, names: Sequence[str] | None = None
 ) -> Layers:
     """Find the layers whose activations are analysed for redundancy (PROTOCOL 2.5).
 
     Arguments and errors as for `ablation_layers`. Networks of the registry name them; of any
     other one they are the same layers that are ablated.
     """
-    return _find(model, inputs, names, getattr(model, "redundancy_layers", None))
+    predictor = as_predictor(model)
+    own = getattr(predictor.network, "redundancy_layers", None)
+    return _find(predictor, inputs, names, own)
 
 
 def _find(
-    model: nn.Module,
+    predictor: Predictor,
     inputs: Tensor,
     names: Sequence[str] | None,
     own_names: Sequence[str] | None,
 ) -> Layers:
-    with evaluating(model):
-        calls = trace_calls(model, inputs)
+    with predictor.evaluating():
+        calls = trace_calls(predictor, inputs)
     repeated = Counter(call.name for call in calls)
     addresses = {
         _address(call, repeated[call.name]): position for position, call in enumerate(calls)
@@ -154,7 +160,7 @@ def _find(
         if name not in addresses:
             known = ", ".join(addresses)
             raise UnsupportedNetworkError(
-                f"{type(model).__name__} runs no layer {name!r}; it runs {known}"
+                f"{predictor.name} runs no layer {name!r}; it runs {known}"
             )
         position = addresses[name]
         reason = _unfit(calls[position], len(inputs))
@@ -166,7 +172,7 @@ def _find(
     if not measured:
         why = "; ".join(f"{s.name}: {s.reason}" for s in skipped) or "it has no hidden layer"
         raise UnsupportedNetworkError(
-            f"{type(model).__name__} has no layer to measure ({why}); name layers of it"
+            f"{predictor.name} has no layer to measure ({why}); name layers of it"
         )
     return Layers(tuple(measured), rule, tuple(skipped))
 

@@ -4,7 +4,7 @@ Paper section 4, "Redundancy", and PROTOCOL.md section 2. A unit is a neuron or 
 map; spatial positions count as further examples of it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.running import evaluating, placed
+from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.measure.hooks import observe
 from fcompress.measure.layers import Layer, Skipped, redundancy_layers
 from fcompress.measure.moments import Moments, unit_rows
+from fcompress.measure.options import REDUNDANCY_TOLERANCES
+from fcompress.progress import Progress, Report, silent
 
-TOLERANCES = (0.05, 0.10, 0.15)
 # A unit whose standard deviation is within so many roundings of its magnitude is constant.
 CONSTANT_ROUNDINGS = 4.0
 # Explained shares are compared with this slack, so that ties are not decided by rounding.
@@ -125,12 +126,13 @@ class RedundancyResult:
 
 
 def measure_redundancy(
-    model: nn.Module,
+    model: nn.Module | Predictor,
     batches: Iterable[tuple[Tensor, Tensor | None]],
     *,
-    tolerances: Sequence[float] = TOLERANCES,
+    tolerances: Sequence[float] = REDUNDANCY_TOLERANCES,
     layers: Sequence[str] | None = None,
-    progress: Callable[[int], object] = lambda examples: None,
+    progress: Report = silent,
+    of: int | None = None,
 ) -> RedundancyResult:
     """Measure the redundant units of a network in one pass over unlabelled examples.
 
@@ -140,7 +142,8 @@ def measure_redundancy(
             how many there are.
         tolerances: Shares of the variance that may stay unexplained, in [0, 1), main one first.
         layers: Addresses of the layers; None for PROTOCOL 2.5's.
-        progress: Called with the number of examples after each batch.
+        progress: Told after each batch.
+        of: How many examples there are, where that is known.
 
     Raises:
         UnsupportedNetworkError: There is no layer to measure, or one gives values that are not
@@ -154,21 +157,22 @@ def measure_redundancy(
     moments: dict[str, Moments] = {}
     examples = 0
     dtype = torch.float32
-    with evaluating(model):
+    predictor = as_predictor(model)
+    with predictor.evaluating():
         for batch, _ in batches:
-            inputs = placed(model, batch)
+            inputs = predictor.place(batch)
             if found is None:
-                found = redundancy_layers(model, inputs[:2], layers)
+                found = redundancy_layers(predictor, inputs[:2], layers)
                 moments = {
                     layer.name: Moments(layer.maps, inputs.device) for layer in found.measured
                 }
-            with observe(model, moments) as outputs:
-                model(inputs)
+            with observe(predictor.network, moments) as outputs:
+                predictor(inputs)
                 for layer in found.measured:
                     dtype = outputs[layer.name].dtype
                     moments[layer.name].update(unit_rows(outputs.pop(layer.name), layer.axis))
             examples += len(inputs)
-            progress(len(inputs))
+            progress(Progress("redundancy", examples, of, "examples"))
     if found is None:
         raise ValueError("no examples to measure redundancy on")
     return RedundancyResult(

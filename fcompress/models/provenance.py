@@ -1,11 +1,18 @@
-"""What a network remembers of itself: how it was built, its data, what was done to it."""
+"""What is known of a network: how it was built, its data, what was done to it, how it is read.
+
+Networks of the registry keep it themselves, in `origin`. For all others it is kept here, beside
+the network and not in it, so that they stay the plain modules that they are: they pickle without
+fcompress. A copy that the user makes by `copy.deepcopy` is a new network, of which nothing is
+known.
+"""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -13,15 +20,13 @@ from torch import nn
 from fcompress.models.base import Network
 from fcompress.models.external import Architecture
 
-_RECORD = "_fcompress_described"
-
 
 @dataclass(frozen=True)
 class Described:
-    """What a network that is not of the registry carries along.
+    """What is known of a network that is not of the registry.
 
     Attributes:
-        architecture: How the wide network was built.
+        architecture: How the original network was built.
         data: What identifies its data, plain values, or None.
         history: What was done to it, oldest first.
     """
@@ -31,18 +36,53 @@ class Described:
     history: tuple[Any, ...] = ()
 
 
+_described: WeakKeyDictionary[nn.Module, Described] = WeakKeyDictionary()
+_readings: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+
+
 def describe(model: nn.Module, record: Described) -> None:
-    """Let a network carry its record; copies of it carry it too."""
-    model.__dict__[_RECORD] = record
+    """Note what is known of a network."""
+    _described[model] = record
 
 
 def described(model: nn.Module) -> Described | None:
-    """The record that `describe` gave a network, or None."""
-    return model.__dict__.get(_RECORD)
+    """What `describe` noted, or None."""
+    return _described.get(model)
+
+
+def hand_on(model: nn.Module, copied: nn.Module) -> None:
+    """What is known of a network holds for a copy of it, too."""
+    if model in _described:
+        _described[copied] = _described[model]
+    if model in _readings:
+        _readings[copied] = _readings[model]
+
+
+def note_reading(model: nn.Module, output: str | int | None, labels: str | None) -> None:
+    """Note how a network's answers are read: which output, and what a label is."""
+    _readings[model] = {"output": output, "labels": labels}
+
+
+def reading_of(model: nn.Module) -> dict[str, Any] | None:
+    """What `note_reading` noted, or else what the last compression in the history was about."""
+    noted: dict[str, Any] | None = _readings.get(model)
+    if noted is not None:
+        return noted
+    for entry in reversed(origin_of(model)["history"]):
+        if isinstance(entry, dict) and entry.get("action") == "shrink":
+            output, agreement = entry.get("output"), entry.get("agreement")
+            labels = agreement.get("labels") if isinstance(agreement, dict) else None
+            found: dict[str, Any] = {
+                "output": output if isinstance(output, str | int) else None,
+                # Classes and single scores are told by their shape.
+                "labels": labels if labels in ("positions", "sigmoid") else None,
+            }
+            return found if any(value is not None for value in found.values()) else None
+    return None
 
 
 def origin_of(model: nn.Module) -> dict[str, Any]:
-    """{"data": ..., "history": [...]} that a network carries; data None where it does not."""
+    """{"data": ..., "history": [...]} of a network; data None where it is not known."""
     record = described(model)
     if record is not None:
         return {"data": record.data, "history": list(record.history)}
@@ -51,13 +91,18 @@ def origin_of(model: nn.Module) -> dict[str, Any]:
 
 
 def set_origin(model: nn.Module, data: dict[str, Any] | None, history: list[Any]) -> None:
-    """Let a network carry what identifies its data and what was done to it."""
+    """Note what identifies a network's data and what was done to it."""
     if isinstance(model, Network):
         model.origin = {"data": data, "history": history}
         return
-    record = described(model)
-    architecture = architecture_of(model) if record is None else record.architecture
-    describe(model, Described(architecture, data, tuple(history)))
+    record = described(model) or Described(architecture_of(model))
+    describe(model, replace(record, data=data, history=tuple(history)))
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """A name for a network that has none: its class, to be named again when it is loaded."""
+    kind = type(model)
+    return Architecture(f"{kind.__module__}:{kind.__qualname__}")
 
 
 def versions() -> dict[str, str]:
@@ -67,9 +112,3 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-
-
-def architecture_of(model: nn.Module) -> Architecture:
-    """A name for a network that carries none: its class, to be named again when it is loaded."""
-    kind = type(model)
-    return Architecture(f"{kind.__module__}:{kind.__qualname__}")

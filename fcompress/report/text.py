@@ -59,7 +59,7 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
             "for all that passed."
         )
     if result.polish is not None:
-        yield polish_sentence(result.polish)
+        yield distill_sentence(result.polish)
     if result.copies.left_out:
         yield (
             f"{result.copies.left_out:,} more certification examples do not count: "
@@ -79,14 +79,14 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         yield f"Left alone: {left['name']}: {left['reason']}."
 
 
-def polish_sentence(polish: Mapping[str, Any]) -> str:
-    """What polishing did (`Polished.to_dict`)."""
+def distill_sentence(polish: Mapping[str, Any]) -> str:
+    """What polishing did (`Distilled.to_dict`)."""
     if not polish["kept"]:
         return "Polishing made it no better and was undone."
     before, after = polish["before"]["agreement"], polish["after"]["agreement"]
     cut = " (cut short by the time limit)" if polish["stopped_by"] == "time" else ""
     return (
-        f"Polished on {polish['examples']:,} unlabelled examples for {polish['steps']:,} steps"
+        f"Distilled on {polish['examples']:,} unlabelled examples for {polish['steps']:,} steps"
         f"{cut}: "
         f"{before:.1%} of labels agreed on {polish['held_out']:,} search examples before, "
         f"{after:.1%} after."

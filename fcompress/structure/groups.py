@@ -7,7 +7,6 @@ before it is used; whatever cannot be used is named together with the reason.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.deprecation import warn
 from fcompress.forward.running import quiet_tracing
 from fcompress.structure.proof import prove
 from fcompress.structure.tracer import Axis, Contraction, Tracer
@@ -73,11 +73,7 @@ class Structure:
     @property
     def left_alone(self) -> tuple[Group, ...]:
         """The old name of `not_pruned`."""
-        warnings.warn(
-            "Structure.left_alone is called not_pruned now; the old name goes with version 1.0",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn("the attribute left_alone of a Structure", "not_pruned")
         return self.not_pruned
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fcompress.models.provenance import hand_on
 from fcompress.surgery.resizing import resize
 from fcompress.surgery.units import Group, Number
 
@@ -76,6 +77,7 @@ def excise(
                 setattr(owner, attribute, each * len(kept[group.name]))
             for number in group.numbers:
                 _lower(compressed, number, group.size - len(kept[group.name]))
+    hand_on(model, compressed)
     return compressed
 
 

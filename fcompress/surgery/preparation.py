@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of, quiet_tracing
+from fcompress.models.provenance import hand_on
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import adapt
 from fcompress.surgery.resizing import forget_caches
@@ -102,6 +103,7 @@ def prepare(
     memo = _in_place(model) if share else {}
     copied = copy.deepcopy(model, memo | _exact_norms(model, example, call or plainly))
     adapt(copied)
+    hand_on(model, copied)
     return copied
 
 

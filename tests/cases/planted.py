@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fcompress.compress.methods import Context
 from fcompress.data.roles import batches_of
 from fcompress.forward import cost
+from fcompress.forward.predictor import Predictor
 from fcompress.structure.groups import find_groups
 
 
@@ -182,7 +183,9 @@ def images(count: int, seed: int) -> Tensor:
 def context_of(model: nn.Module, x: Tensor, seed: int = 0) -> Context:
     """What a method works with."""
     macs = cost.count(model, x[:1]).macs
-    return Context(model, find_groups(model, x[:4], seed=seed), batches_of(x), seed, macs)
+    return Context(
+        Predictor(model), find_groups(model, x[:4], seed=seed), batches_of(x), seed, macs
+    )
 
 
 def duplicate(model: nn.Module, x: Tensor, seed: int, share: float = 0.5) -> dict[str, Tensor]:

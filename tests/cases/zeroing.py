@@ -67,5 +67,5 @@ def assert_exact(
 
 def unaccounted(model: nn.Module, structure: Structure) -> set[str]:
     """Parameters that are in no group and not named either."""
-    named = {slot.tensor for g in (*structure.groups, *structure.left_alone) for slot in g.slots}
+    named = {slot.tensor for g in (*structure.groups, *structure.not_pruned) for slot in g.slots}
     return {name for name, _ in model.named_parameters()} - named - set(structure.unused)

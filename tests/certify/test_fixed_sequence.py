@@ -14,8 +14,9 @@ from torch import nn
 from fcompress.certify.agreement import changed_labels
 from fcompress.certify.bounds import most_changes, upper_bound
 from fcompress.certify.fixed_sequence import certify, sequence_to_test
-from fcompress.compress.allocation import Family, Path
+from fcompress.compress.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.search import measure, thinnest
+from fcompress.forward.predictor import Predictor
 
 SEARCH, N = 200, 400
 
@@ -103,20 +104,22 @@ def _simulate(rates_of, tolerance, confidence, *, nested, search=True, runs=1000
         columns = 1 if nested else len(rates)
         seen, unseen = (torch.rand(n, columns, generator=generator) for n in (SEARCH, N))
         prices = torch.cat([torch.tensor([math.inf]), torch.arange(len(rates), 0, -1.0)])
-        family = Family.of({"g": Path(torch.arange(len(rates) + 1), prices)})
+        removal_order = RemovalOrder.of({"g": GroupOrder(torch.arange(len(rates) + 1), prices)})
 
-        def make(removed, rates=rates, nested=nested, seen=seen, family=family):
+        def make(removed, rates=rates, nested=nested, seen=seen, removal_order=removal_order):
             model = Changes(rates[removed - 1], 0 if nested else removed - 1)
             labels = torch.zeros(SEARCH, dtype=torch.int64)
-            kept = family.kept(removed)
-            return measure(removed, kept, model, 100 - removed, [seen], labels)
+            kept = removal_order.kept(removed)
+            return measure(removed, kept, Predictor(model), 100 - removed, [seen], labels)
 
         if search:
-            good = thinnest(family, make, lambda c: c.changed * N <= most * c.n)
+            good = thinnest(removal_order, make, lambda c: c.changed * N <= most * c.n)
         else:
             good = [make(removed) for removed in range(1, len(rates) + 1)]
         sequence = sequence_to_test(good) if search else good
-        passed, results = certify(WIDE, sequence, [(unseen, None)], tolerance, confidence)
+        passed, results = certify(
+            Predictor(WIDE), sequence, [(unseen, None)], tolerance, confidence
+        )
         found.several += len(results) > 1
         if not search:
             changed = [changed_labels(c.model, [unseen], torch.zeros(N))[0] for c in good]

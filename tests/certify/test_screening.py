@@ -268,7 +268,7 @@ def test_warnings_point_at_the_caller_and_stand_in_the_result():
     x, _ = examples(400)
     lines = []
     with pytest.warns(ResultWarning, match="only if at most 1") as caught:
-        result = shrink(trained(), [x], tol=0.05, progress=lines.append)
+        result = shrink(trained(), [x], tol=0.05, progress=lambda event: lines.append(str(event)))
     assert [w.filename for w in caught] == [__file__]
     assert [str(w.message) for w in caught] == list(result.warnings)
     assert [f"warning: {line}" for line in result.warnings] == lines[:1]

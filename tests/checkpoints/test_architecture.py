@@ -10,7 +10,7 @@ from torch import nn
 import fcompress
 from fcompress.checkpoints.checkpoint import read
 from fcompress.errors import ArchitectureError, CheckpointError
-from fcompress.forward.running import class_scores
+from fcompress.forward.predictor import Predictor
 from fcompress.models.external import Architecture, build_network, parse_args
 from fcompress.models.provenance import Described, describe, origin_of
 from fcompress.structure.groups import find_groups
@@ -114,7 +114,7 @@ def test_a_class_without_any_name_is_loaded_with_its_code(tmp_path):
     with pytest.raises(CheckpointError, match="Plain"):
         fcompress.load(tmp_path / "thin.pt")
     loaded = fcompress.load(tmp_path / "thin.pt", arch=Plain)
-    assert torch.equal(class_scores(loaded, x), class_scores(thin, x))
+    assert torch.equal(Predictor(loaded).scores(x), Predictor(thin).scores(x))
     assert loaded.one.out_features == 4
 
 

@@ -101,8 +101,8 @@ def test_a_unit_whose_ablation_gives_no_numbers_must_not_go():
 def test_what_prune_removes_first_is_what_matters_least():
     model, x = network("residual, norm", 0), images(32, 0)
     context = context_of(model, x)
-    family = Prune().family(context)
+    removal_order = Prune().removal_order(context)
     effects = ablation_effects(model, context.structure.groups, x)
-    for name, path in family.paths.items():
+    for name, path in removal_order.groups.items():
         ordered = effects[name][path.order]
         assert bool((ordered.diff() <= 0).all())

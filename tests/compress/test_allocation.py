@@ -27,11 +27,11 @@ def _orders(*sizes):
     return {f"g{i}": torch.arange(size) for i, size in enumerate(sizes)}
 
 
-def _removed(family):
+def _removed(removal_order):
     """Which group loses a unit at each step."""
     names = []
-    for removed in range(1, len(family.prices) + 1):
-        before, after = family.kept(removed - 1), family.kept(removed)
+    for removed in range(1, len(removal_order.prices) + 1):
+        before, after = removal_order.kept(removed - 1), removal_order.kept(removed)
         names += [n for n in before if len(before[n]) != len(after[n])]
     return names
 
@@ -39,21 +39,21 @@ def _removed(family):
 def test_each_group_goes_in_its_own_order_and_keeps_one_unit():
     orders = {"g0": torch.tensor([2, 0, 3, 1]), "g1": torch.tensor([1, 2, 0])}
     costs = {"g0": torch.tensor([4.0, 3.0, 2.0, 1.0]), "g1": torch.tensor([3.0, 2.0, 1.0])}
-    family = merge(orders, costs, _chain([10, 4, 3, 2]))
-    assert len(family.prices) == 5
+    removal_order = merge(orders, costs, _chain([10, 4, 3, 2]))
+    assert len(removal_order.prices) == 5
     for name, order in orders.items():
-        prices = family.paths[name].price
-        assert family.paths[name].order.tolist() == order.tolist()
+        prices = removal_order.groups[name].price
+        assert removal_order.groups[name].order.tolist() == order.tolist()
         assert prices[0] == torch.inf
         assert bool((prices.diff() < 0).all())
-    last = family.kept(5)
+    last = removal_order.kept(5)
     assert {n: k.tolist() for n, k in last.items()} == {"g0": [2], "g1": [1]}
 
 
 def test_units_that_cost_nothing_go_before_all_others():
     costs = {"g0": torch.tensor([5.0, 4.0, 0.0, 0.0]), "g1": torch.tensor([9.0, 0.0, 0.0, 0.0])}
-    family = merge(_orders(4, 4), costs, _chain([100, 4, 4, 2]))
-    names = _removed(family)
+    removal_order = merge(_orders(4, 4), costs, _chain([100, 4, 4, 2]))
+    names = _removed(removal_order)
     assert sorted(names[:5]) == ["g0", "g0", "g1", "g1", "g1"]
     assert names[5] == "g0"
 
@@ -139,15 +139,15 @@ def test_the_next_unit_is_always_the_cheapest_for_what_it_saves(seed, sizes):
     generator = torch.Generator().manual_seed(seed)
     loads = _chain([5, *sizes, 3])
     costs = {f"g{i}": _cost(generator, size) for i, size in enumerate(sizes)}
-    family = merge(_orders(*sizes), costs, loads)
-    assert len(family.prices) == sum(sizes) - len(sizes)
+    removal_order = merge(_orders(*sizes), costs, loads)
+    assert len(removal_order.prices) == sum(sizes) - len(sizes)
     marginal = {}
     for name, cost_of in costs.items():
         losses = -np.diff(np.append(cost_of.numpy(), 0.0))
         # Losing a unit costs at least what those that go before it do.
         marginal[name] = np.array([losses[k:].max() for k in range(len(losses))])
-    for removed, name in enumerate(_removed(family)):
-        kept = {n: len(k) for n, k in family.kept(removed).items()}
+    for removed, name in enumerate(_removed(removal_order)):
+        kept = {n: len(k) for n, k in removal_order.kept(removed).items()}
         widths = [5, *kept.values(), 3]
         ratios = {}
         for index, group in enumerate(costs):
@@ -171,16 +171,16 @@ def test_units_that_must_not_go_go_last(dear):
 
 
 def test_no_group_gives_a_family_of_one():
-    family = merge({}, {}, _chain([4, 2]))
-    assert len(family.prices) == 0
-    assert family.kept(0) == {}
+    removal_order = merge({}, {}, _chain([4, 2]))
+    assert len(removal_order.prices) == 0
+    assert removal_order.kept(0) == {}
 
 
 def test_large_networks_go_in_steps_but_every_unit_goes():
     size = 3000
     costs = {name: torch.arange(size, 0, -1).double() ** 6 for name in ("g0", "g1")}
-    family = merge(_orders(size, size), costs, _chain([size] * 4))
-    assert len(family.prices) == 2 * size - 2
-    assert len(family.prices.unique()) == 2 * size - 2
-    half = family.kept(size)
+    removal_order = merge(_orders(size, size), costs, _chain([size] * 4))
+    assert len(removal_order.prices) == 2 * size - 2
+    assert len(removal_order.prices.unique()) == 2 * size - 2
+    half = removal_order.kept(size)
     assert abs(len(half["g0"]) - len(half["g1"])) <= 4

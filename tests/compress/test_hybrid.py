@@ -9,7 +9,7 @@ from cases.trained import examples, trained
 from torch import nn
 from torch.nn import functional as F
 
-from fcompress.compress.allocation import Family, Path
+from fcompress.compress.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.divergence import dense, folded, rescaled, undense
 from fcompress.compress.fisher import SMOOTHING, output_fisher
 from fcompress.compress.methods import Hybrid, readings_of
@@ -113,8 +113,8 @@ def test_hybrid_removes_copies_first_and_loses_nothing(name):
     kept = duplicate(model, x, 0, 0.5)
     context = context_of(model, x)
     copies = sum(g.size - len(kept[g.name]) for g in context.structure.groups)
-    thin = Hybrid().make(context, Hybrid().family(context).kept(copies))
-    assert misfit(thin, context.model, images(200, 7)) < 1e-7
+    thin = Hybrid().make(context, Hybrid().removal_order(context).kept(copies))
+    assert misfit(thin, context.original.network, images(200, 7)) < 1e-7
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -122,18 +122,15 @@ def test_folding_copies_into_their_twins_changes_nothing(name):
     model, x = network(name, 0), images(192, 100)
     kept = duplicate(model, x, 0, 0.5)
     context = context_of(model, x)
-    tensors = {
-        n: t.detach()
-        for n, t in (*context.model.named_parameters(), *context.model.named_buffers())
-    }
+    tensors = {name: tensor.detach() for name, tensor in context.original.tensors().items()}
     fresh = images(50, 7)
     with torch.no_grad():
-        expected = context.model(fresh)
+        expected = context.original.network(fresh)
         for group in context.structure.groups:
             changed = dict(tensors)
             for reading in readings_of(context, group):
                 changed |= folded(reading, kept[group.name], changed)
-            outputs = torch.func.functional_call(context.model, changed, (fresh,))
+            outputs = torch.func.functional_call(context.original.network, changed, (fresh,))
             # The fold carries a small ridge.
             assert float((outputs - expected).norm() / expected.norm()) < 2e-2
             bare = {n: t.clone() for n, t in tensors.items()}
@@ -142,7 +139,7 @@ def test_folding_copies_into_their_twins_changes_nothing(name):
                 gone[kept[group.name]] = False
                 columns = (gone[slot.units.clamp(min=0)] & (slot.units >= 0)).nonzero().flatten()
                 bare[slot.tensor].index_fill_(slot.dim, columns, 0.0)
-            zeroed = torch.func.functional_call(context.model, bare, (fresh,))
+            zeroed = torch.func.functional_call(context.original.network, bare, (fresh,))
             assert float((zeroed - expected).norm()) > 5 * float((outputs - expected).norm())
 
 
@@ -174,10 +171,12 @@ def test_curves_go_through_the_measured_points():
 
 
 def test_families_round_up_to_multiples():
-    path = Path(torch.arange(10), torch.tensor([math.inf, *range(9, 0, -1)], dtype=torch.float64))
-    family = Family.of({"a": path})
-    assert [len(family.kept(r)["a"]) for r in (0, 1, 5, 9)] == [10, 9, 5, 1]
-    assert [len(family.kept(r, 4)["a"]) for r in (0, 1, 5, 9)] == [10, 10, 8, 4]
+    path = GroupOrder(
+        torch.arange(10), torch.tensor([math.inf, *range(9, 0, -1)], dtype=torch.float64)
+    )
+    removal_order = RemovalOrder.of({"a": path})
+    assert [len(removal_order.kept(r)["a"]) for r in (0, 1, 5, 9)] == [10, 9, 5, 1]
+    assert [len(removal_order.kept(r, 4)["a"]) for r in (0, 1, 5, 9)] == [10, 10, 8, 4]
 
 
 def test_counts_are_multiples_where_asked(wide):
@@ -201,12 +200,12 @@ def test_objectives(wide, objective):
 def test_polished_networks_are_thinner_and_certified(wide):
     x, y = examples()
     plain = shrink(wide, [(x, y)], tol=0.05)
-    result = shrink(wide, [(x, y)], tol=0.05, polish=True, polish_seconds=5)
-    assert result.certified and plain.polish is None
+    result = shrink(wide, [(x, y)], tol=0.05, distill=True, distill_seconds=5)
+    assert result.certified and plain.distill is None
     assert result.macs["after"] <= plain.macs["after"]
     assert any(c["polished"] for c in result.candidates)
-    sized = shrink(wide, [(x, y)], ratio=0.3, polish=True, polish_seconds=5)
-    assert sized.polish is not None and sized.polish["steps"] > 0
+    sized = shrink(wide, [(x, y)], ratio=0.3, distill=True, distill_seconds=5)
+    assert sized.distill is not None and sized.distill["steps"] > 0
 
 
 @pytest.mark.parametrize(
@@ -215,8 +214,8 @@ def test_polished_networks_are_thinner_and_certified(wide):
         ({"objective": "beauty"}, "objective"),
         ({"round_to": 0}, "round_to"),
         ({"round_to": "four"}, "round_to"),
-        ({"polish_seconds": 0}, "polish_seconds"),
-        ({"polish_seconds": math.inf}, "polish_seconds"),
+        ({"distill_seconds": 0}, "distill_seconds"),
+        ({"distill_seconds": math.inf}, "distill_seconds"),
     ],
 )
 def test_choices_out_of_range(wide, choice, words):

@@ -114,7 +114,7 @@ def test_what_is_added_and_what_is_concatenated():
 def test_every_unit_is_in_a_proven_group(family, groups):
     structure = find_groups(small(family), images(3, 0))
     assert len(structure.groups) == groups
-    assert [group.reason for group in structure.left_alone] == ["output layer"]
+    assert [group.reason for group in structure.not_pruned] == ["output layer"]
     assert not structure.unused
 
 

@@ -7,13 +7,14 @@ from torch import nn
 
 from fcompress.certify.bounds import most_changes, upper_bound
 from fcompress.certify.fixed_sequence import Candidate, certify, sequence_to_test
-from fcompress.compress.allocation import Family, Path
+from fcompress.compress.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.search import thinnest
+from fcompress.forward.predictor import Predictor
 
 
-def _family(units):
+def _removal_order(units):
     prices = torch.cat([torch.tensor([torch.inf]), torch.arange(units, 0, -1).double()])
-    return Family.of({"g": Path(torch.arange(units + 1), prices)})
+    return RemovalOrder.of({"g": GroupOrder(torch.arange(units + 1), prices)})
 
 
 def _candidate(removed, changed=0, n=1000, model=None):
@@ -31,7 +32,7 @@ def test_the_thinnest_that_passes_is_found(units, share):
         tried.append(removed)
         return _candidate(removed)
 
-    good = thinnest(_family(units), make, lambda c: c.removed <= limit, steps=30)
+    good = thinnest(_removal_order(units), make, lambda c: c.removed <= limit, steps=30)
     assert len(tried) <= 33
     assert [c.removed for c in good] == sorted(r for r in tried if r <= limit)
     assert (good[-1].removed if good else 0) == limit
@@ -45,14 +46,14 @@ def test_the_search_is_fine_where_little_remains():
         return _candidate(removed)
 
     for limit in (10_000, 9_990, 9_900, 5_000):
-        good = thinnest(_family(10_000), make, lambda c, limit=limit: c.removed <= limit)
+        good = thinnest(_removal_order(10_000), make, lambda c, limit=limit: c.removed <= limit)
         left = 10_001 - limit
         assert left <= 10_001 - good[-1].removed <= 1.05 * left + 1
     assert len(tried) <= 4 * 12
 
 
 def test_steps_that_are_left_go_to_the_next_milder_networks():
-    good = thinnest(_family(12), _candidate, lambda c: c.removed <= 8, steps=20)
+    good = thinnest(_removal_order(12), _candidate, lambda c: c.removed <= 8, steps=20)
     assert [c.removed for c in good] == list(range(1, 9))
     tried = []
 
@@ -61,14 +62,14 @@ def test_steps_that_are_left_go_to_the_next_milder_networks():
         return _candidate(removed)
 
     # Only those that pass count.
-    good = thinnest(_family(12), make, lambda c: c.removed in (2, 3, 5, 6, 8), steps=6)
+    good = thinnest(_removal_order(12), make, lambda c: c.removed in (2, 3, 5, 6, 8), steps=6)
     assert len(tried) <= 9
     assert {c.removed for c in good} <= {2, 3, 5, 6, 8}
 
 
 @pytest.mark.parametrize("limit", [130, 1000, 3500, 3990])
 def test_milder_networks_are_at_hand_if_the_thinnest_fails(limit):
-    good = thinnest(_family(4000), _candidate, lambda c: c.removed <= limit)
+    good = thinnest(_removal_order(4000), _candidate, lambda c: c.removed <= limit)
     left = [4001 - c.removed for c in good]
     thinnest_left = left[-1]
     for share in (1 / 2, 1 / 4, 1 / 8):
@@ -79,7 +80,7 @@ def test_milder_networks_are_at_hand_if_the_thinnest_fails(limit):
 
 
 def test_nothing_to_remove_is_no_candidate():
-    assert thinnest(Family.of({}), _candidate, lambda c: True) == []
+    assert thinnest(RemovalOrder.of({}), _candidate, lambda c: True) == []
 
 
 class Labels(nn.Module):
@@ -101,7 +102,7 @@ DATA = [(torch.arange(N).float()[:, None], None)]
 
 def _certify(*changed, tolerance=0.05, confidence=0.95):
     candidates = [_candidate(10 * (i + 1), model=Labels(c)) for i, c in enumerate(changed)]
-    passed, results = certify(Labels(0), candidates, DATA, tolerance, confidence)
+    passed, results = certify(Predictor(Labels(0)), candidates, DATA, tolerance, confidence)
     tested = [c.model.runs > 0 for c in candidates]
     assert tested == [True] * len(results) + [False] * (len(candidates) - len(results))
     assert [r.changed for r in results] == list(changed[: len(results)])
@@ -129,7 +130,7 @@ def test_confidence_is_part_of_the_certificate():
 
 def test_of_those_that_pass_the_thinnest_counts():
     candidates = [_candidate(r, model=Labels(c)) for r, c in ((30, 0), (10, 2), (20, 3))]
-    passed, results = certify(Labels(0), candidates, DATA, 0.05, 0.95)
+    passed, results = certify(Predictor(Labels(0)), candidates, DATA, 0.05, 0.95)
     assert len(results) == 3
     assert passed[0].removed == 30
     assert passed[1].changed == 0
@@ -146,7 +147,7 @@ def test_the_bound_of_the_certificate_is_the_tolerance_where_one_failed():
         ((0, 5, most + 1, 0), 0.05),
     ):
         candidates = [_candidate(10 * (i + 1), model=Labels(c)) for i, c in enumerate(changed)]
-        passed, _ = certify(Labels(0), candidates, DATA, 0.05, 0.95)
+        passed, _ = certify(Predictor(Labels(0)), candidates, DATA, 0.05, 0.95)
         assert passed[1].upper_bound == pytest.approx(bound, abs=1e-15)
         assert passed[1].upper_bound <= 0.05
 

@@ -59,7 +59,7 @@ def test_the_json_has_the_promised_keys(result):
     record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert set(record) >= set(
         "tolerance method certified agreement params macs bytes latency_ms latency_single_ms "
-        "objective round_to polish accuracy layers "
+        "objective round_to distill polish accuracy layers "
         "skipped data seed versions".split()
     )
     assert set(record["agreement"]) >= {"n", "same", "rate", "lower_bound", "confidence"}
@@ -185,7 +185,7 @@ def test_what_a_method_cannot_use_stays_and_is_named():
     units = {layer.name: (layer.units_before, layer.units_after) for layer in result.layers}
     reasons = {layer.name: layer.reason for layer in result.layers}
     assert units["stem"] == (8, 8)
-    assert reasons["stem"] == "one of its consumers cannot be refactored"
+    assert reasons["stem"] == "one of its consumers cannot be refitted"
     assert units["last"][1] < 12
     assert reasons["last"] is None
     assert {"name": "stem", "reason": reasons["stem"]} in result.skipped
@@ -226,8 +226,11 @@ def test_networks_that_write_into_themselves_are_only_run_as_copies():
 
 
 def test_progress_is_told(model):
-    lines = []
-    shrink(model, [examples()[0]], tol=0.1, progress=lines.append)
+    events = []
+    shrink(model, [examples()[0]], tol=0.1, progress=events.append)
+    lines = [str(event) for event in events]
+    searched = [event for event in events if event.stage == "searching"]
+    assert [event.done for event in searched] == list(range(1, len(searched) + 1))
     assert any("ranking units" in line for line in lines)
     assert sum("labels changed" in line for line in lines) >= 5
     assert any("certifying on 360 examples" in line for line in lines)

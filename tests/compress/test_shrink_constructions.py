@@ -11,6 +11,7 @@ from fcompress.compress.pipeline import shrink
 from fcompress.data.roles import batches_of
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost
+from fcompress.forward.predictor import Predictor
 from fcompress.structure.groups import find_groups
 
 # Seeds for which every unit of N is active for a good part of the data, so that all of them count.
@@ -35,14 +36,14 @@ def made(request):
 
 def _context(model, x):
     macs = cost.count(model, x[:1]).macs
-    return Context(model, find_groups(model, x[:4]), batches_of(x), 0, macs)
+    return Context(Predictor(model), find_groups(model, x[:4]), batches_of(x), 0, macs)
 
 
 def _halved(made, letter, method):
     """The wide network with half of its hidden units removed by a method, and what is kept."""
     context = _context(made.wide()[letter], made.data)
-    family = METHODS[method].family(context)
-    kept = family.kept(sum(g.size for g in context.structure.groups) // 2)
+    removal_order = METHODS[method].removal_order(context)
+    kept = removal_order.kept(sum(g.size for g in context.structure.groups) // 2)
     return METHODS[method].make(context, kept), kept
 
 

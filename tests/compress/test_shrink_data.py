@@ -127,7 +127,7 @@ def test_no_split_is_read_before_its_turn(digits):
     lines = []
 
     def say(line):
-        lines.append((line, log[4:]))
+        lines.append((str(line), log[4:]))
 
     shrink(wide, watched, tol=0.15, progress=say)
     ranking, certifying, measuring = lines[1], lines[-2], lines[-1]

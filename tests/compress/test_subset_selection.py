@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcompress.compress.allocation import Family, Path
+from fcompress.compress.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.subset_selection import pivoted
 
 
@@ -117,19 +117,21 @@ def test_single_precision_moments_rank_duplicates_last():
     assert bool((unexplained[8:] < 1e-5).all())
 
 
-def _family():
-    return Family.of(
+def _removal_order():
+    return RemovalOrder.of(
         {
-            "a": Path(torch.tensor([2, 0, 1]), torch.tensor([torch.inf, 4.0, 1.0])),
-            "b": Path(torch.tensor([3, 1, 0, 2]), torch.tensor([torch.inf, torch.inf, 3.0, 2.0])),
+            "a": GroupOrder(torch.tensor([2, 0, 1]), torch.tensor([torch.inf, 4.0, 1.0])),
+            "b": GroupOrder(
+                torch.tensor([3, 1, 0, 2]), torch.tensor([torch.inf, torch.inf, 3.0, 2.0])
+            ),
         }
     )
 
 
 def test_a_family_removes_one_unit_after_the_other():
-    family = _family()
-    assert family.prices.tolist() == [1, 2, 3, 4]
-    kept = [{n: k.tolist() for n, k in family.kept(i).items()} for i in range(5)]
+    removal_order = _removal_order()
+    assert removal_order.prices.tolist() == [1, 2, 3, 4]
+    kept = [{n: k.tolist() for n, k in removal_order.kept(i).items()} for i in range(5)]
     assert kept == [
         {"a": [0, 1, 2], "b": [0, 1, 2, 3]},
         {"a": [0, 2], "b": [0, 1, 2, 3]},
@@ -145,20 +147,20 @@ def test_kept_sets_are_nested_and_sorted(seed, sizes):
     generator = torch.Generator().manual_seed(seed)
     total = sum(sizes)
     times = torch.randperm(total, generator=generator).double()
-    paths = {}
+    groups = {}
     for index, price in enumerate(times.split(sizes)):
         price = price.sort(descending=True).values
         price[0] = torch.inf
-        paths[str(index)] = Path(torch.randperm(len(price), generator=generator), price)
-    family = Family.of(paths)
-    assert len(family.prices) == total - len(sizes)
-    before = family.kept(0)
+        groups[str(index)] = GroupOrder(torch.randperm(len(price), generator=generator), price)
+    removal_order = RemovalOrder.of(groups)
+    assert len(removal_order.prices) == total - len(sizes)
+    before = removal_order.kept(0)
     assert [len(k) for k in before.values()] == sizes
-    for removed in range(1, len(family.prices) + 1):
-        now = family.kept(removed)
+    for removed in range(1, len(removal_order.prices) + 1):
+        now = removal_order.kept(removed)
         for name, units in now.items():
             assert units.tolist() == sorted(set(units.tolist()))
             assert set(units.tolist()) <= set(before[name].tolist())
         assert sum(map(len, now.values())) == total - removed
         before = now
-    assert all(k.tolist() == [int(paths[n].order[0])] for n, k in before.items())
+    assert all(k.tolist() == [int(groups[n].order[0])] for n, k in before.items())

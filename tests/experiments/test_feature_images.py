@@ -21,7 +21,7 @@ from fcompress.experiments.measures.feature_images import (
 )
 from fcompress.experiments.measures.interpretability import compare, sheet_images, visualise
 from fcompress.experiments.report.feature_figure import figure
-from fcompress.forward.running import evaluating
+from fcompress.forward.predictor import Predictor
 from fcompress.measure.hooks import before_relu, observe
 
 LOW, HIGH = torch.tensor([-1.0]), torch.tensor([1.0])
@@ -63,7 +63,7 @@ def test_images_show_what_the_units_look_for(inplace):
 def test_before_and_after_are_what_the_network_gives():
     model = edges()
     found = drawn(model, [2, 0])
-    with evaluating(model):
+    with Predictor(model).evaluating():
         output = model[:2](LOW + (HIGH - LOW) * found.images)
     means = unit_means(output, 0)
     assert found.after.tolist() == pytest.approx([means[0, 2].item(), means[1, 0].item()])

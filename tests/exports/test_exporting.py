@@ -195,7 +195,7 @@ class Foreign(nn.Module):
 def test_networks_that_are_nobodys(ending, tmp_path):
     model, (x, y) = Foreign().train(), examples(200, seed=9)
     before, state = weights_of(model), torch.get_rng_state()
-    result = export(model, tmp_path / f"net{ending}", [(x, y)], wide=model.body, tol=0.0)
+    result = export(model, tmp_path / f"net{ending}", [(x, y)], original=model.body, tol=0.0)
     assert weights_of(model) == before and model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert (result.n, result.same) == (200, 200)
@@ -234,10 +234,10 @@ def test_a_file_that_differs_is_not_kept(ending, tmp_path, monkeypatch):
 
 
 def test_a_file_that_breaks_the_promise_is_not_kept(tmp_path):
-    with pytest.raises(ToleranceError, match="labels of the wide network, more than"):
-        export(trained(0), tmp_path / "a.pt2", examples(200)[0], wide=_other(), tol=0.001)
+    with pytest.raises(ToleranceError, match="labels of the original network, more than"):
+        export(trained(0), tmp_path / "a.pt2", examples(200)[0], original=_other(), tol=0.001)
     assert not list(tmp_path.iterdir())
-    found = export(trained(0), tmp_path / "a.pt2", examples(200)[0], wide=_other())
+    found = export(trained(0), tmp_path / "a.pt2", examples(200)[0], original=_other())
     assert found.tolerance is None and found.agreement.rate < 0.999
 
 

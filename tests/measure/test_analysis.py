@@ -42,13 +42,21 @@ def test_examples_can_be_limited(made):
         made.data,
         examples=70,
         batch_size=50,
-        progress=lambda *now: phases.append(now),
+        progress=lambda now: phases.append((now.stage, now.done, now.of)),
     )
     assert phases == [
         *[("redundancy", done, 70) for done in (50, 70)],
         *[("ablation", done, 70) for done in (50, 70)],
     ]
     assert result.examples == result.ablation.network.examples == 70
+    former = []
+    with pytest.deprecated_call():
+        analyze(
+            made.a,
+            made.data[:70],
+            progress=lambda phase, done, of: former.append((phase, done, of)),
+        )
+    assert ("ablation", 70, 70) in former
     whole = analyze(made.a, made.data[:70])
     assert whole.ablation == result.ablation
     # A generator is drained once and read by both measurements.

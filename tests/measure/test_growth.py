@@ -11,6 +11,7 @@ from fcompress.errors import FcompressError
 from fcompress.measure.analysis import analyze, gain
 from fcompress.measure.growth import QUANTITIES, doublings, gain_of, growth
 from fcompress.models import build
+from fcompress.progress import Progress
 from fcompress.report.plots import gain_png
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -153,12 +154,12 @@ def test_networks_are_measured_or_taken_as_measured():
     result = gain(
         [analyze(networks[0], data), networks[1]],
         data,
-        progress=lambda number, phase, done, total: numbers.append((number, phase, done, total)),
+        progress=numbers.append,
     )
     assert result.widths == (0.125, 0.25)
     assert result.family == "mlp"
-    assert {number for number, *_ in numbers} == {1}
-    assert (1, "ablation", 60, 60) in numbers
+    assert {event.stage.partition(":")[0] for event in numbers} == {"network 2 of 2"}
+    assert Progress("network 2 of 2: ablation", 60, 60, "examples") in numbers
     again = gain([analyze(network, data) for network in networks])
     assert again == result
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.running import evaluating, placed
+from fcompress.forward.predictor import Predictor
 from fcompress.measure.hooks import Prefix, ablate, observe, trace_calls
 from fcompress.measure.layers import (
     BY_ACTIVATION,
@@ -58,7 +58,7 @@ def _hooks(model):
 
 def test_observe_sees_each_call_of_a_shared_module():
     model, x = _residual()
-    with evaluating(model), observe(model, ["relu#0", "relu#2", "conv1"]) as outputs:
+    with Predictor(model).evaluating(), observe(model, ["relu#0", "relu#2", "conv1"]) as outputs:
         model(x)
         first = outputs["relu#0"].clone()
         assert set(outputs) == {"relu#0", "relu#2", "conv1"}
@@ -99,7 +99,7 @@ def test_ablate_sets_to_zero_and_nothing_else():
     model, x = _residual()
     mask = torch.zeros(4, 6, 6, dtype=torch.bool)
     mask[1, 2, 3] = mask[3] = True
-    with evaluating(model):
+    with Predictor(model).evaluating():
         with observe(model, ["relu#1"]) as plain:
             model(x)
             before = plain["relu#1"].clone()
@@ -131,7 +131,7 @@ def test_evaluating_restores_modes_gradients_and_random_state():
     model.noise = nn.Dropout(0.5)
     modes = [m.training for m in model.modules()]
     state = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="stop"), evaluating(model):
+    with pytest.raises(RuntimeError, match="stop"), Predictor(model).evaluating():
         assert not any(m.training for m in model.modules())
         assert not model(x).requires_grad
         torch.randn(10)
@@ -143,8 +143,8 @@ def test_evaluating_restores_modes_gradients_and_random_state():
 
 def test_inputs_take_the_dtype_of_the_network_unless_they_are_indices():
     model = nn.Linear(2, 2).double()
-    assert placed(model, torch.zeros(1, 2)).dtype == torch.float64
-    assert placed(model, torch.zeros(1, 2, dtype=torch.int64)).dtype == torch.int64
+    assert Predictor(model).place(torch.zeros(1, 2)).dtype == torch.float64
+    assert Predictor(model).place(torch.zeros(1, 2, dtype=torch.int64)).dtype == torch.int64
 
 
 @pytest.mark.parametrize("layer", ["conv1", "relu#0", "bn2", "relu#1", "gate", "relu#2"])
@@ -154,7 +154,7 @@ def test_replaying_a_prefix_changes_no_output(layer, budget):
     mask = torch.zeros(4, 6, 6, dtype=torch.bool)
     mask[:2, :, 1:4] = True
     prefix = Prefix(model, budget)
-    with evaluating(model):
+    with Predictor(model).evaluating():
         with ablate(model, {layer: mask}):
             expected = [model(x), model(-x)]
         for inputs, want in zip([x, -x, x], [*expected, expected[0]], strict=True):
@@ -180,7 +180,7 @@ def test_replaying_protects_what_is_written_into_by_functional_code():
     torch.manual_seed(0)
     model, x = Written(), torch.randn(5, 3)
     prefix = Prefix(model)
-    with evaluating(model):
+    with Predictor(model).evaluating():
         expected = model(x)
         for _ in range(3):
             with prefix.recording():
@@ -196,7 +196,7 @@ def test_replaying_computes_nothing_before_the_layer():
     original = model.conv1._conv_forward
     model.conv1._conv_forward = lambda *args: runs.append(1) or original(*args)
     prefix = Prefix(model)
-    with evaluating(model):
+    with Predictor(model).evaluating():
         # From the first recording on it is known which outputs are written into.
         for _ in range(2):
             with prefix.recording():

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from fcompress.data import Splits
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.running import evaluating
+from fcompress.forward.predictor import Predictor
 from fcompress.measure.ablation import NETWORK, ORDERS
 from fcompress.measure.analysis import AnalyzeResult, analyze
 from fcompress.measure.hooks import ablate
@@ -360,7 +360,7 @@ def _without_doubled(wide: nn.Module, inputs: Tensor) -> float:
     masks = {}
     for name, (weight, _) in zip(wide.ablation_layers, _weights(wide)[:-1], strict=True):
         masks[name] = torch.arange(len(weight)) >= len(weight) // 2
-    with evaluating(wide):
+    with Predictor(wide).evaluating():
         labels = wide(inputs).argmax(1)
         with ablate(wide, masks):
             return float((wide(inputs).argmax(1) == labels).double().mean())
@@ -369,7 +369,7 @@ def _without_doubled(wide: nn.Module, inputs: Tensor) -> float:
 @torch.no_grad()
 def _difference(narrow: nn.Module, wide: nn.Module, inputs: Tensor) -> dict[str, float]:
     """Largest difference of a logit over the largest logit, and the share of equal labels."""
-    with evaluating(narrow), evaluating(wide):
+    with Predictor(narrow).evaluating(), Predictor(wide).evaluating():
         before, after = narrow(inputs), wide(inputs)
     return {
         "logit_difference": float((before - after).abs().max() / before.abs().max()),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcompress.errors import FcompressError
-from fcompress.forward.running import evaluating
+from fcompress.forward.predictor import Predictor
 from fcompress.measure.hooks import before_relu, observe
 from fcompress.measure.layers import redundancy_layers
 
@@ -101,7 +101,7 @@ def feature_images(
         dtype = next((p.dtype for p in model.parameters()), torch.float32)
         return (low + (high - low) * images).to(dtype)
 
-    with evaluating(model):
+    with Predictor(model).evaluating():
         axis = _axis(model, layer, units, seen(torch.rand(2, *shape, device=device)))
         index = torch.tensor(units, device=device)
 

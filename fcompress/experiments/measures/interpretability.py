@@ -34,7 +34,7 @@ from fcompress.experiments.measures.variation import (
     rank_test,
     total_variation,
 )
-from fcompress.forward.running import evaluating, placed
+from fcompress.forward.predictor import Predictor
 from fcompress.measure.hooks import observe
 from fcompress.measure.layers import Layer, redundancy_layers
 
@@ -133,7 +133,7 @@ def visualise(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> 
             "images; choose image data"
         )
     low, high = inputs.amin((0, 2, 3)), inputs.amax((0, 2, 3))
-    layers = redundancy_layers(model, placed(model, inputs[:2]), chosen["layers"])
+    layers = redundancy_layers(model, Predictor(model).place(inputs[:2]), chosen["layers"])
     seen = _activations(model, split, layers.measured, chosen["examples"])
     generator = torch.Generator().manual_seed(chosen["seed"])
     stages = []
@@ -257,10 +257,10 @@ def _activations(
 ) -> dict[str, Tensor]:
     """Address -> [examples, units], what the images maximise, on data."""
     found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
-    with evaluating(model):
+    with Predictor(model).evaluating():
         for batch, _ in split.batches(256, limit):
             with observe(model, found) as outputs:
-                model(placed(model, batch))
+                model(Predictor(model).place(batch))
                 for layer in layers:
                     means = unit_means(outputs[layer.name], layer.axis)
                     found[layer.name].append(means.double().cpu())

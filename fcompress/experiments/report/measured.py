@@ -10,7 +10,7 @@ from fcompress.experiments.trials.trial import Record
 from fcompress.measure.ablation import TOLERANCES, AblationCurve, AblationResult
 from fcompress.measure.growth import GainResult, gain_of
 from fcompress.measure.layers import Skipped
-from fcompress.measure.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
+from fcompress.measure.options import REDUNDANCY_TOLERANCES
 from fcompress.measure.redundancy import Correlations, LayerRedundancy, RedundancyResult
 
 

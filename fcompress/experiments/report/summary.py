@@ -23,7 +23,7 @@ from fcompress.experiments.trials.trial import Record
 from fcompress.formats.atomic import make_folder, write_atomic
 from fcompress.measure.ablation import TOLERANCES
 from fcompress.measure.growth import LAST, QUANTITIES, GainResult
-from fcompress.measure.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
+from fcompress.measure.options import REDUNDANCY_TOLERANCES
 from fcompress.measure.redundancy import Correlations
 
 

@@ -11,7 +11,7 @@ from fcompress.experiments.report.measured import gains
 from fcompress.experiments.trials.results import Results
 from fcompress.measure.ablation import TOLERANCES
 from fcompress.measure.growth import LAST, QUANTITIES, GainResult, Growth
-from fcompress.measure.redundancy import TOLERANCES as REDUNDANCY_TOLERANCES
+from fcompress.measure.options import REDUNDANCY_TOLERANCES
 
 # The words of the published file.
 PUBLISHED_AS = {

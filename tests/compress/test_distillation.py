@@ -1,4 +1,4 @@
-"""Polishing: closer to the wide network on unseen examples, never worse, nothing else touched."""
+"""Distillation: closer to the original on unseen examples, never worse, nothing else touched."""
 
 import copy
 import json
@@ -10,9 +10,10 @@ from cases.trained import examples, trained, weights_of
 from torch import Tensor, nn
 
 from fcompress.certify.agreement import verify
-from fcompress.compress import distill
-from fcompress.compress.distill import Closeness, polish
+from fcompress.compress import distillation
+from fcompress.compress.distillation import Closeness, distill
 from fcompress.errors import DataError, FcompressError
+from fcompress.forward import running
 
 LONG = 1e5  # seconds: the plan is the number of epochs, whatever the clock says
 
@@ -36,7 +37,8 @@ class Clock:
 
     def __init__(self, monkeypatch, tick: float) -> None:
         self.now, self.tick = 0.0, tick
-        monkeypatch.setattr(distill, "time", SimpleNamespace(perf_counter=self.read))
+        for module in (distillation, running):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=self.read))
 
     def read(self) -> float:
         self.now += self.tick
@@ -55,7 +57,7 @@ def thin(wide):
 
 def test_closer_on_examples_that_it_has_not_seen(wide, thin):
     unseen = [examples(2000, seed=9)[0]]
-    found = polish(wide, thin, inputs(), seconds=LONG, epochs=20)
+    found = distill(wide, thin, inputs(), seconds=LONG, epochs=20)
     before, after = verify(wide, thin, unseen), verify(wide, found.model, unseen)
     assert found.kept and found.stopped_by == "done"
     assert after.rate > before.rate + 0.02
@@ -68,7 +70,7 @@ def test_closer_on_examples_that_it_has_not_seen(wide, thin):
 
 def test_held_out_numbers_are_those_of_the_returned_network(wide, thin):
     batches = inputs()
-    found = polish(wide, thin, batches, seconds=LONG, epochs=2)
+    found = distill(wide, thin, batches, seconds=LONG, epochs=2)
     held = [torch.cat(batches)[-75:]]
     assert verify(wide, thin, held).rate == pytest.approx(found.before.agreement)
     assert verify(wide, found.model, held).rate == pytest.approx(found.after.agreement)
@@ -79,13 +81,13 @@ def test_held_out_numbers_are_those_of_the_returned_network(wide, thin):
 
 def test_held_out_examples_of_the_callers_choice(wide, thin):
     others = [examples(200, seed=8)[0]]
-    found = polish(wide, thin, inputs(), held_out=others, seconds=LONG, epochs=2)
+    found = distill(wide, thin, inputs(), held_out=others, seconds=LONG, epochs=2)
     assert (found.examples, found.held_out) == (600, 200)
     assert verify(wide, found.model, others).rate == pytest.approx(found.after.agreement)
 
 
 def test_batch_norm_learns_new_statistics(wide, thin):
-    found = polish(wide, thin, inputs(), seconds=LONG, epochs=2)
+    found = distill(wide, thin, inputs(), seconds=LONG, epochs=2)
     assert not torch.equal(found.model[1].running_mean, thin[1].running_mean)
 
 
@@ -99,7 +101,7 @@ def test_nothing_of_the_caller_changes(wide, thin):
     prints = weights_of(wide), weights_of(thin)
     state = torch.get_rng_state()
     with torch.no_grad():
-        found = polish(wide, thin, inputs(), seconds=LONG, epochs=1)
+        found = distill(wide, thin, inputs(), seconds=LONG, epochs=1)
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), state)
@@ -120,7 +122,7 @@ def test_same_seed_same_network(wide, thin):
     for caller, seed in ((0, 0), (1, 0), (0, 1)):
         torch.manual_seed(caller)
         prints.append(
-            weights_of(polish(wide, thin, inputs(), seconds=LONG, epochs=2, seed=seed).model)
+            weights_of(distill(wide, thin, inputs(), seconds=LONG, epochs=2, seed=seed).model)
         )
     assert prints[0] == prints[1] != prints[2]
 
@@ -128,7 +130,7 @@ def test_same_seed_same_network(wide, thin):
 def test_cutting_into_batches_does_not_matter(wide, thin):
     whole = torch.cat(inputs())
     found = [
-        weights_of(polish(wide, thin, batches, seconds=LONG, epochs=1).model)
+        weights_of(distill(wide, thin, batches, seconds=LONG, epochs=1).model)
         for batches in ([whole], list(whole.split(7)))
     ]
     assert found[0] == found[1]
@@ -136,8 +138,8 @@ def test_cutting_into_batches_does_not_matter(wide, thin):
 
 @pytest.mark.parametrize("rate", [10.0, 1e30])
 def test_what_makes_it_worse_is_not_kept(wide, thin, rate, monkeypatch):
-    monkeypatch.setattr(distill, "MOMENTUM_RATE", rate)
-    found = polish(wide, thin, inputs(), seconds=LONG, epochs=3)
+    monkeypatch.setattr(distillation, "MOMENTUM_RATE", rate)
+    found = distill(wide, thin, inputs(), seconds=LONG, epochs=3)
     assert not found.kept and found.steps > 0
     assert found.after == found.before
     assert weights_of(found.model) == weights_of(thin)
@@ -146,7 +148,7 @@ def test_what_makes_it_worse_is_not_kept(wide, thin, rate, monkeypatch):
 
 
 def test_a_perfect_copy_stays_as_it_is(wide):
-    found = polish(wide, copy.deepcopy(wide), inputs(), seconds=LONG, epochs=1)
+    found = distill(wide, copy.deepcopy(wide), inputs(), seconds=LONG, epochs=1)
     assert not found.kept
     assert found.before.agreement == 1.0 and found.before.divergence < 1e-12
     assert weights_of(found.model) == weights_of(wide)
@@ -154,8 +156,10 @@ def test_a_perfect_copy_stays_as_it_is(wide):
 
 def test_of_several_good_states_the_one_of_least_divergence(wide, thin, monkeypatch):
     looks = iter([(0.90, 0.5), (0.93, 0.4), (0.94, 0.2), (0.95, 0.3), (0.89, 0.1), (0.94, 0.25)])
-    monkeypatch.setattr(distill._Lesson, "closeness", lambda self, thin: Closeness(*next(looks)))
-    found = polish(wide, thin, inputs(), seconds=LONG, epochs=3)
+    monkeypatch.setattr(
+        distillation._Teacher, "closeness", lambda self, thin: Closeness(*next(looks))
+    )
+    found = distill(wide, thin, inputs(), seconds=LONG, epochs=3)
     assert found.after == Closeness(0.94, 0.2)
 
 
@@ -163,21 +167,21 @@ def test_dropout_is_off(wide, thin):
     without = copy.deepcopy(thin)
     without[5].p = 0.0
     thin[5].p = 0.9
-    found = [polish(wide, t, inputs(), seconds=LONG, epochs=1).model for t in (thin, without)]
+    found = [distill(wide, t, inputs(), seconds=LONG, epochs=1).model for t in (thin, without)]
     assert weights_of(found[0]) == weights_of(found[1])
 
 
 def test_the_clock_cuts_a_plan_short(wide, thin, monkeypatch):
     clock = Clock(monkeypatch, 2**-10)
-    step = distill._Pupil.step
+    step = distillation._Student.step
 
     def slower(self, *args):
         if args[-1]:  # trial steps have a learning rate of 0
             clock.now += 0.05
         return step(self, *args)
 
-    monkeypatch.setattr(distill._Pupil, "step", slower)
-    found = polish(wide, thin, inputs(), seconds=2.0)
+    monkeypatch.setattr(distillation._Student, "step", slower)
+    found = distill(wide, thin, inputs(), seconds=2.0)
     assert found.stopped_by == "time"
     assert 0 < found.steps < found.planned
     assert found.seconds < 2.2
@@ -187,7 +191,7 @@ def test_the_clock_cuts_a_plan_short(wide, thin, monkeypatch):
 
 def test_no_time_at_all_is_no_error(wide, thin, monkeypatch):
     Clock(monkeypatch, 1.0)
-    found = polish(wide, thin, inputs(), seconds=0.01)
+    found = distill(wide, thin, inputs(), seconds=0.01)
     assert (found.steps, found.kept, found.stopped_by) == (0, False, "time")
     assert weights_of(found.model) == weights_of(thin)
 
@@ -195,7 +199,7 @@ def test_no_time_at_all_is_no_error(wide, thin, monkeypatch):
 def test_the_plan_follows_powers_of_two_of_the_clock(wide, thin, monkeypatch):
     def planned(tick):
         Clock(monkeypatch, tick)
-        return polish(wide, thin, inputs(), seconds=1.0).planned
+        return distill(wide, thin, inputs(), seconds=1.0).planned
 
     slow, same, fast = planned(2**-7), planned(0.6 * 2**-7), planned(0.4 * 2**-7)
     assert slow == same < fast
@@ -206,7 +210,7 @@ def test_without_batch_norm():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         wide = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
-    found = polish(wide, damaged(wide, 0.1), inputs(), seconds=LONG, epochs=30)
+    found = distill(wide, damaged(wide, 0.1), inputs(), seconds=LONG, epochs=30)
     assert found.kept and found.after.divergence < 0.5 * found.before.divergence
 
 
@@ -222,14 +226,14 @@ def test_convolutions():
             nn.Linear(8, 3),
         ).eval()
         images = [torch.randn(90, 1, 6, 6)]
-    found = polish(wide, damaged(wide, 0.3), images, seconds=LONG, epochs=5)
+    found = distill(wide, damaged(wide, 0.3), images, seconds=LONG, epochs=5)
     assert found.kept and found.after.divergence < found.before.divergence
 
 
 def test_progress_and_plain_values(wide, thin):
     lines = []
-    found = polish(wide, thin, inputs(), seconds=LONG, epochs=2, progress=lines.append)
-    assert len(lines) == distill.CHECKS
+    found = distill(wide, thin, inputs(), seconds=LONG, epochs=2, progress=lines.append)
+    assert len(lines) == distillation.CHECKS
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["after"]["agreement"] == found.after.agreement
     assert "model" not in plain and plain["steps"] == found.steps
@@ -240,31 +244,31 @@ def test_progress_and_plain_values(wide, thin):
 )
 def test_arguments_out_of_range(wide, thin, given):
     with pytest.raises(ValueError, match=r"expected .* (above 0|at least 1)|expected at least 1"):
-        polish(wide, thin, inputs(), **given)
+        distill(wide, thin, inputs(), **given)
 
 
 def test_errors_say_what_to_do(wide, thin):
     with pytest.raises(DataError, match=r"15 examples .* and 3 held out .* at least 16"):
-        polish(wide, thin, [torch.zeros(18, 6)])
+        distill(wide, thin, [torch.zeros(18, 6)])
     with pytest.raises(DataError, match=r"600 examples .* and 0 held out"):
-        polish(wide, thin, inputs(), held_out=[])
+        distill(wide, thin, inputs(), held_out=[])
     with pytest.raises(FcompressError, match="4 and 3 scores"):
-        polish(wide, nn.Linear(6, 3), inputs())
+        distill(wide, nn.Linear(6, 3), inputs())
     with pytest.raises(FcompressError, match="no weights"):
-        polish(wide, nn.Identity(), inputs())
+        distill(wide, nn.Identity(), inputs())
 
 
 def test_a_wide_network_that_is_not_finite(wide, thin):
     with torch.no_grad():
         wide[6].bias[0] = float("nan")
-    found = polish(wide, thin, inputs(), seconds=LONG, epochs=1)
+    found = distill(wide, thin, inputs(), seconds=LONG, epochs=1)
     assert not found.kept and found.before.agreement == 0.0
     assert found.to_dict()["before"]["divergence"] is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(wide, thin):
-    found = polish(wide.cuda(), thin.cuda(), inputs(), seconds=LONG, epochs=20)
-    again = polish(wide, thin, inputs(), seconds=LONG, epochs=20)
+    found = distill(wide.cuda(), thin.cuda(), inputs(), seconds=LONG, epochs=20)
+    again = distill(wide, thin, inputs(), seconds=LONG, epochs=20)
     assert found.kept and next(found.model.parameters()).is_cuda
     assert weights_of(found.model.cpu()) == weights_of(again.model.cpu())

@@ -1,9 +1,9 @@
-"""Polish a thin network: a short, label-free distillation towards the wide network's logits.
+"""Distil a compressed network: a short, label-free training towards the original's logits.
 
 Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", with the calibration inputs
-only: what is taught is the wide network's softmax, so that no label is needed. A part of the
+only: what is taught is the original network's softmax, so that no label is needed. A part of the
 inputs is held out, decides whether and which of the states on the way is kept, and is the
-reason why polishing never makes a network worse there. Each choice was measured:
+reason why distillation never makes a network worse there. Each choice was measured:
 benchmarks/results/polish.md.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcompress.errors import DataError, FcompressError
-from fcompress.forward.running import class_scores, evaluating, placed
-from fcompress.forward.scoring import Scoring, scoring_of
+from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.running import now
+from fcompress.forward.scoring import Scoring
+from fcompress.progress import Progress, Report, silent
 
 EPOCHS = 60
 BATCH = 64
@@ -34,7 +36,7 @@ TEMPERATURE = 4.0
 # gets further than Adam in the same time; without them it diverged.
 MOMENTUM, MOMENTUM_RATE = 0.9, 0.03
 ADAM_RATE = 1e-3
-# Full rates are for networks as far as this from the wide one (nats); closer ones start gentler in
+# Full rates are for networks as far as this from the original (nats); closer ones start gentler in
 # proportion, or the first steps would lose more than the rest can win back.
 ROUGH = 0.1
 # Of all examples, and at most so many: enough to see half a percent of the labels.
@@ -49,12 +51,12 @@ TIMED_STEPS = 4
 
 @dataclass(frozen=True)
 class Closeness:
-    """How close a thin network is to the wide one on the held-out examples.
+    """How close a compressed network is to the original on the held-out examples.
 
     Attributes:
         agreement: Share of equal labels, in [0, 1].
-        divergence: Mean Kullback-Leibler divergence of the thin network's softmax from the wide
-            one's, in nats; infinite where an output is not finite.
+        divergence: Mean Kullback-Leibler divergence of the compressed network's softmax from the
+            original's, in nats; infinite where an output is not finite.
     """
 
     agreement: float
@@ -62,13 +64,13 @@ class Closeness:
 
 
 @dataclass(frozen=True)
-class Polished:
-    """A thin network after polishing.
+class Distilled:
+    """A compressed network after distillation.
 
     Attributes:
-        model: A new network: polished, or the thin one as it was if nothing better was found.
-        kept: Whether it is polished.
-        before: The thin network on the held-out examples.
+        model: A new network: distilled, or the compressed one as it was if nothing got better.
+        kept: Whether it is distilled.
+        before: The compressed network on the held-out examples.
         after: `model` on them; never worse than `before`.
         examples: Examples that were trained on.
         held_out: Examples that were not.
@@ -106,18 +108,18 @@ class Polished:
         return found
 
 
-def polish(
-    wide: nn.Module,
-    thin: nn.Module,
+def distill(
+    original: nn.Module | Predictor,
+    compressed: nn.Module,
     batches: Sequence[Tensor],
     *,
     held_out: Sequence[Tensor] | None = None,
     seconds: float = 60.0,
     epochs: int = EPOCHS,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
-) -> Polished:
-    """Teach a thin network the wide one's scores on unlabelled examples.
+    progress: Report = silent,
+) -> Distilled:
+    """Teach a compressed network the original's scores on unlabelled examples.
 
     The plan (how many steps, and with it the learning rate of each) is made once: as many steps
     as `epochs` allows, or fewer where these would take longer than `seconds`. The time of a step
@@ -127,24 +129,24 @@ def polish(
     cut short there and `stopped_by` says so.
 
     Args:
-        wide: The original network. It is left as it is.
-        thin: Its thinner version, on the same device. It is left as it is.
+        original: The network to follow. It is left as it is.
+        compressed: Its thinner version, on the same device. It is left as it is.
         batches: Inputs [n, ...] as the networks take them, in any number of batches.
         held_out: Other inputs, which decide; None for the last eighth of `batches`, at most 1,024.
-            A thin network looks better than it is on the very examples that it was fitted to, and
-            polish would seem to do harm: these should be others.
+            A compressed network looks better than it is on the very examples that it was fitted
+            to, and distillation would seem to do harm: these should be others.
         seconds: Wall-clock limit of everything together, above 0.
         epochs: Most passes over the examples, at least 1.
         seed: Of the order of the examples.
-        progress: Called with a line whenever the held-out part was looked at.
+        progress: Told whenever the held-out part was looked at.
 
     Returns:
-        A new network, polished unless that made it no better on held-out examples.
+        A new network, distilled unless that made it no better on held-out examples.
 
     Raises:
         DataError: There are fewer than 16 examples to train on, or none held out.
-        FcompressError: The networks do not give the same number of scores, or the thin network
-            has nothing to train.
+        FcompressError: The networks do not give the same number of scores, or the compressed
+            network has nothing to train.
         ValueError: `seconds` or `epochs` is out of its range.
     """
     if not 0 < seconds < math.inf:
@@ -153,30 +155,31 @@ def polish(
         raise ValueError(f"epochs={epochs}: expected at least 1")
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    pupil = _Pupil(copy.deepcopy(thin))
-    with evaluating(wide), evaluating(pupil.model), _repeatable():
-        lesson = _lesson(wide, batches, held_out)
+    source = as_predictor(original)
+    student = _Student(source.of(copy.deepcopy(compressed)))
+    with source.evaluating(), student.predictor.evaluating(), _repeatable():
+        teacher = _teacher(source, batches, held_out)
         start = time.perf_counter()
-        before = lesson.closeness(pupil.model)
+        before = teacher.closeness(student.predictor)
         # A last look at the held-out part must fit in, too.
         deadline = began + seconds - (time.perf_counter() - start)
-        planned = _plan(pupil.model, lesson, epochs, seconds)
-        tally = _train(pupil, lesson, planned, deadline, generator, before, progress)
-    model = copy.deepcopy(thin)
+        planned = _plan(student.predictor, teacher, epochs, seconds)
+        tally = _train(student, teacher, planned, deadline, generator, before, progress)
+    model = copy.deepcopy(compressed)
     if tally.state is not None:
         model.load_state_dict(tally.state)
     for parameter in model.parameters():
         parameter.grad = None
-    return Polished(
+    return Distilled(
         model=model,
         kept=tally.state is not None,
         before=before,
         after=tally.best,
-        examples=len(lesson.rows),
-        held_out=len(lesson.held_scores),
+        examples=len(teacher.rows),
+        held_out=len(teacher.held_scores),
         planned=planned,
         steps=tally.steps,
-        epochs=tally.steps / lesson.steps_an_epoch,
+        epochs=tally.steps / teacher.steps_an_epoch,
         seconds=time.perf_counter() - began,
         stopped_by=tally.stopped_by,
         seed=seed,
@@ -184,21 +187,21 @@ def polish(
 
 
 @dataclass(frozen=True)
-class _Lesson:
-    """The examples and what the wide network says about them.
+class _Teacher:
+    """The examples and what the original network says about them.
 
     Attributes:
-        wide: The wide network, in eval mode.
+        original: The original network, in eval mode.
         rows: Inputs to train on, each without a batch dimension.
-        scores: [n, classes]: the wide network's, filled when a batch is first needed, so that a
+        scores: [n, classes]: the original's, filled when a batch is first needed, so that a
             limit that allows less than one pass pays for what it uses only.
         known: bool [n]: where `scores` are filled.
         held: Held-out inputs in batches.
-        held_scores: The wide network's, [held, classes].
-        seconds_a_batch: Of the wide network.
+        held_scores: The original's, [held, classes].
+        seconds_a_batch: Of the original network.
     """
 
-    wide: nn.Module
+    original: Predictor
     rows: list[Tensor]
     scores: Tensor
     known: Tensor
@@ -217,10 +220,10 @@ class _Lesson:
         return len(self.rows) // self.batch
 
     def of(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and the wide network's scores of some examples."""
-        inputs = placed(self.wide, torch.stack([self.rows[i] for i in chosen.tolist()]))
+        """Inputs and the original's scores of some examples."""
+        inputs = self.original.place(torch.stack([self.rows[i] for i in chosen.tolist()]))
         if not bool(self.known[chosen].all()):
-            self.scores[chosen] = class_scores(self.wide, inputs)
+            self.scores[chosen] = self.original.scores(inputs)
             self.known[chosen] = True
         return inputs, self.scores[chosen]
 
@@ -230,20 +233,20 @@ class _Lesson:
             order = torch.randperm(len(self.rows), generator=generator)
             yield from order.split(self.batch)[: self.steps_an_epoch]
 
-    def closeness(self, thin: nn.Module) -> Closeness:
-        """`thin`, in eval mode, on the held-out examples.
+    def closeness(self, compressed: Predictor) -> Closeness:
+        """`compressed`, in eval mode, on the held-out examples.
 
         Raises:
             FcompressError: It has another number of classes.
         """
-        scores = torch.cat([class_scores(thin, part) for part in self.held]).double()
+        scores = torch.cat([compressed.scores(part) for part in self.held]).double()
         if scores.shape != self.held_scores.shape:
             raise FcompressError(
                 f"the networks give {self.held_scores.shape[1]} and {scores.shape[1]} scores; "
-                "polish a network with the classes of the original one"
+                "distil a network with the classes of the original one"
             )
         # The largest of scores that are not finite is a label, too, but a meaningless one.
-        scoring = scoring_of(self.wide)
+        scoring = self.original.scoring
         labels, wanted = scoring.labels_of(scores), scoring.labels_of(self.held_scores)
         same = scoring.shares(labels, torch.where(wanted < 0, -2, wanted))
         same = same.where((labels >= 0).all(1), 0.0)
@@ -251,9 +254,9 @@ class _Lesson:
         return Closeness(float(same.mean()), divergence if math.isfinite(divergence) else math.inf)
 
 
-def _lesson(
-    wide: nn.Module, batches: Sequence[Tensor], held_out: Sequence[Tensor] | None
-) -> _Lesson:
+def _teacher(
+    original: Predictor, batches: Sequence[Tensor], held_out: Sequence[Tensor] | None
+) -> _Teacher:
     rows = [row for batch in batches for row in batch]
     if held_out is None:
         cut = len(rows) - min(HELD_OUT_MOST, math.ceil(HELD_OUT_SHARE * len(rows)))
@@ -262,18 +265,18 @@ def _lesson(
         others = [row for batch in held_out for row in batch]
     if len(rows) < FEWEST or not others:
         raise DataError(
-            f"{len(rows)} examples to polish with and {len(others)} held out are too few; bring "
+            f"{len(rows)} examples to distil with and {len(others)} held out are too few; bring "
             f"at least {FEWEST} and 1, better some thousands (labels are not needed)"
         )
     held, scores, times = [], [], []
     for start in range(0, len(others), BATCH):
-        held.append(placed(wide, torch.stack(others[start : start + BATCH])))
-        begin = _now(held[-1].device)
-        scores.append(class_scores(wide, held[-1]))
-        times.append(_now(held[-1].device) - begin)
+        held.append(original.place(torch.stack(others[start : start + BATCH])))
+        begin = now(held[-1].device)
+        scores.append(original.scores(held[-1]))
+        times.append(now(held[-1].device) - begin)
     held_scores = torch.cat(scores)
-    return _Lesson(
-        wide=wide,
+    return _Teacher(
+        original=original,
         rows=rows,
         scores=held_scores.new_empty(len(rows), *held_scores.shape[1:]),
         known=torch.zeros(len(rows), dtype=torch.bool),
@@ -283,40 +286,41 @@ def _lesson(
     )
 
 
-def _plan(student: nn.Module, lesson: _Lesson, epochs: int, seconds: float) -> int:
+def _plan(student: Predictor, teacher: _Teacher, epochs: int, seconds: float) -> int:
     """How many steps to do.
 
     Times are rounded up to powers of two, so that a plan fits into the limit and does not follow
     every jitter of the clock.
     """
-    spare = _Pupil(copy.deepcopy(student))
-    inputs, scores = lesson.of(torch.arange(lesson.batch))
+    spare = _Student(student.of(copy.deepcopy(student.network)))
+    inputs, scores = teacher.of(torch.arange(teacher.batch))
     times = []
     for _ in range(TIMED_STEPS):
-        begin = _now(inputs.device)
+        begin = now(inputs.device)
         spare.step(inputs, scores, 0.0)
-        times.append(_now(inputs.device) - begin)
-    step, lookup = _power_of_two(min(times)), _power_of_two(lesson.seconds_a_batch)
-    first = lesson.steps_an_epoch
+        times.append(now(inputs.device) - begin)
+    step, lookup = _power_of_two(min(times)), _power_of_two(teacher.seconds_a_batch)
+    first = teacher.steps_an_epoch
     fit = PLANNED_SHARE * seconds / (step + lookup)
     if fit > first:
         fit = (PLANNED_SHARE * seconds - first * lookup) / step
     # A look at the held-out part is a forward pass only.
-    fit -= CHECKS * len(lesson.held) / 4
+    fit -= CHECKS * len(teacher.held) / 4
     return max(1, min(epochs * first, int(fit)))
 
 
-class _Pupil:
+class _Student:
     """A network with its optimizer."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        model = predictor.network
         # All else stays in eval mode: dropout would only slow the teaching down.
         self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         weights = [p for p in model.parameters() if p.is_floating_point()]
         if not weights:
             raise FcompressError(
-                f"{type(model).__name__} has no weights: there is nothing to polish; leave it out"
+                f"{type(model).__name__} has no weights: there is nothing to distil; leave it out"
             )
         for weight in weights:
             weight.requires_grad_(True)
@@ -338,8 +342,8 @@ class _Pupil:
             group["lr"] = self._rate * share
         self._optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            found = class_scores(self.model, inputs)
-            loss = _divergence(scoring_of(self.model), found, scores, TEMPERATURE)
+            found = self.predictor.scores(inputs)
+            loss = _divergence(self.predictor.scoring, found, scores, TEMPERATURE)
             loss.backward()
         self._optimizer.step()
         for norm in self._norms:
@@ -358,15 +362,14 @@ class _Tally:
 
 
 def _train(
-    pupil: _Pupil,
-    lesson: _Lesson,
+    student: _Student,
+    teacher: _Teacher,
     planned: int,
     deadline: float,
     generator: torch.Generator,
     before: Closeness,
-    progress: Callable[[str], None] | None,
+    report: Report,
 ) -> _Tally:
-    say = progress or (lambda line: None)
     best, state, stopped_by = before, None, "done"
     looks = {math.ceil(planned * k / CHECKS) for k in range(1, CHECKS + 1)}
     gentle = min(1.0, before.divergence / ROUGH)
@@ -374,20 +377,21 @@ def _train(
 
     def look() -> None:
         nonlocal best, state, looked
-        found, looked = lesson.closeness(pupil.model), done
-        say(
-            f"polish: step {done} of {planned}, held-out agreement {found.agreement:.4f}, "
+        found, looked = teacher.closeness(student.predictor), done
+        line = (
+            f"distil: step {done} of {planned}, held-out agreement {found.agreement:.4f}, "
             f"divergence {found.divergence:.4f}"
         )
+        report(Progress("distilling", done, planned, "steps", line))
         # The divergence decides, it is the less noisy of the two; no label may be paid for it.
         if found.agreement >= before.agreement and found.divergence < best.divergence:
-            best, state = found, copy.deepcopy(pupil.model.state_dict())
+            best, state = found, copy.deepcopy(student.predictor.network.state_dict())
 
-    for chosen in islice(lesson.order(generator), planned):
+    for chosen in islice(teacher.order(generator), planned):
         if time.perf_counter() > deadline:
             stopped_by = "time"
             break
-        loss = pupil.step(*lesson.of(chosen), gentle * (1 - done / planned))
+        loss = student.step(*teacher.of(chosen), gentle * (1 - done / planned))
         done += 1
         if not math.isfinite(loss):
             stopped_by = "held-out"
@@ -414,13 +418,6 @@ def _divergence(
 def _power_of_two(seconds: float) -> float:
     """The next power of two."""
     return 2.0 ** math.ceil(math.log2(max(seconds, 1e-6)))
-
-
-def _now(device: torch.device) -> float:
-    """Wall-clock seconds when the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""Where a long piece of work is: the one event that every public function reports."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fcompress.deprecation import warn
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being done, and how far.
+
+    Attributes:
+        stage: What is being done, in a few words.
+        done: How much of it is finished.
+        of: How much there is; None where nobody knows.
+        unit: What is counted: "examples", "steps", "candidates", "trials".
+        line: Something that is worth keeping in a log; empty for a mere step forward.
+    """
+
+    stage: str
+    done: int = 0
+    of: int | None = None
+    unit: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        if self.line:
+            return self.line
+        total = "" if self.of is None else f" of {self.of:,}"
+        return f"{self.stage}: {self.done:,}{total} {self.unit}" if self.unit else self.stage
+
+
+Report = Callable[[Progress], object]
+
+
+def silent(event: Progress) -> None:
+    """Report to nobody."""
+
+
+def one_event(report: Callable[..., object]) -> Report:
+    """A callback as it is now, from one of three arguments as `analyze` had, with a warning."""
+    try:
+        parameters = inspect.signature(report).parameters.values()
+    except (TypeError, ValueError):  # a builtin: it takes what it is given
+        return report
+    needed = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    if len(needed) != 3:
+        return report
+    warn("a progress callback of (phase, done, total)", "one of a single Progress", stacklevel=3)
+    return lambda event: report(event.stage, event.done, event.of)
