@@ -185,7 +185,7 @@ def test_tests_mirror_the_packages():
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()} - {"__pycache__"}
     assert folders <= {*ORDER, "benchmarks", "cases"}
     tested = {p.name for p in (ROOT / "tests").glob("*.py")}
-    assert tested == {"conftest.py", "test_house.py"}
+    assert tested == {"conftest.py", "test_house.py", "test_examples.py"}
 
 
 def test_the_public_names_are_there():

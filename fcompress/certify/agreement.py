@@ -106,6 +106,17 @@ def verify(
         FcompressError: The networks give outputs of different shapes, or no class scores.
         DataError: There are no examples, or true labels of another shape than the networks'.
         ValueError: The confidence is out of its range, or there is no such kind of label.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> original = nn.Linear(4, 3)
+        >>> compressed = nn.Linear(4, 3)
+        >>> compressed.load_state_dict(original.state_dict())
+        <All keys matched successfully>
+        >>> result = verify(original, compressed, torch.randn(300, 4))
+        >>> result.n, result.changed, round(result.upper_bound, 4)
+        (300, 0, 0.0099)
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")

@@ -75,6 +75,10 @@ def save(
         CheckpointError: The network could not be loaded again, or `data` or `history` hold
             something other than plain values.
         FcompressError: The file cannot be written.
+
+    Example:
+        >>> from fcompress import build
+        >>> save(build("mlp", in_features=4, classes=3), "net.pt")
     """
     write_archive(path, _content(model, data, history))
 
@@ -103,6 +107,13 @@ def load(
         CheckpointError: The file is missing, damaged, written by a newer version, or needs code
             that `arch` does not name. No code in it is ever run.
         ArchitectureError: What `arch` names cannot be built.
+
+    Example:
+        >>> from fcompress import build
+        >>> save(build("mlp", in_features=4, classes=3), "net.pt", history=["made"])
+        >>> network = load("net.pt")
+        >>> network.spec.family, network.origin["history"]
+        ('mlp', ['made'])
     """
     checkpoint = read(path)
     try:

@@ -99,6 +99,17 @@ def shrink(
 
     Warns:
         ResultWarning: What weakens the result; it stands in `warnings` of the result as well.
+
+    Example:
+        >>> from fcompress import build, default_config, load_data, train
+        >>> digits = load_data("digits")
+        >>> config = default_config("mlp", epochs=3, device="cpu")
+        >>> wide = train(build("mlp", width=2, in_features=64, classes=10), digits, config).model
+        >>> result = shrink(wide, digits, tol=0.2)
+        >>> result.certified, result.agreement.upper_bound <= 0.2
+        (True, True)
+        >>> result.macs["after"] < result.macs["before"] / 2
+        True
     """
     options = ShrinkOptions(
         tol=tol,

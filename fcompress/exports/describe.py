@@ -82,15 +82,24 @@ class Contents:
 
 
 def describe_file(path: str | os.PathLike[str]) -> Contents:
-    """Say what a file is.
+    """Describe a file without trusting or running it.
 
     Args:
         path: A network or an export of fcompress, or weights or a program of others.
+
+    Returns:
+        What it is, and what it says about itself.
 
     Raises:
         CheckpointError: The file is missing, damaged or of no kind that is known here. No code in
             it is ever run.
         FcompressError: It is ONNX, and the package for that is missing.
+
+    Example:
+        >>> from fcompress import build, save
+        >>> save(build("mlp", in_features=4, classes=3), "net.pt")
+        >>> describe_file("net.pt").kind
+        'network'
     """
     path = Path(path)
     if path.suffix.lower() == ".onnx":

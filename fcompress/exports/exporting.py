@@ -112,6 +112,14 @@ def export(
         ToleranceError: The file does not give the outputs of the network, or not enough of the
             wide network's labels.
         DataError: There are no examples.
+
+    Example:
+        >>> import torch
+        >>> from fcompress import build
+        >>> network = build("mlp", in_features=4, classes=3)
+        >>> result = export(network, "net.safetensors", torch.randn(20, 4))
+        >>> result.n, result.same
+        (20, 20)
     """
     kind = format_of(path)
     if kind == ".onnx":

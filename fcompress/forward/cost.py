@@ -62,6 +62,13 @@ def count(model: nn.Module | Predictor, example: Tensor) -> Cost:
 
     Returns:
         Totals and a share for each module with parameters.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> cost = count(network, torch.zeros(1, 8))
+        >>> cost.params, cost.macs
+        (46, 40)
     """
     counter = FlopCounterMode(display=False)
     predictor = as_predictor(model)

@@ -41,9 +41,17 @@ def build(family: str, *, seed: int | torch.Generator = 0, **args: object) -> Ne
         seed: Seed of the weights, or a CPU generator to draw them from.
         **args: Arguments of the family (`families()[family].arguments`), among them `width`.
 
+    Returns:
+        A network with `spec` (how it was built) and an empty `origin`.
+
     Raises:
         FcompressError: The family or an argument is unknown, a value is not allowed, or the
             network does not fit in memory.
+
+    Example:
+        >>> network = build("mlp", width=0.5, in_features=64, classes=10)
+        >>> network.fc1.weight.shape
+        torch.Size([64, 64])
     """
     chosen = _FAMILIES.get(family)
     if chosen is None:

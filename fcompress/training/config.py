@@ -83,6 +83,21 @@ def default_config(family: str, **changes: Any) -> TrainConfig:
     """The settings that suit a family in a few epochs, with some of them changed.
 
     Without a learning rate among the changes, another optimizer brings its own.
+
+    Args:
+        family: Name of a family of networks.
+        **changes: Fields of `TrainConfig`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        TrainingError: A change is out of its range.
+
+    Example:
+        >>> config = default_config("mlp", epochs=3)
+        >>> config.epochs, config.optimizer
+        (3, 'momentum')
     """
     usual = {"optimizer": "momentum", **_FAMILIES.get(family, {})}
     settings = {**usual, **changes}

@@ -135,6 +135,14 @@ def train(
     Raises:
         TrainingError: The loss is no longer finite (the last good checkpoint stays), the data
             cannot be trained on, or there is nothing to resume, or something else than asked for.
+
+    Example:
+        >>> from fcompress import build, default_config, load_data
+        >>> config = default_config("mlp", epochs=1, device="cpu")
+        >>> digits = load_data("digits")
+        >>> result = train(build("mlp", in_features=64, classes=10), digits, config)
+        >>> len(result.epochs), result.test_accuracy > 0.5
+        (1, True)
     """
     data = trainable(splits, config)
     device = device_of(config.device)
