@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 CONFIDENCE = 0.95
 
 
@@ -40,6 +38,8 @@ def upper_bound(changed: int, n: int, confidence: float = CONFIDENCE) -> float:
 
 def _at_most(k: int, n: int, p: float) -> float:
     """P(X <= k) for X binomial (n, p), 0 < p < 1, summed in logarithms."""
+    import numpy as np  # here, so that the command line can take `CONFIDENCE` without it
+
     i = np.arange(k + 1, dtype=np.float64)
     steps = np.log((n - i[1:] + 1) / i[1:])
     choose = np.concatenate([[0.0], np.cumsum(steps)])

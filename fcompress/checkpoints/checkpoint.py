@@ -1,4 +1,4 @@
-"""One file format for wide and thin networks: safe to open, self-describing, written atomically.
+"""One file format for all networks: safe to open, self-describing, written atomically.
 
 A file is what `torch.save` makes of one dictionary of tensors and plain values, so that
 `torch.load(path, weights_only=True)` opens it without this package too:
@@ -6,7 +6,7 @@ A file is what `torch.save` makes of one dictionary of tensors and plain values,
     format    "fcompress"
     version   int, version of this layout
     family    name in the registry, or of an architecture of others (`models/external.py`), and
-    args      its arguments: how the wide network was built
+    args      its arguments: how the original network was built
     widths    {layer: [units out, units in]} of every layer with weights, as they are now
     state     {name: tensor}, the state dict; its shapes are the true widths
     data      what identifies the training data, or None
@@ -15,7 +15,7 @@ A file is what `torch.save` makes of one dictionary of tensors and plain values,
     numbers   {module: {attribute: number}} that no tensor says, such as heads; only in files of
               networks that are not of the registry, which are of version 2
 
-A thin network is rebuilt at its true widths: the family without weights, each tensor put in
+A compressed network is rebuilt at its true widths: the family without weights, each tensor put in
 place, the sizes that modules keep read off the tensors. Nothing is pruned again. Code of a user's
 own is not in the file and never imported because of it; the user names it again.
 """
@@ -64,8 +64,8 @@ def save(
     """Write a network to a file, whole or not at all.
 
     Args:
-        model: A network, wide or excised; it is not changed. One that is neither of the registry
-            nor of a registered architecture is loaded with the help of its code.
+        model: A network, original or compressed; it is not changed. One that is neither of the
+            registry nor of a registered architecture is loaded with the help of its code.
         path: The file; one that is there is replaced once the new one is complete.
         data: What identifies the training data, as plain values. None: what a loaded network
             remembers (`model.origin`).
@@ -95,11 +95,11 @@ def load(
         path: A file written by `save`, or a `.safetensors` file written by `export`.
         arch: For a network of your own code, which no file holds: the code's name as
             `architecture` has it ("path/to/file.py:make_net"), or a function without arguments
-            that builds the wide network. It is run. None for any other network.
+            that builds the original network. It is run. None for any other network.
         arch_args: Arguments for `arch`; None for those in the file.
 
     Returns:
-        The network on the CPU in evaluation mode. One of the registry has `spec` (how the wide
+        The network on the CPU in evaluation mode. One of the registry has `spec` (how the original
         network was built) and `origin`: {"data": ..., "history": [...]} as given to `save`. Its
         outputs are those of the saved network, bit for bit.
 
@@ -187,7 +187,7 @@ def _content(
 
 
 def _built(model: nn.Module) -> dict[str, Any]:
-    """How the wide network was built, and the tensors as they are now."""
+    """How the original network was built, and the tensors as they are now."""
     if isinstance(model, Network):
         return {
             "version": VERSION,
@@ -345,7 +345,7 @@ def _maker(
     arch: str | Callable[[], nn.Module] | None,
     args: Mapping[str, Any] | None,
 ) -> Callable[[], nn.Module] | None:
-    """What builds the wide network by code that the user named; None if the user named none."""
+    """What builds the original network by code that the user named; None if the user named none."""
     if arch is None:
         return None
     if checkpoint.architecture is None:

@@ -68,7 +68,7 @@ def rebuild(checkpoint: Checkpoint, make: Callable[[], nn.Module] | None = None)
 
     Args:
         checkpoint: The content of a file.
-        make: Builds the wide network, where that takes code that the user named.
+        make: Builds the original network, where that takes code that the user named.
 
     Raises:
         FcompressError: Family or arguments are unknown, tensors are missing, left over or of a

@@ -99,10 +99,11 @@ def rebuild(
     """Build a network at its true widths, sharing memory with `state`, in evaluation mode.
 
     Args:
-        architecture: How the wide network was built; of a registered kind unless `make` is given.
+        architecture: How the original network was built; of a registered kind unless `make` is
+            given.
         state: What `tensors_of` gave.
         numbers: What `numbers_of` gave, or the part that differs.
-        make: Builds the wide network instead, by code that the user named.
+        make: Builds the original network instead, by code that the user named.
 
     Raises:
         ArchitectureError: The architecture cannot be built.
@@ -126,7 +127,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _registered(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
-    """The wide network without weights: shapes only where its code can do with that."""
+    """The original network without weights: shapes only where its code can do with that."""
     if architecture.kind not in REGISTERED:
         raise CheckpointError(
             f"holds a network of code of its own, {architecture.name}, and no file of fcompress "
@@ -190,7 +191,7 @@ def _lacks_values(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
 
 
 def _exact_norms(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put the exact local response normalisation where the thin network has it."""
+    """Put the exact local response normalisation where the compressed network has it."""
     for path, norm in list(network.named_modules()):
         positions = state.get(f"{path}.positions")
         if type(norm) is nn.LocalResponseNorm and positions is not None and positions.dim() == 1:
@@ -200,7 +201,7 @@ def _exact_norms(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _check(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """See that the tensors are those of the network, none larger than in the wide one."""
+    """See that the tensors are those of the network, none larger than in the original one."""
     expected = tensors_of(network)
     for name, tensor in expected.items():
         if name not in state:

@@ -2,117 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 from rich.table import Table
-from torch import nn
 
-from fcompress.cli.network_options import NetworkOptions, network_options, open_data, open_network
-from fcompress.cli.output import (
-    FILE_COLUMNS,
-    FloatRange,
-    data_root_option,
-    existing_folder,
-    json_option,
-    stdout,
-    write_json,
-)
-from fcompress.data import Splits, load_data
-from fcompress.formats.atomic import write_atomic
-from fcompress.measure.analysis import AnalyzeResult, analyze
-from fcompress.measure.options import LAYER_EXAMPLES, REDUNDANCY_TOLERANCES, STEPS, TOLERANCES
-from fcompress.models.provenance import origin_of
-from fcompress.progress import Progress, Report, silent
-from fcompress.report.plots import analysis_png
+from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
+from fcompress.cli.network_options import NetworkOptions, network_options
+from fcompress.cli.output import FILE, FILE_COLUMNS, checked, stdout, tell, write_bytes, write_json
+from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES, AnalyzeOptions
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-_TOLERANCE = FloatRange(0, 1, max_open=True)
-_UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
-
-
-def _measuring_options(command: _Command) -> _Command:
-    """The options that `analyze` and `gain` have in common."""
-    options = [
-        click.option("--data", metavar="SPEC", help="Data to measure on (`fcompress data`)."),
-        data_root_option,
-        click.option(
-            "--unit",
-            type=click.Choice(["element", "map"]),
-            default="element",
-            show_default=True,
-            help="What is ablated: single elements of feature maps, or whole maps.",
-        ),
-        click.option(
-            "--examples",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Measure on the first N examples of the test split.  [default: all]",
-        ),
-        click.option(
-            "--layer-examples",
-            type=click.IntRange(min=1),
-            metavar="N",
-            default=LAYER_EXAMPLES,
-            show_default=True,
-            help="Measure the ablation curves of single layers on the first N examples.",
-        ),
-        click.option(
-            "--layers/--no-layers",
-            "by_layer",
-            default=True,
-            help="Measure each layer's own ablation curve.  [default: layers]",
-        ),
-        click.option(
-            "--steps",
-            type=click.IntRange(min=1),
-            metavar="N",
-            default=STEPS,
-            show_default=True,
-            help="Steps from nothing to everything ablated.",
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of random orders."),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="Where to compute.",
-        ),
-        json_option,
-        click.option(
-            "--plot",
-            type=click.Path(dir_okay=False, path_type=Path),
-            callback=existing_folder,
-            metavar="FILE.png",
-            help="Draw the curves.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+if TYPE_CHECKING:
+    from fcompress.measure.analysis import AnalyzeResult
 
 
 @click.command("analyze")
-@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("model", type=FILE)
 @click.option(
     "--tolerance",
     "tolerances",
-    type=_TOLERANCE,
+    type=TOLERANCE,
     multiple=True,
     default=TOLERANCES,
     show_default=True,
@@ -121,14 +34,14 @@ def _measuring_options(command: _Command) -> _Command:
 @click.option(
     "--redundancy-tolerance",
     "redundancy_tolerances",
-    type=_TOLERANCE,
+    type=TOLERANCE,
     multiple=True,
     default=REDUNDANCY_TOLERANCES,
     show_default=True,
     help="Share of variance that may stay unexplained; may be repeated.",
 )
 @network_options
-@_measuring_options
+@measuring_options
 def analyze_command(
     model: Path,
     data: str | None,
@@ -136,7 +49,7 @@ def analyze_command(
     how: NetworkOptions,
     json_file: Path | None,
     plot: Path | None,
-    **options: Any,
+    **chosen: Any,
 ) -> None:
     r"""Measure what is frivolous in a network: prunable, redundant, dead and constant units.
 
@@ -146,49 +59,22 @@ def analyze_command(
 
     \b
     Example:
-      fcompress analyze wide.pt --json analysis.json --plot analysis.png
+      fcompress analyze model.pt --json analysis.json --plot analysis.png
     """
+    from fcompress.cli.opening import open_data, open_network
+    from fcompress.measure.analysis import measure
+
+    options = checked(AnalyzeOptions, **chosen)
     network = open_network(model, how)
-    splits = open_data(
-        [network], model, how, data, data_root, "all", say=lambda line: click.echo(line, err=True)
-    )
-    with _progress() as report:
-        result = analyze(network, splits, progress=report, **options)
+    splits = open_data([network], model, how, data, data_root, "all", say=tell)
+    with progress_bars() as report:
+        result = measure(network, splits, options, report)
     if plot is not None:
-        write_atomic(plot, lambda file: file.write(analysis_png(result)))
+        from fcompress.report.plots import analysis_png
+
+        write_bytes(plot, analysis_png(result))
     if write_json(json_file, result.to_dict()):
         _show_analysis(result)
-
-
-def _named(data: str | None, root: Path | None, network: nn.Module) -> Splits | None:
-    """The data that the user named; None if the network is to be asked for its own."""
-    if data is None:
-        return None
-    return load_data(data, root=root, like=origin_of(network)["data"])
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """Progress bars on stderr, one for each stage; none where it is no terminal."""
-    stderr = Console(stderr=True)
-    if not stderr.is_terminal:
-        yield silent
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=stderr, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(event: Progress) -> None:
-            if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(event.stage, total=event.of)
-            bars.update(tasks[event.stage], completed=event.done)
-
-        yield report
 
 
 def _show_analysis(result: AnalyzeResult) -> None:
@@ -281,7 +167,7 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
     tolerance, *others = result.ablation.tolerances
     yield (
         f"Prunable: {whole.share(tolerance):.1%} of the units ({whole.prunable(tolerance):,.0f} of "
-        f"{whole.units:,}; units are {_UNITS[result.ablation.unit]}), taken at random in all "
+        f"{whole.units:,}; units are {UNITS[result.ablation.unit]}), taken at random in all "
         f"layers at once, can be set to 0 before more than {tolerance:.0%} of the labels change "
         f"(best of {len(whole.agreement)} random orders)."
         + _further((f"{t:g}", whole.share(t)) for t in others)
@@ -311,7 +197,7 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
         )
     yield f"Ablated: {result.ablation.rule}. Redundancy: {redundant.rule}."
     for left in result.skipped:
-        yield f"Left alone: {left.name}: {left.reason}."
+        yield f"Not pruned: {left.name}: {left.reason}."
 
 
 def _further(shares: Iterable[tuple[str, float]]) -> str:

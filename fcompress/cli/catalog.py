@@ -58,7 +58,9 @@ def models_command(json_file: Path | None) -> None:
 @click.command("data")
 @click.argument("spec", required=False)
 @data_root_option
-@click.option("--data-seed", type=int, default=0, show_default=True, help="Of how SPEC is cut.")
+@click.option(
+    "--data-seed", type=int, default=0, show_default=True, help="Random seed of how SPEC is split."
+)
 @click.option("--download", is_flag=True, help="Fetch SPEC if it is not here.")
 @json_option
 def data_command(

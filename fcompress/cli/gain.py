@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.table import Table
 
-from fcompress.checkpoints.checkpoint import load
-from fcompress.cli.analyze import _TOLERANCE, _UNITS, _measuring_options, _named, _progress
-from fcompress.cli.output import stdout, write_json
-from fcompress.formats.atomic import write_atomic
-from fcompress.measure.analysis import gain
-from fcompress.measure.growth import LAST, QUANTITIES, GainResult
+from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
+from fcompress.cli.output import FILE, stdout, write_bytes, write_json
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES
-from fcompress.report.plots import gain_png
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fcompress.data import Splits
+    from fcompress.measure.growth import GainResult
 
 
 @click.command("gain")
-@click.argument("models", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=FILE)
 @click.option(
     "--tolerance",
-    type=_TOLERANCE,
+    type=TOLERANCE,
     default=TOLERANCES[0],
     show_default=True,
     help="Share of labels that may change when units are ablated.",
 )
 @click.option(
     "--redundancy-tolerance",
-    type=_TOLERANCE,
+    type=TOLERANCE,
     default=REDUNDANCY_TOLERANCES[0],
     show_default=True,
     help="Share of variance that may stay unexplained.",
 )
-@_measuring_options
+@measuring_options
 def gain_command(
     models: Sequence[Path],
     data: str | None,
@@ -55,8 +56,11 @@ def gain_command(
     Example:
       fcompress gain quarter.pt half.pt one.pt two.pt four.pt --plot gain.png
     """
+    from fcompress.checkpoints.checkpoint import load
+    from fcompress.measure.analysis import gain
+
     networks = [load(path) for path in models]
-    with _progress() as report:
+    with progress_bars() as report:
         result = gain(
             networks,
             _named(data, data_root, networks[0]),
@@ -65,12 +69,26 @@ def gain_command(
             **options,
         )
     if plot is not None:
-        write_atomic(plot, lambda file: file.write(gain_png(result)))
+        from fcompress.report.plots import gain_png
+
+        write_bytes(plot, gain_png(result))
     if write_json(json_file, result.to_dict()):
         _show_gain(result)
 
 
+def _named(data: str | None, root: Path | None, network: nn.Module) -> Splits | None:
+    """The data that the user named; None if each network is to be asked for its own."""
+    if data is None:
+        return None
+    from fcompress.data import load_data
+    from fcompress.models.provenance import origin_of
+
+    return load_data(data, root=root, like=origin_of(network)["data"])
+
+
 def _show_gain(result: GainResult) -> None:
+    from fcompress.measure.growth import LAST, QUANTITIES
+
     console = stdout()
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("share of\nthe widest", no_wrap=True)
@@ -99,7 +117,7 @@ def _show_gain(result: GainResult) -> None:
     console.print(
         f"{result.family}: {sum(result.networks)} networks, tolerance {result.tolerance:g} of "
         f"labels, {result.redundancy_tolerance:g} of variance; ablated units are "
-        f"{_UNITS[result.unit]}",
+        f"{UNITS[result.unit]}",
         soft_wrap=True,
     )
     console.print(table)

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export_command",
         "Write a network as files that run without fcompress.",
     ),
-    "show": ("fcompress.cli.show", "show_command", "Say what a file is."),
+    "show": ("fcompress.cli.show", "show_command", "Describe a file."),
     "recipe": (
         "fcompress.cli.recipe",
         "recipe_command",
@@ -112,7 +112,7 @@ def main() -> None:
 
     \b
     Example:
-      fcompress train mlp --data digits --width 4 --out wide.pt
+      fcompress train mlp --data digits --width 4 --out model.pt
     """
 
 

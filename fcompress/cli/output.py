@@ -1,23 +1,32 @@
-"""What commands have in common: options, tables on stdout and JSON files."""
+"""What commands have in common: options, tables on stdout and JSON files.
+
+Like every file of a command it imports what needs torch only where that is run, so that help need
+not wait for it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import torch
+from click.core import ParameterSource
 from rich.console import Console
-from torch import nn
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.errors import DataError
-from fcompress.formats.atomic import write_atomic
+from fcompress.errors import DataError, FcompressError
 
-DATA = click.option("--data", metavar="SPEC", help="Other data than MODEL was trained on.")
+if TYPE_CHECKING:
+    from torch import nn
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+DATA = click.option(
+    "--data", metavar="SPEC", help="Other data than the network was trained on (`fcompress data`)."
+)
 DEVICE_OPTION = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -27,14 +36,67 @@ DEVICE_OPTION = click.option(
 )
 FILE_COLUMNS = 120  # where the output is not a terminal
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Options = TypeVar("_Options")
 
 
 def place(network: nn.Module, device: str) -> None:
     """Bring a network to the device that was asked for."""
+    import torch
+
     if device == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: no CUDA device is available here; use --device cpu")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         network.to("cuda")
+
+
+def checked(options: Callable[..., _Options], **values: Any) -> _Options:
+    """An object of options that checks itself; what is out of its range becomes one line.
+
+    Args:
+        options: `ShrinkOptions` or `AnalyzeOptions`.
+        **values: Its fields, as the user gave them.
+
+    Raises:
+        FcompressError: One of them is out of its range.
+    """
+    try:
+        return options(**values)
+    except ValueError as error:
+        raise FcompressError(str(error)) from error
+
+
+def old_option(old: str, new: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """An option by its old name: it still works, says so on stderr, and is not in the help.
+
+    Args:
+        old: How it was called, as in "--polish".
+        new: How it is called now; the command's argument has this name.
+        **attributes: Of `click.option`, as the new one has them.
+    """
+    name = new.removeprefix("--").replace("-", "_")
+    hidden = f"old_{name}"
+
+    def decorate(command: _Command) -> _Command:
+        @wraps(command)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            value = kwargs.pop(hidden)
+            if value is not None:
+                context = click.get_current_context()
+                if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                    raise click.UsageError(f"{old} is called {new} now; give one of them")
+                tell(f"{old} is called {new} now; the old name goes with version 1.0")
+                kwargs[name] = value
+            return command(*args, **kwargs)
+
+        option = click.option(old, hidden, default=None, hidden=True, **attributes)
+        return option(run)  # type: ignore[return-value]
+
+    return decorate
+
+
+def tell(line: str) -> None:
+    """What the user should know while a command runs, on stderr."""
+    click.echo(line, err=True)
 
 
 class FloatRange(click.FloatRange):
@@ -55,7 +117,7 @@ CONFIDENCE_OPTION = click.option(
     type=FloatRange(0, 1, min_open=True, max_open=True),
     default=CONFIDENCE,
     show_default=True,
-    help="Of the bound on changed labels.",
+    help="Confidence of the bound on changed labels.",
 )
 
 
@@ -84,12 +146,40 @@ def existing_folder(
     return value
 
 
+def export_targets(
+    context: click.Context, parameter: click.Parameter, values: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Refuse exports of no known format, or in no folder, before minutes of work."""
+    if values:
+        from fcompress.exports.exporting import format_of
+
+        for value in values:
+            existing_folder(context, parameter, value)
+            format_of(value)
+    return values
+
+
+def plot_option(drawn: str) -> Callable[[_Command], _Command]:
+    """The option `--plot FILE.png`, as argument `plot`.
+
+    Args:
+        drawn: What is to be seen, for help.
+    """
+    return click.option(
+        "--plot",
+        type=FILE,
+        callback=existing_folder,
+        metavar="FILE.png",
+        help=f"Draw {drawn}.",
+    )
+
+
 def json_option(command: _Command) -> _Command:
     """The option `--json FILE`, as argument `json_file`."""
     return click.option(
         "--json",
         "json_file",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=FILE,
         callback=existing_folder,
         metavar="FILE",
         help="Write the result for machines; - for stdout, instead of text.",
@@ -118,8 +208,15 @@ def write_json(path: Path | None, record: Any) -> bool:
     if str(path) == "-":
         click.echo(text, nl=False)
         return False
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
     return True
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    from fcompress.formats.atomic import write_atomic
+
+    write_atomic(path, lambda file: file.write(content))
 
 
 def stdout() -> Console:

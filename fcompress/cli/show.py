@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcompress.cli.export import _FILE
-from fcompress.cli.output import json_option, stdout, write_json
-from fcompress.exports.describe import KINDS, Contents, describe_file
+from fcompress.cli.output import FILE, json_option, stdout, write_json
+
+if TYPE_CHECKING:
+    from fcompress.exports.describe import Contents
 
 
 @click.command("show")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=FILE)
 @json_option
 def show_command(file: Path, json_file: Path | None) -> None:
-    r"""Say what a file is, from which network, and how it was certified.
+    r"""Describe a file: what it is, from which network, and how it was certified.
 
     FILE is a network of fcompress, one of its exports, or weights or a program of others. Nothing
     in it is run.
 
     \b
     Example:
-      fcompress show thin.pt --json -
+      fcompress show small.pt --json -
     """
+    from fcompress.exports.describe import describe_file
+
     found = describe_file(file)
     if write_json(json_file, _plain(found.to_dict())):
         console = stdout()
@@ -41,6 +44,8 @@ def show_command(file: Path, json_file: Path | None) -> None:
 
 def _lines(found: Contents) -> Iterator[str]:
     """What the file is, and of which network."""
+    from fcompress.exports.describe import KINDS
+
     yield f"{found.path}: {KINDS[found.kind]}, {found.bytes:,} bytes"
     parts = []
     if found.family is not None:
@@ -116,7 +121,7 @@ def _shrunk(entry: dict[str, Any]) -> str:
     aim = (
         f"certified for a tolerance of {entry['tolerance']:.1%}"
         if entry["certified"] is True
-        else "to a size that was asked for, not certified"
+        else "to a size target, not certified"
     )
     return (
         f"shrunk by {entry['method']}, {aim}: {sizes}; on {n:,} certification examples "

@@ -7,42 +7,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcompress.checkpoints.checkpoint import save
-from fcompress.cli.export import export_lines, export_targets
-from fcompress.cli.network_options import NetworkOptions, network_options, open_data, open_network
+from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import (
     CONFIDENCE_OPTION,
     DATA,
     DEVICE_OPTION,
+    FILE,
     FloatRange,
     Multiple,
+    checked,
     data_root_option,
     existing_folder,
+    export_targets,
     json_option,
+    old_option,
     place,
+    plot_option,
     stdout,
+    tell,
+    write_bytes,
     write_json,
 )
 from fcompress.compress.options import DISTILL_SECONDS, METHODS, OBJECTIVES, ShrinkOptions
-from fcompress.compress.pipeline import compress
-from fcompress.compress.result import ShrinkResult
 from fcompress.errors import ResultWarning
-from fcompress.exports.exporting import ExportResult, export
-from fcompress.formats.atomic import write_atomic
-from fcompress.models import Network
 from fcompress.progress import Progress, Report
-from fcompress.report.plots import shrink_png
-from fcompress.report.text import change_rows, verdict
+from fcompress.report.text import change_rows, export_lines, verdict
+
+if TYPE_CHECKING:
+    from fcompress.compress.result import ShrinkResult
+    from fcompress.exports.exporting import ExportResult
 
 
 @click.command("shrink")
-@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("model", type=FILE)
 @click.option(
     "--tol",
     type=FloatRange(0, 1, max_open=True),
@@ -59,28 +63,22 @@ from fcompress.report.text import change_rows, verdict
 )
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     callback=existing_folder,
-    metavar="THIN.pt",
-    help="Write the thin network.  [default: MODEL with .thin before its ending]",
+    metavar="COMPRESSED.pt",
+    help="Write the compressed network.  [default: MODEL with .thin before its ending]",
 )
 @click.option(
     "--export",
     "exports",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     multiple=True,
     callback=export_targets,
     metavar="FILE",
-    help="Write the thin network also as .pt2, .onnx or .safetensors. Repeatable.",
+    help="Write the compressed network also as .pt2, .onnx or .safetensors. Repeatable.",
 )
 @json_option
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=existing_folder,
-    metavar="FILE.png",
-    help="Draw the search and the units of each layer.",
-)
+@plot_option("the search and the units of each layer")
 @click.option(
     "--objective",
     type=click.Choice(OBJECTIVES),
@@ -98,31 +96,29 @@ from fcompress.report.text import change_rows, verdict
 )
 @click.option(
     "--distill",
-    "--polish",
-    "distill",
     is_flag=True,
-    help="Distil thin networks towards the wide one, without labels, to get thinner.",
+    help="Distil candidates towards the original network, without labels, to get thinner.",
 )
+@old_option("--polish", "--distill", is_flag=True)
 @click.option(
     "--distill-seconds",
-    "--polish-seconds",
-    "distill_seconds",
     type=FloatRange(0, min_open=True),
     default=DISTILL_SECONDS,
     show_default=True,
-    help="Most seconds to polish one network; up to six are.",
+    help="Most seconds to distil one candidate; up to six are.",
 )
+@old_option("--polish-seconds", "--distill-seconds", type=FloatRange(0, min_open=True))
 @click.option(
     "--ratio",
     type=FloatRange(0, 1, min_open=True),
     metavar="R",
-    help="Ask for a size instead: at most this share of the MACs.",
+    help="Size target instead of --tol: at most this share of the MACs.",
 )
 @click.option(
     "--max-macs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Ask for a size instead: at most this many MACs.",
+    help="Size target instead of --tol: at most this many MACs.",
 )
 @click.option(
     "--calibration",
@@ -131,46 +127,43 @@ from fcompress.report.text import change_rows, verdict
     help="Most calibration examples to use.  [default: 1,024 to 8,192 by the network's cost]",
 )
 @CONFIDENCE_OPTION
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all choices.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @DATA
 @data_root_option
 @network_options
 @DEVICE_OPTION
 def shrink_command(
     model: Path,
-    tol: float,
-    method: str,
     out: Path | None,
     exports: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
-    objective: str,
-    round_to: int | str,
-    distill: bool,
-    distill_seconds: float,
-    ratio: float | None,
-    max_macs: int | None,
-    calibration: int | None,
-    confidence: float,
-    seed: int,
     data: str | None,
     data_root: Path | None,
     how: NetworkOptions,
     device: str,
+    **chosen: Any,
 ) -> None:
     r"""Find the thinnest network that still gives the same labels, and certify it.
 
     MODEL is a file written by `fcompress train`, which remembers its data, or weights of a
     network of your own, whose architecture you name by --arch. Labels are not needed.
-    The thin network is only written if the bound on its changed labels holds.
+    The compressed network is only written if the bound on its changed labels holds.
 
     \b
     Example:
-      fcompress shrink wide.pt --tol 0.05 --out thin.pt --json thin.json
+      fcompress shrink model.pt --tol 0.05 --out small.pt --json small.json
       fcompress shrink weights.pt --arch torchvision:resnet50 --data folder:photos/ --size 224
     """
+    from fcompress.checkpoints.checkpoint import save
+    from fcompress.cli.opening import open_data, open_network
+    from fcompress.compress.pipeline import compress
+    from fcompress.exports.exporting import export
+    from fcompress.models import Network
+
+    options = checked(ShrinkOptions, **chosen)
     network = open_network(model, how)
-    splits = open_data([network], model, how, data, data_root, "compress", say=_tell)
+    splits = open_data([network], model, how, data, data_root, "compress", say=tell)
     ending = model.suffix if isinstance(network, Network) else ".pt"
     out = out or model.with_name(f"{model.stem}.thin{ending}")
     if out.resolve() == model.resolve():
@@ -179,19 +172,6 @@ def shrink_command(
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
-        options = ShrinkOptions(
-            tol=tol,
-            method=method,
-            objective=objective,
-            round_to=round_to,
-            distill=distill,
-            distill_seconds=distill_seconds,
-            ratio=ratio,
-            max_macs=max_macs,
-            calibration=calibration,
-            confidence=confidence,
-            seed=seed,
-        )
         result = compress(network, splits, options, report)
     save(result.model.cpu(), out)
     sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
@@ -199,14 +179,11 @@ def shrink_command(
     certified = splits.need("certification")
     written = [export(result.model, path, certified, original=network) for path in exports]
     if plot is not None:
-        picture = shrink_png(result)
-        write_atomic(plot, lambda file: file.write(picture))
+        from fcompress.report.plots import shrink_png
+
+        write_bytes(plot, shrink_png(result))
     if write_json(json_file, result.to_dict()):
         _show(result, out, written)
-
-
-def _tell(line: str) -> None:
-    click.echo(line, err=True)
 
 
 @contextmanager
@@ -235,7 +212,7 @@ def _show(result: ShrinkResult, out: Path, exports: list[ExportResult]) -> None:
     layers.add_column("layer", no_wrap=True)
     layers.add_column("units before", justify="right")
     layers.add_column("after", justify="right")
-    layers.add_column("left alone because")
+    layers.add_column("not pruned because")
     for layer in result.layers:
         layers.add_row(
             layer.name, f"{layer.units_before:,}", f"{layer.units_after:,}", layer.reason or ""

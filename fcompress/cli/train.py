@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from fcompress.cli.output import data_root_option, existing_folder, json_option, stdout, write_json
+from fcompress.cli.output import (
+    FILE,
+    data_root_option,
+    existing_folder,
+    json_option,
+    stdout,
+    tell,
+    write_json,
+)
 from fcompress.training.config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
 
 if TYPE_CHECKING:
@@ -48,7 +56,7 @@ def _number(text: str) -> int | float | str:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     callback=existing_folder,
     metavar="FILE",
     help="Where the network goes, after every epoch.",
@@ -75,15 +83,25 @@ def _number(text: str) -> int | float | str:
     type=click.Choice(SCHEDULES),
     default="cosine",
     show_default=True,
-    help="Of the learning rate; decay: x0.95 an epoch.",
+    help="Schedule of the learning rate; decay: x0.95 an epoch.",
 )
 @click.option("--weight-decay", type=float, help="[default: by family]")
 @click.option("--augment", is_flag=True, help="Crop and mirror images at random.")
 @click.option("--random-labels", type=int, metavar="SEED", help="Draw all labels at random, once.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of weights, shuffling and dropout."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Random seed of weights, shuffling and dropout.",
 )
-@click.option("--data-seed", type=int, default=0, show_default=True, help="Of how the data is cut.")
+@click.option(
+    "--data-seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Random seed of how the data is split.",
+)
 @data_root_option
 @click.option("--download", is_flag=True, help="Fetch a public dataset that is not here.")
 @click.option(
@@ -138,7 +156,7 @@ def train_command(
             result = train(network, splits, config, out=out, resume=resume, progress=progress)
     except KeyboardInterrupt:
         if out.with_name(f"{out.name}.resume").exists():
-            click.echo("stopped; the same command with --resume goes on", err=True)
+            tell("stopped; the same command with --resume goes on")
         raise
     params = sum(parameter.numel() for parameter in network.parameters())
     record = {"family": family, "args": network.spec.args, "params": params, **result.to_dict()}

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fcompress.certify.agreement import AgreementResult, verify
-from fcompress.cli.network_options import NetworkOptions, network_options, open_data, open_network
+from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import (
     CONFIDENCE_OPTION,
     DATA,
     DEVICE_OPTION,
+    FILE,
     data_root_option,
     json_option,
     place,
     stdout,
+    tell,
     write_json,
 )
-from fcompress.cli.shrink import _tell
-from fcompress.data import Split, Splits
 from fcompress.report.text import agreement_sentence
+
+if TYPE_CHECKING:
+    from fcompress.certify.agreement import AgreementResult
+    from fcompress.data import Split, Splits
 
 
 @click.command("verify")
-@click.argument("wide", type=click.Path(dir_okay=False, path_type=Path))
-@click.argument("thin", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("original", type=FILE)
+@click.argument("compressed", type=FILE)
 @click.option(
     "--split",
     type=click.Choice(["test", "certification", "search", "calibration"]),
@@ -38,8 +42,8 @@ from fcompress.report.text import agreement_sentence
 @network_options
 @DEVICE_OPTION
 def verify_command(
-    wide: Path,
-    thin: Path,
+    original: Path,
+    compressed: Path,
     split: str | None,
     json_file: Path | None,
     confidence: float,
@@ -50,16 +54,19 @@ def verify_command(
 ) -> None:
     r"""Compare the labels of two networks.
 
-    WIDE and THIN are files of fcompress, or weights for the architecture of --arch. The bound is
-    exact as long as nothing was chosen by looking at the examples: `fcompress shrink` never
-    touches the test split.
+    ORIGINAL and COMPRESSED are files of fcompress, or weights for the architecture of --arch. The
+    bound is exact as long as nothing was chosen by looking at the examples: `fcompress shrink`
+    never touches the test split.
 
     \b
     Example:
-      fcompress verify wide.pt thin.pt --json agreement.json
+      fcompress verify model.pt small.pt --json agreement.json
     """
-    before, after = open_network(wide, how), open_network(thin, how)
-    splits = open_data([before, after], wide, how, data, data_root, "all", say=_tell)
+    from fcompress.certify.agreement import verify
+    from fcompress.cli.opening import open_data, open_network
+
+    before, after = open_network(original, how), open_network(compressed, how)
+    splits = open_data([before, after], original, how, data, data_root, "all", say=tell)
     chosen = _choose(splits, split)
     place(before, device)
     place(after, device)

@@ -1,7 +1,7 @@
 """How much of which group: units of all groups in one order of removal.
 
 Every group comes with its units in order and with what it costs (in the method's own measure)
-to keep only the first k of them. Units then go one after the other, always the one whose loss
+to keep only the first k of them. Units then go one at a time, always the one whose loss
 costs least for what it saves: multiply-adds, parameters or measured time. What a unit saves
 depends on how thin its neighbours are by then, so savings are kept up to date while units go.
 """

@@ -306,7 +306,7 @@ def thinner(
     *,
     steps: int = DISTILLED_STEPS,
 ) -> list[Candidate]:
-    """Go on with networks that are dear to make and better than those tried so far.
+    """Go on with networks that are expensive to make and better than those tried so far.
 
     Strides from the thinnest that passed until one fails, then one step half way back.
 

@@ -2,7 +2,7 @@
 
 A `GroupOrder` ranks the units of one group so that keeping the first k of them is the method's best
 choice for every k. A `RemovalOrder` joins the groups of all groups: a level between 0 (nothing
-removed) and 1 (as thin as possible) gives the kept units of the whole network, and a higher
+removed) and 1 (as few as possible) gives the kept units of the whole network, and a higher
 level always keeps a subset of what a lower one keeps.
 """
 
@@ -46,7 +46,7 @@ def weighted(covariances: Sequence[Tensor], importances: Sequence[Tensor]) -> tu
 
 
 class _Reader:
-    """What one reader of a group still misses, while units are chosen one after the other."""
+    """What one reader of a group still misses, while units are chosen one at a time."""
 
     def __init__(self, covariance: Tensor, importance: Tensor | None) -> None:
         self.k = covariance.double()
@@ -93,7 +93,7 @@ class _Reader:
 def _eliminate(readers: Sequence[_Reader]) -> tuple[Tensor, Tensor]:
     """Choose units greedily for all readers together.
 
-    Units are chosen one after the other. Each is the one that, added to those chosen, explains
+    Units are chosen one at a time. Each is the one that, added to those chosen, explains
     most of what is still unexplained of *all* units (greedy column subset selection, in the
     recursive form of Farahat, Ghodsi and Kamel 2011), not only of itself as in QR with column
     pivoting. A duplicate is worth nothing once its twin is chosen.

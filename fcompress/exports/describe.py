@@ -48,7 +48,7 @@ class Contents:
         kind: One of `KINDS`.
         bytes: Its size.
         family: Name of the network in the registry, or of its architecture; None if not said.
-        args: Arguments of the family: how the wide network was built.
+        args: Arguments of the family: how the original network was built.
         params: Numbers in all parameters; None where the file does not say.
         dtypes: Types of the tensors.
         widths: {layer: [units out, units in]} as they are now.

@@ -53,7 +53,7 @@ class ExportResult:
             times the largest score; 3.5e-4 of it in single precision.
         agreement: Labels of the file compared with those of the original network; None without one.
         tolerance: Largest share of labels that may differ from the original network's; None where
-            nothing was promised.
+            none was certified.
     """
 
     path: str
@@ -88,8 +88,8 @@ def export(
     """Write a network as a file that runs without fcompress, and compare the two.
 
     The file is read back and run on real examples before it takes its name; if a score differs by
-    more than rounding, or more labels differ from the original network's than were promised, an
-    older file of that name stays.
+    more than rounding, or more labels differ from the original network's than the tolerance
+    allows, an older file of that name stays.
 
     Args:
         model: A classifier; it is not changed. Programs compute in eval mode, on any batch size.
@@ -98,7 +98,7 @@ def export(
             `as_batches` takes. Labels are not needed.
         original: The network that `model` was made from, to compare labels with.
         tol: Largest share of labels that may differ from `original`. None: what the last entry of
-            the network's history promised, if anything.
+            the network's history certifies, if anything.
         examples: Most examples to run.
         output: Which of several outputs are the scores, as for `shrink`; a program gives only them.
         labels: What a label is, as for `shrink`.
@@ -110,7 +110,7 @@ def export(
         FcompressError: The format is unknown, a package is missing, or the file cannot be written.
         UnsupportedNetworkError: The network cannot be exported to the format.
         ToleranceError: The file does not give the outputs of the network, or not enough of the
-            wide network's labels.
+            original network's labels.
         DataError: There are no examples.
 
     Example:

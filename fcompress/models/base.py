@@ -14,7 +14,7 @@ from fcompress.models.init import INITS
 class Spec:
     """How a network was built: `build(spec.family, **spec.args)` gives the same shapes.
 
-    After excision it still says how the wide network was built.
+    After excision it still says how the original network was built.
 
     Attributes:
         family: Name in the registry.

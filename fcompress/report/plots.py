@@ -103,13 +103,13 @@ def shrink_png(result: ShrinkResult) -> bytes:
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("MACs kept (%)")
-    left.set_ylabel("label agreement with the wide network")
+    left.set_ylabel("label agreement with the original network")
     left.legend(fontsize=8)
     places = np.arange(len(result.layers))
     before = [layer.units_before for layer in result.layers]
     after = [layer.units_after for layer in result.layers]
-    right.bar(places, before, color="lightgrey", label="wide")
-    right.bar(places, after, color="black", label="thin")
+    right.bar(places, before, color="lightgrey", label="original")
+    right.bar(places, after, color="black", label="compressed")
     _name(right, [layer.name for layer in result.layers])
     right.set_ylabel("units")
     right.legend(fontsize=8)

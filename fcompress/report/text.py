@@ -1,11 +1,16 @@
 """Results in words and rows."""
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from __future__ import annotations
 
-from fcompress.certify.agreement import AgreementResult
-from fcompress.compress.result import ShrinkResult
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+# For annotations only: the command line shows its help without torch.
+if TYPE_CHECKING:
+    from fcompress.certify.agreement import AgreementResult
+    from fcompress.compress.result import ShrinkResult
+    from fcompress.exports.exporting import ExportResult
 
 
 def agreement_sentence(result: AgreementResult, where: str) -> str:
@@ -43,7 +48,7 @@ def _rounded_up(share: float) -> str:
 
 
 def verdict(result: ShrinkResult) -> Iterator[str]:
-    """What was promised, what was proven, and on what."""
+    """The tolerance, what was proven, and on what."""
     if result.tolerance is not None:
         what = {
             "sigmoid": "examples may change any of their labels",
@@ -51,15 +56,13 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         }.get(result.agreement.labels, "labels may change")
         yield f"At most {100 * result.tolerance:g}% of the {what}."
     else:
-        yield "A size was asked for, so nothing was promised about the labels."
+        bound = _rounded_up(result.agreement.upper_bound)
+        yield f"Size target: no tolerance is certified (bound {bound})."
     yield agreement_sentence(result.agreement, "certification examples")
     if result.tested > 1:
-        yield (
-            f"{result.tested} networks were tested on them one after the other; the bound holds "
-            "for all that passed."
-        )
-    if result.polish is not None:
-        yield distill_sentence(result.polish)
+        yield (f"{result.tested} candidates were tested on this split; the bound accounts for it.")
+    if result.distill is not None:
+        yield distill_sentence(result.distill)
     if result.copies.left_out:
         yield (
             f"{result.copies.left_out:,} more certification examples do not count: "
@@ -76,21 +79,37 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
             f"{result.accuracy['after']:.2%} after."
         )
     for left in result.skipped:
-        yield f"Left alone: {left['name']}: {left['reason']}."
+        yield f"Not pruned: {left['name']}: {left['reason']}."
 
 
-def distill_sentence(polish: Mapping[str, Any]) -> str:
-    """What polishing did (`Distilled.to_dict`)."""
-    if not polish["kept"]:
-        return "Polishing made it no better and was undone."
-    before, after = polish["before"]["agreement"], polish["after"]["agreement"]
-    cut = " (cut short by the time limit)" if polish["stopped_by"] == "time" else ""
+def distill_sentence(distilled: Mapping[str, Any]) -> str:
+    """What distilling did (`Distilled.to_dict`)."""
+    if not distilled["kept"]:
+        return "Distilling made it no better and was undone."
+    before, after = distilled["before"]["agreement"], distilled["after"]["agreement"]
+    cut = " (cut short by the time limit)" if distilled["stopped_by"] == "time" else ""
     return (
-        f"Distilled on {polish['examples']:,} unlabelled examples for {polish['steps']:,} steps"
-        f"{cut}: "
-        f"{before:.1%} of labels agreed on {polish['held_out']:,} search examples before, "
-        f"{after:.1%} after."
+        f"Distilled on {distilled['examples']:,} unlabelled examples for {distilled['steps']:,} "
+        f"steps{cut}: {before:.1%} of labels agreed on {distilled['held_out']:,} held-out search "
+        f"examples before, {after:.1%} after."
     )
+
+
+def export_lines(results: Sequence[ExportResult]) -> Iterator[str]:
+    """What was written and how it was checked."""
+    for result in results:
+        yield (
+            f"Written: {result.path} ({result.bytes:,} bytes). Run on {result.n:,} examples: "
+            f"{result.same:,} labels as in memory, scores differ by {result.largest_difference:.2g}"
+            f" at most ({result.allowed_difference:.2g} allowed)."
+        )
+        agreement = result.agreement
+        if agreement is not None:
+            allowed = "" if result.tolerance is None else f" ({result.tolerance:.1%} allowed)"
+            yield (
+                f"  {agreement.changed:,} of {agreement.n:,} labels differ from the original "
+                f"network's ({agreement.changed / agreement.n:.1%}){allowed}."
+            )
 
 
 def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:

@@ -40,7 +40,7 @@ def test_analyze_prints_a_table_and_writes_json_and_picture(folder, tmp_path):
     for words in ("mlp 1x on digits (test split): 200 examples, accuracy", "relu1", "Prunable:"):
         assert words in ran.stdout
     assert "at tolerance 0.5" in ran.stdout
-    assert "Left alone: out: output layer" in ran.stdout
+    assert "Not pruned: out: output layer" in ran.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
     record = json.loads((tmp_path / "a.json").read_text())
     expected = json.loads(json.dumps(analyze(load(folder / "1.0.pt")).to_dict()))

@@ -59,7 +59,7 @@ def test_several_outputs_from_weights_to_a_program(tmp_path):
     assert ran.exit_code == 0, ran.output
     record = json.loads(report.read_text())
     assert record["certified"] and record["agreement"]["labels"] == "sigmoid"
-    # The thin file knows how its labels are read, and the wide one is read like it.
+    # The compressed file knows how its labels are read, and the original is read like it.
     checked = run("verify", weights, thin, *own)
     assert checked.exit_code == 0, checked.output
     assert "at least one of their labels" in checked.output
@@ -68,7 +68,7 @@ def test_several_outputs_from_weights_to_a_program(tmp_path):
     assert agreed["same"] == same and agreed["labels"] == "sigmoid"
     analysed = run("analyze", weights, *own, *data, *how, "--no-layers", "--json", "-")
     assert analysed.exit_code == 0, analysed.output
-    written = run("export", thin, *own, "--to", program, "--wide", weights, "--json", "-")
+    written = run("export", thin, *own, "--to", program, "--original", weights, "--json", "-")
     assert written.exit_code == 0, written.output
     (result,) = json.loads(written.stdout)
     assert result["agreement"]["same"] == same and result["same"] == result["n"]

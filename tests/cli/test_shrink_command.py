@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A wide network trained on digits, and some that are no good."""
+    """An original network trained on digits, and some that are no good."""
     folder = tmp_path_factory.mktemp("networks")
     splits = load_data("digits")
     wide = build("mlp", in_features=64, classes=10, width=1.0, depth=2)
@@ -47,8 +47,8 @@ def _hash(path):
         ("--round-to", "0"),
         ("--round-to", "some"),
         ("--objective", "beauty"),
-        ("--polish-seconds", "0"),
-        ("--polish-seconds", "nan"),
+        ("--distill-seconds", "0"),
+        ("--distill-seconds", "nan"),
     ],
 )
 def test_choices_that_do_not_exist(folder, options):
@@ -62,7 +62,7 @@ def test_choices_reach_the_result(folder, tmp_path):
     ran = _run(
         *("shrink", folder / "w.pt", "--tol", 0.15, "--out", tmp_path / "thin.pt"),
         *("--json", report, "--round-to", 4, "--objective", "params"),
-        *("--polish", "--polish-seconds", 3),
+        *("--distill", "--distill-seconds", 3),
     )
     assert ran.exit_code == 0, ran.output
     record = json.loads(report.read_text())
@@ -145,7 +145,7 @@ def test_the_default_name_stands_beside_the_model(folder, tmp_path):
     ran = _run("shrink", model, "--ratio", 0.5, "--seed", 3, "--calibration", 200)
     assert ran.exit_code == 0, ran.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pt", "net.thin.pt"]
-    assert "A size was asked for, so nothing was promised" in ran.stdout
+    assert "Size target: no tolerance is certified (bound " in ran.stdout
     twice = _run("shrink", model, "--ratio", 0.5, "--seed", 3, "--out", tmp_path / "again.pt")
     assert twice.exit_code == 0
 
@@ -298,7 +298,7 @@ def test_missing_arguments_are_usage_errors():
 def test_help_has_an_example(command):
     ran = _run(command, "--help")
     assert ran.exit_code == 0
-    assert re.search(rf"^ +fcompress {command} wide.pt ", ran.stdout, re.M)
+    assert re.search(rf"^ +fcompress {command} model.pt ", ran.stdout, re.M)
     for option in ("--data", "--json", "--confidence"):
         assert option in ran.stdout
 

@@ -99,7 +99,7 @@ def work_on(job: Job) -> Done:
 
 
 def run_here(jobs: Sequence[Job]) -> Iterator[Done]:
-    """One after the other in this process, with one thread as a worker has."""
+    """One at a time in this process, with one thread as a worker has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,110 @@
+"""What `analyze` and `gain` have in common: options, words, progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from fcompress.cli.output import (
+    DEVICE_OPTION,
+    FloatRange,
+    data_root_option,
+    json_option,
+    plot_option,
+)
+from fcompress.measure.options import LAYER_EXAMPLES, STEPS
+from fcompress.progress import Progress, Report, silent
+
+TOLERANCE = FloatRange(0, 1, max_open=True)
+# Unit of ablation -> what it is, in words.
+UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--data", metavar="SPEC", help="Data to measure on (`fcompress data`)."),
+    data_root_option,
+    click.option(
+        "--unit",
+        type=click.Choice(list(UNITS)),
+        default="element",
+        show_default=True,
+        help="What is ablated: single elements of feature maps, or whole maps.",
+    ),
+    click.option(
+        "--examples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Measure on the first N examples of the test split.  [default: all]",
+    ),
+    click.option(
+        "--layer-examples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=LAYER_EXAMPLES,
+        show_default=True,
+        help="Measure the ablation curves of single layers on the first N examples.",
+    ),
+    click.option(
+        "--layers/--no-layers",
+        "by_layer",
+        default=True,
+        help="Measure each layer's own ablation curve.  [default: layers]",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=STEPS,
+        show_default=True,
+        help="Steps from nothing to everything ablated.",
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Random seed of the orders."
+    ),
+    DEVICE_OPTION,
+    json_option,
+    plot_option("the curves"),
+)
+
+
+def measuring_options(command: _Command) -> _Command:
+    """The options of both commands."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def progress_bars() -> Iterator[Report]:
+    """Progress bars on stderr, one for each stage; none where it is no terminal."""
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=stderr, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(event: Progress) -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = bars.add_task(event.stage, total=event.of)
+            bars.update(tasks[event.stage], completed=event.done)
+
+        yield report

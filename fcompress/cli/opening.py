@@ -1,0 +1,165 @@
+"""The network and the data that a command was given. Unlike the options it imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from fcompress.checkpoints.checkpoint import load, read
+from fcompress.checkpoints.weights import Weights, load_weights, read_weights
+from fcompress.cli.network_options import NetworkOptions
+from fcompress.data import Splits, load_data, reload_data
+from fcompress.errors import CheckpointError, DataError
+from fcompress.models.external import FORMS, Architecture, build_network
+from fcompress.models.provenance import (
+    Described,
+    describe,
+    described,
+    note_reading,
+    origin_of,
+    reading_of,
+    set_origin,
+)
+
+
+def open_network(path: Path, how: NetworkOptions) -> nn.Module:
+    """Read a network: a file of fcompress, or weights for an architecture that the user named.
+
+    How its labels are read is noted, as the user said or as it was compressed with.
+
+    Raises:
+        FcompressError: The file or the architecture is no good, or one does not fit the other.
+    """
+    network = _opened(path, how)
+    if how.output is not None or how.labels is not None:
+        before = reading_of(network) or {"output": None, "labels": None}
+        note_reading(network, how.output or before["output"], how.labels or before["labels"])
+    return network
+
+
+def _opened(path: Path, how: NetworkOptions) -> nn.Module:
+    architecture = how.architecture
+    if architecture is None and not how.trust_pickle:
+        return load(path)
+    kept = _kept(path)
+    if kept is not None:
+        if architecture is None or kept.partition(":")[1] == "":
+            return load(path)
+        make = _make(architecture, how)
+        # Arguments that are not given are those in the file.
+        args = None if how.arch_args is None else architecture.args
+        return load(path, arch=make or architecture.name, arch_args=args)
+    weights = read_weights(path, trust_pickle=how.trust_pickle, key=how.weights_key)
+    make = None if architecture is None else _make(architecture, how)
+    if weights.module is not None and (architecture is None or make is not None):
+        network = weights.module.float() if _is_half(weights.module) else weights.module
+        describe(network.eval(), Described(Architecture(f"pickle:{path.name}")))
+        return network
+    if architecture is None:
+        raise CheckpointError(
+            f"{path}: holds weights without their network; name its architecture by --arch: {FORMS}"
+        )
+    network = build_network(architecture) if make is None else make().eval()
+    if weights.module is not None:
+        weights = Weights(weights.module.state_dict())
+    load_weights(network, weights, f"{path} and {architecture}")
+    describe(network, Described(architecture))
+    return network
+
+
+def _kept(path: Path) -> str | None:
+    """The family in a file of fcompress; None for any other file."""
+    try:
+        return read(path).family
+    except CheckpointError:
+        return None
+
+
+def _make(architecture: Architecture, how: NetworkOptions) -> Callable[[], nn.Module] | None:
+    """What builds a network out of somebody's pickle; None for all other architectures."""
+    kind, _, name = architecture.name.partition(":")
+    if kind != "pickle":
+        return None
+    if not how.trust_pickle:
+        raise CheckpointError(
+            f"--arch {architecture.name} opens a pickle, which may run any code; add "
+            "--trust-pickle if you trust who wrote it"
+        )
+    return partial(_unpickled, Path(name))
+
+
+def _unpickled(path: Path) -> nn.Module:
+    module = read_weights(path, trust_pickle=True).module
+    if module is None:
+        raise CheckpointError(f"{path}: holds no whole network; expected the pickle of one")
+    return module
+
+
+def _is_half(network: nn.Module) -> bool:
+    return any(p.is_floating_point() and p.element_size() < 4 for p in network.parameters())
+
+
+def open_data(
+    networks: Sequence[nn.Module],
+    path: Path,
+    how: NetworkOptions,
+    spec: str | None,
+    root: Path | None,
+    roles: str,
+    *,
+    say: Callable[[str], object] = lambda line: None,
+) -> Splits:
+    """The data that the user named, or that a network remembers; the networks remember it too.
+
+    Args:
+        networks: The networks at hand, the first of which should remember its data.
+        path: File of the first, for errors.
+        how: What the user said.
+        spec: Data that the user named.
+        root: Folder in which datasets are looked for first.
+        roles: How a user's own data is cut (`load_data`).
+        say: Told what the user should know.
+
+    Raises:
+        DataError: There is none, or it does not fit.
+    """
+    # A compressed network remembers what weights of others, which it was made from, cannot.
+    asked = networks if described(networks[0]) is not None else networks[:1]
+    remembered = next((d for n in asked if (d := origin_of(n)["data"])), None)
+    own = next((r.architecture for n in networks if (r := described(n)) is not None), None)
+    preprocess = how.preprocess(own)
+    if spec is None and remembered is None:
+        raise DataError(f"{path} does not remember its data; name some by --data")
+    if spec is None and preprocess is None:
+        assert remembered is not None
+        return reload_data(remembered, root=root)
+    splits = load_data(
+        spec or (remembered or {})["spec"],
+        root=root,
+        roles=roles,
+        like=remembered,
+        preprocess=preprocess,
+    )
+    if own is not None:
+        _check_shape(how, splits)
+        if remembered is None and str(splits.info["standardised_by"]).endswith(" split"):
+            say(
+                "Mean and deviation of each channel are measured on this data; if the network was "
+                "trained on others, say so by --transform, or --mean and --std."
+            )
+        for network in networks:
+            if described(network) is not None:
+                set_origin(network, splits.info, origin_of(network)["history"])
+    return splits
+
+
+def _check_shape(how: NetworkOptions, splits: Splits) -> None:
+    shape = tuple(splits.info["shape"])
+    if how.input_shape is not None and shape != how.input_shape:
+        raise DataError(
+            f"--input-shape {list(how.input_shape)}, but the examples are {list(shape)}; bring "
+            "other data, or leave it out"
+        )
