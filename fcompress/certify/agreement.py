@@ -32,7 +32,7 @@ class AgreementResult:
         rate: same / n.
         lower_bound: With `confidence`, at least this share of all examples agrees. From `verify`
             the bound of one network that these examples had no part in choosing; from `shrink` one
-            that holds however many networks were tested on them.
+            that holds however many candidates were tested on them.
         confidence: Of the bound, in (0, 1).
         largest_difference: Largest absolute difference of a logit; infinite where an output is
             not finite.

@@ -69,7 +69,7 @@ def old_option(old: str, new: str, **attributes: Any) -> Callable[[_Command], _C
     """An option by its old name: it still works, says so on stderr, and is not in the help.
 
     Args:
-        old: How it was called, as in "--polish".
+        old: How it was called, as in "--wide".
         new: How it is called now; the command's argument has this name.
         **attributes: Of `click.option`, as the new one has them.
     """

@@ -1,6 +1,6 @@
 """One forward as a list of operators that can be run again, step by step, over many batches.
 
-Refactoring needs the inputs of one layer over all calibration data after the layers before it
+Refitting needs the inputs of one layer over all calibration data after the layers before it
 have changed. Running whole networks for every layer would cost a sweep each; a recording is
 advanced over all batches to the next layer instead, so a whole pass from input to output costs
 one sweep, with only the live activations of the frontier in memory.
