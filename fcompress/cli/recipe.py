@@ -134,9 +134,6 @@ def run_command(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def progress(done: int, total: int, trial: str, seconds: float) -> None:
-        console.print(f"{done}/{total} {trial} ({seconds:.1f} s)")
-
     found = results.run(
         recipe,
         out,
@@ -147,7 +144,7 @@ def run_command(
         cluster=cluster,
         root=data_root,
         device=device,
-        progress=progress,
+        progress=lambda event: console.print(str(event)),
     )
     summary.write(found, out)
     _show(found, out, json_file)

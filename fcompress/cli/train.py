@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
+from fcompress.progress import Progress, Report
 from fcompress.training.config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
 
 if TYPE_CHECKING:
-    from fcompress.training.loop import EpochRecord, Progress, TrainResult
+    from fcompress.training.loop import TrainResult
 
 
 def _arguments(
@@ -152,8 +153,8 @@ def train_command(
     arguments = {**fitting(family, splits.info), **arguments}
     network = build(family, seed=config.seed, **arguments)
     try:
-        with _shown(config.epochs) as progress:
-            result = train(network, splits, config, out=out, resume=resume, progress=progress)
+        with _shown() as report:
+            result = train(network, splits, config, out=out, resume=resume, progress=report)
     except KeyboardInterrupt:
         if out.with_name(f"{out.name}.resume").exists():
             tell("stopped; the same command with --resume goes on")
@@ -165,38 +166,25 @@ def train_command(
 
 
 @contextmanager
-def _shown(epochs: int) -> Iterator[Callable[[Progress | EpochRecord], None]]:
+def _shown() -> Iterator[Report]:
     """A live bar on a terminal's stderr, and a line for every epoch."""
-    from fcompress.training.loop import EpochRecord
-
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("training", total=None, numbers="")
+        task = bars.add_task("training", total=None)
 
-        def progress(item: Progress | EpochRecord) -> None:
-            if isinstance(item, EpochRecord):
-                test = "" if item.test_accuracy is None else f", test {item.test_accuracy:.2%}"
-                console.print(
-                    f"epoch {item.epoch}/{epochs}: loss {item.loss:.3f}, accuracy "
-                    f"{item.train_accuracy:.2%}{test} ({item.seconds:.1f} s)"
-                )
-                return
-            bars.update(
-                task,
-                description=f"epoch {item.epoch}/{epochs}",
-                total=epochs * item.steps,
-                completed=(item.epoch - 1) * item.steps + item.step,
-                numbers=f"loss {item.loss:.3f}  accuracy {item.accuracy:.1%}",
-            )
+        def report(event: Progress) -> None:
+            if event.line:
+                console.print(event.line)
+            else:
+                bars.update(task, description=event.stage, total=event.of, completed=event.done)
 
-        yield progress
+        yield report
 
 
 def _show_result(family: str, params: int, result: TrainResult) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from fcompress.data import Split, Splits
 from fcompress.errors import DataError, FcompressError, TrainingError
 from fcompress.forward.running import device_of
 from fcompress.models import Network, families
+from fcompress.progress import Progress, Report, silent
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume
 
@@ -49,24 +50,13 @@ class EpochRecord:
     test_accuracy: float | None
     seconds: float
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is, for a progress display.
-
-    Attributes:
-        epoch: 1 for the first.
-        step: Steps done in this epoch.
-        steps: Steps an epoch has.
-        loss: Mean so far in this epoch.
-        accuracy: Training accuracy so far in this epoch.
-    """
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
+    def line(self, epochs: int) -> str:
+        """One line for a log, of so many epochs."""
+        test = "" if self.test_accuracy is None else f", test {self.test_accuracy:.2%}"
+        return (
+            f"epoch {self.epoch}/{epochs}: loss {self.loss:.3f}, accuracy "
+            f"{self.train_accuracy:.2%}{test} ({self.seconds:.1f} s)"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +101,7 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
-    progress: Callable[[Progress | EpochRecord], None] | None = None,
+    progress: Report = silent,
 ) -> TrainResult:
     """Fit a copy of a network to the training split.
 
@@ -127,7 +117,7 @@ def train(
         config: How to train.
         out: File for the checkpoint; None keeps everything in memory.
         resume: Continue from `out.resume`; from the start if nothing was saved yet.
-        progress: Called with a `Progress` after every step and with the record of every epoch.
+        progress: Told after every step, and with a line after every epoch.
 
     Returns:
         The trained copy and its record.
@@ -176,8 +166,9 @@ def train(
                 }
                 write_resume(out, run, state)
                 checkpoint.save(model, out)
-            if progress is not None:
-                progress(record)
+            steps = config.epochs * math.ceil(len(data) / config.batch_size)
+            done = steps * len(records) // config.epochs
+            progress(Progress("training", done, steps, "steps", record.line(config.epochs)))
     if out is not None:
         resume_file(out).unlink(missing_ok=True)
     return TrainResult(model.cpu().eval(), config, tuple(records), dict(splits.info), out)
@@ -233,7 +224,7 @@ def _epoch(
     test: Split | None,
     config: TrainConfig,
     out: Path | None,
-    progress: Callable[[Progress | EpochRecord], None] | None,
+    report: Report,
     before: list[EpochRecord],
 ) -> EpochRecord:
     started = time.perf_counter()
@@ -258,8 +249,12 @@ def _epoch(
         seen += len(labels)
         loss_sum += loss * len(labels)
         right += step_right
-        if progress is not None:
-            progress(Progress(epoch + 1, step + 1, len(steps), loss_sum / seen, right / seen))
+        stage = (
+            f"epoch {epoch + 1}/{config.epochs}: loss {loss_sum / seen:.3f}, "
+            f"accuracy {right / seen:.1%}"
+        )
+        done = epoch * len(steps) + step + 1
+        report(Progress(stage, done, config.epochs * len(steps), "steps"))
     if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
         raise diverged(f"weights are not finite after epoch {epoch + 1}", out, epoch)
     return EpochRecord(

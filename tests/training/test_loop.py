@@ -17,7 +17,7 @@ from fcompress.data import load_data
 from fcompress.errors import TrainingError
 from fcompress.models import build
 from fcompress.training.config import OPTIMIZERS, TrainConfig, default_config, learning_rate
-from fcompress.training.loop import EpochRecord, Progress, accuracy, steps_of, train
+from fcompress.training.loop import accuracy, steps_of, train
 
 DIGITS = {"in_channels": 1, "image_size": 8, "classes": 10}
 
@@ -153,10 +153,12 @@ def test_auxiliary_logits_count_with_their_weight(digits):
 def test_progress_tells_every_step_and_every_epoch(digits):
     seen = []
     train(mlp(), digits, TrainConfig(epochs=2, batch_size=400), progress=seen.append)
-    assert [type(item) for item in seen] == [Progress, Progress, EpochRecord] * 2
-    assert [(item.epoch, item.step, item.steps) for item in seen if isinstance(item, Progress)] == [
-        (1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2),
+    assert [bool(event.line) for event in seen] == [False, False, True] * 2
+    assert [(event.done, event.of) for event in seen if not event.line] == [
+        (1, 4), (2, 4), (3, 4), (4, 4),
     ]  # fmt: skip
+    assert [(event.done, event.of) for event in seen if event.line] == [(2, 4), (4, 4)]
+    assert seen[2].line.startswith("epoch 1/2: loss ")
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -182,10 +184,10 @@ import sys
 from pathlib import Path
 from fcompress.data import load_data
 from fcompress.models import build
-from fcompress.training import EpochRecord, TrainConfig, train
+from fcompress.training import TrainConfig, train
 
-def tell(item):
-    print("epoch" if isinstance(item, EpochRecord) else "step", flush=True)
+def tell(event):
+    print("epoch" if event.line else "step", flush=True)
 
 network = build("alexnet", width=0.1, dropout=0.3, in_channels=1, image_size=8, classes=10)
 config = TrainConfig(epochs=5, batch_size=40, augment=True, device="cpu")
@@ -234,8 +236,8 @@ class Interrupted(Exception):
 
 
 def interrupt_after(epochs):
-    def progress(item):
-        if isinstance(item, EpochRecord) and item.epoch == epochs:
+    def progress(event):
+        if event.line.startswith(f"epoch {epochs}/"):
             raise Interrupted
 
     return progress

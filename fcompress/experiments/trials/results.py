@@ -13,7 +13,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fcompress.experiments.recipe import Recipe, recipe_of
 from fcompress.experiments.trials import engines
 from fcompress.experiments.trials.trial import FORMAT, Record, Trial, data_of, trials_of
 from fcompress.formats.atomic import alone_in, make_folder, write_atomic
+from fcompress.progress import Progress, Report, silent
 
 MANIFEST = "recipe.json"
 
@@ -93,7 +94,7 @@ def run(
     cluster: str | None = None,
     root: Path | None = None,
     device: str = "auto",
-    progress: Callable[[int, int, str, float], object] = lambda done, all_, name, seconds: None,
+    progress: Report = silent,
 ) -> Results:
     """Run what is missing of a recipe.
 
@@ -109,7 +110,7 @@ def run(
         cluster: Of a Ray cluster, see `engines.run_on_cluster`; None for this machine.
         root: Folder in which datasets are looked for first.
         device: "cpu", "cuda" or "auto".
-        progress: Called with trials done, of how many, the last one's name and its seconds.
+        progress: Told of every finished trial.
 
     Raises:
         FcompressError: The folder holds other results or another run works in it, a record is
@@ -141,7 +142,9 @@ def run(
                 if scratch is not None:
                     shutil.rmtree(scratch / name, ignore_errors=True)
                 done += 1
-                progress(done, total, name, finished.seconds / len(finished.ids))
+                seconds = finished.seconds / len(finished.ids)
+                line = f"{done}/{total} {name} ({seconds:.1f} s)"
+                progress(Progress(name, done, total, "trials", line))
             _log(out, finished)
         shutil.rmtree(out / "scratch", ignore_errors=True)  # a killed run may have left something
     return load(out)
