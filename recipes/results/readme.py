@@ -3,8 +3,9 @@
     .venv/bin/python -m recipes.results.readme RESULTS...
 
 Of every folder of results the page, the figures as PNG and what is needed here of results.json are
-copied to recipes/results/NAME; `fcompress recipe run` makes the rest again. The table in recipes/README.md has one line for each; where a recipe compares no
-gains, what to say about it stands in recipes/results/verdicts.toml.
+copied to recipes/results/NAME; `fcompress recipe run` makes the rest again. The table in
+recipes/README.md has one line for each; where a recipe compares no gains, what to say about it
+stands in recipes/results/verdicts.toml.
 """
 
 import json
