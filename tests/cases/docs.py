@@ -1,7 +1,7 @@
 """What README.md and docs/*.md show, run: for the tests, and to bring it up to date.
 
     scripts/refresh-docs            runs every page and rewrites the lines that it shows
-    scripts/refresh-docs --check    says what it would rewrite, apart from numbers; fails if anything
+    scripts/refresh-docs --check    says what it would rewrite, numbers apart; fails if so
     scripts/refresh-docs PAGE...    these pages only
 
 The blocks of a page run in order, in one folder of their own:
@@ -97,13 +97,27 @@ def run(page: Path) -> Iterator[Shown]:
             Path(name).write_text(content, encoding="utf-8")
         elif language == "python":
             output = io.StringIO()
-            with contextlib.redirect_stdout(output):
+            with contextlib.redirect_stdout(output), _importable():
                 exec(compile(content, page.name, "exec"), {})
             printed = output.getvalue().splitlines()
         elif language == "text" and printed is not None:
             first = text[: found.start(3)].count("\n")
             yield Shown("python", first, content.splitlines(), printed)
             printed = None
+
+
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
+    """Files of the current folder can be imported, as by a script that lies in it."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+        for name in set(sys.modules) - before:
+            if Path(f"{name}.py").exists():
+                del sys.modules[name]
 
 
 def without_numbers(line: str) -> str:

@@ -52,3 +52,9 @@ def test_an_installation_asks_for_what_it_imports_only():
     asked = " ".join(SETTINGS["project"]["dependencies"])
     for name in ("ray", "mypy", "hypothesis", "pytest", "ruff", "timm", "onnx"):
         assert name not in asked.replace("torch-pruning", "")
+
+
+def test_the_version_is_the_same_everywhere():
+    version = SETTINGS["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
