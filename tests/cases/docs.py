@@ -136,9 +136,7 @@ def missing(shown: Shown) -> list[str]:
 
 def refreshed(shown: Shown) -> list[str]:
     """The lines to show: those printed, with the same parts left out."""
-    printed = list(shown.printed)
-    while printed and not printed[-1].strip():
-        printed.pop()
+    printed = _tidied(shown.printed)
     places = _aligned(shown.lines, printed)
     found: list[str] = []
     runs = _runs(shown.lines)
@@ -158,6 +156,12 @@ def refreshed(shown: Shown) -> list[str]:
     return found
 
 
+def _tidied(lines: Sequence[str]) -> list[str]:
+    """Without blanks at the ends of lines, and without more than one empty line in a row."""
+    text = "\n".join(line.rstrip() for line in lines)
+    return re.sub(r"\n{3,}", "\n\n", text.strip("\n")).splitlines()
+
+
 def _runs(lines: Sequence[str]) -> list[tuple[int, int]]:
     """The parts between elisions, perhaps empty at the borders."""
     borders = [at for at, line in enumerate(lines) if line.strip() == ELISION]
@@ -166,15 +170,14 @@ def _runs(lines: Sequence[str]) -> list[tuple[int, int]]:
 
 def _aligned(shown: Sequence[str], printed: Sequence[str]) -> dict[int, int]:
     """Which printed line each shown one is: in order, as alike as possible."""
-    one, other = ([without_numbers(line) for line in lines] for lines in (shown, printed))
-    best = [[0.0] * (len(other) + 1) for _ in range(len(one) + 1)]
-    alike = [[_alike(a, b) for b in other] for a in one]
-    for i in reversed(range(len(one))):
-        for j in reversed(range(len(other))):
+    best = [[0.0] * (len(printed) + 1) for _ in range(len(shown) + 1)]
+    alike = [[_alike(a, b) for b in printed] for a in shown]
+    for i in reversed(range(len(shown))):
+        for j in reversed(range(len(printed))):
             both = alike[i][j] + best[i + 1][j + 1] if alike[i][j] else 0.0
             best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
     places, i, j = {}, 0, 0
-    while i < len(one) and j < len(other):
+    while i < len(shown) and j < len(printed):
         if alike[i][j] and best[i][j] == alike[i][j] + best[i + 1][j + 1]:
             places[i] = j
             i, j = i + 1, j + 1
@@ -185,12 +188,15 @@ def _aligned(shown: Sequence[str], printed: Sequence[str]) -> dict[int, int]:
     return places
 
 
-def _alike(one: str, other: str) -> float:
-    if one == other:
-        return 1.0 if one else 0.01
+def _alike(shown: str, printed: str) -> float:
+    """How much two lines are the same, numbers apart; among those that are, the closer counts."""
+    one, other = without_numbers(shown), without_numbers(printed)
     if not one or not other or one == ELISION:
-        return 0.0
+        return 0.01 * (one == other)
     ratio = difflib.SequenceMatcher(None, one, other, autojunk=False).ratio()
+    if one == other:
+        closer = difflib.SequenceMatcher(None, shown.split(), printed.split(), autojunk=False)
+        return 1 + 0.1 * closer.ratio()
     return 0.9 * ratio if ratio >= ALIKE else 0.0
 
 

@@ -147,3 +147,10 @@ def test_refreshing_takes_over_numbers_words_and_new_lines():
     assert shown("...\nMACs 5\n...", printed) == ["...", "MACs 99", "..."]
     assert shown("begin\n3 of 3\nkept 6", printed) == printed.splitlines()
     assert shown("...\nquite another thing", printed) == ["...", "quite another thing"]
+    epochs = "".join(f"epoch {n}/20: {n * 7}\n" for n in range(1, 21))
+    assert shown("epoch 1/20: 1\n...\nepoch 20/20: 2\ndone 3", epochs + "done 5  \n \n") == [
+        "epoch 1/20: 7",
+        "...",
+        "epoch 20/20: 140",
+        "done 5",
+    ]
