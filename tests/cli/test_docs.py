@@ -21,6 +21,8 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 EVERYTHING = "\n".join(TEXTS.values())
 README = PAGES[0]
 RUN = [page for page in PAGES if docs.commands(TEXTS[page]) or docs.blocks(TEXTS[page], "python")]
+DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+every_document = pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -87,9 +89,16 @@ def test_python_uses_public_names(page):
                 assert node.attr in fcompress.__all__
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name
-)
+@every_document
+def test_files_that_are_named_exist(page):
+    named = re.findall(r"`((?:[\w.]+/)+\w+\.\w+)`", page.read_text(encoding="utf-8"))
+    missing = [
+        n for n in named if not (ROOT / n).exists() and not (ROOT / "fcompress" / n).exists()
+    ]
+    assert missing in ([], ["demo-output/thin-0.05.png"])
+
+
+@every_document
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).is_file(), link
