@@ -298,12 +298,12 @@ def _report(rows: list[dict], limit_s: int, limit_gib: float) -> str:
         f"- {len(much)} of {len(plain)} plain convolutional networks have 90% of their parameters "
         f"in proven groups. Not so: {_list(r for r in plain if r not in much)}.",
         "- What counts as reached: an element of a weight whose row or column belongs to a proven "
-        "group. What normalisations mix (the stream of a transformer) is left alone: excising its "
+        "group. What normalisations mix (the stream of a transformer) is not pruned: excising its "
         "units is not the same as zeroing them.",
         f"- More than 60 CPU seconds to find and prove the groups: {', '.join(slow) or 'none'}.",
         "",
         "| architecture | pixels | params, millions | groups (units) | params in proven groups | "
-        "30% excised: runs, params left | left alone | seconds (CPU) |",
+        "30% excised: runs, params left | not pruned | seconds (CPU) |",
         "|" + " --- |" * 8,
     ]
     return "\n".join(lines + ["| " + " | ".join(_cells(r)) + " |" for r in rows]) + "\n"

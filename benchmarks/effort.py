@@ -17,7 +17,7 @@ def measure(network: str, work: Path, root: Path | None, tol: float) -> dict[str
     """Shrink one network and count.
 
     Args:
-        network: In `quality_networks.NETWORKS`; trained if WORK does not hold it.
+        network: In `quality.networks.NETWORKS`; trained if WORK does not hold it.
         work: Folder of checkpoints.
         root: Of the data; None for the usual place.
         tol: Tolerance.

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.pictures import small_png
 from benchmarks.quality.networks import write_whole
 from benchmarks.quality.search import TOLERANCES
 
@@ -213,7 +214,7 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return small_png(buffer.getvalue(), colours=64)
 
 
 def _rules(records: Sequence[Record]) -> list[str]:
@@ -317,8 +318,19 @@ def _versions() -> str:
 
 
 def save(records: Sequence[Record], folder: Path, command: str) -> None:
-    """Write quality.json, quality.md and quality.png."""
+    """Write quality.json, quality.md and quality.png.
+
+    The JSON has a line for each method on each network, without the networks that are the
+    smallest at no tolerance: all tables can be made of it, the picture only of the records.
+    """
     folder.mkdir(exist_ok=True)
-    write_whole(folder / "quality.json", (json.dumps(list(records), indent=1) + "\n").encode())
+    lines = ",\n".join(json.dumps(_in_short(record)) for record in records)
+    write_whole(folder / "quality.json", f"[\n{lines}\n]\n".encode())
     write_whole(folder / "quality.md", markdown(records, command).encode())
     write_whole(folder / "quality.png", png(records))
+
+
+def _in_short(record: Record) -> Record:
+    amounts = {amount for of_size in record["smallest"].values() for amount in of_size.values()}
+    made = [one for one in record["evaluations"] if one["amount"] in amounts]
+    return {**record, "evaluations": made}

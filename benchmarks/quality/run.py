@@ -44,8 +44,8 @@ class Job:
     """One method on one network; everything that a process needs to know.
 
     Attributes:
-        network: In `quality_networks.NETWORKS`.
-        method: In `quality_methods.METHODS`.
+        network: In `quality.networks.NETWORKS`.
+        method: In `quality.methods.METHODS`.
         work: Folder of checkpoints and records.
         root: Of the data; None for the usual place.
         few: Whether to try fewer amounts.

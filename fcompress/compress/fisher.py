@@ -2,8 +2,8 @@
 
 The Fisher information of the network's own labels: G = E[g g^T], where g is the gradient of
 -log p_y with respect to what a layer writes and y is drawn from the network's own softmax
-(DESIGN section 1; for other labels than classes see `Scoring.surprise`). To second order, an
-error e in what a layer writes changes the class probabilities by e^T G e / 2 nats.
+(docs/design.md section 1; for other labels than classes see `Scoring.surprise`). To second order,
+an error e in what a layer writes changes the class probabilities by e^T G e / 2 nats.
 """
 
 from __future__ import annotations

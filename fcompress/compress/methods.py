@@ -181,8 +181,8 @@ class Hybrid(Factor):
 
     The paper's discussion asks for "hybrid compression methods which target both". A unit's cost
     is the part of its activity that the kept units do not explain linearly, through the weights
-    of whatever reads it, as far as the labels listen (DESIGN section 1). Costs are nats, brought
-    to their measured scale group by group, so that groups compare.
+    of whatever reads it, as far as the labels listen (docs/design.md section 1). Costs are nats,
+    brought to their measured scale group by group, so that groups compare.
     """
 
     budget = 4.0  # sweeps over the calibration data to spend on measuring

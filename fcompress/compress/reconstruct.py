@@ -1,8 +1,8 @@
 """Refit a compressed network layer by layer, from input to output, against the original one.
 
 Each layer's inputs come from the compressed network as it now is, its targets from the original
-(DESIGN section 1). So every layer also makes up, as far as it can, for what the layers before
-it lost. Batch norms that follow are moved by as much as their input moved.
+(docs/design.md section 1). So every layer also makes up, as far as it can, for what the layers
+before it lost. Batch norms that follow are moved by as much as their input moved.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def load_data(
         root: Folder in which public datasets are looked for first, in torchvision's layout.
         seed: Decides the permutation that is cut; the same for every use of one network.
         random_labels: Seed of random labels: every label of the dataset, test set included, is
-            drawn anew, uniformly and once (PROTOCOL section 4). None keeps the true ones.
+            drawn anew, uniformly and once (docs/protocol.md section 4). None keeps the true ones.
         roles: How a user's own data (folder, file) is cut: "all", or "compress" for the three
             splits that compression needs and none to train on.
         like: `info` of the data that the network at hand was trained on. Its statistics and its

@@ -31,6 +31,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +125,20 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
 
 
 def folder() -> Path:
-    """Where the recipes of the project are: beside the source, or where an installation has them.
+    """Where the recipes of the project are: in the built package, or at the top of a source tree.
 
     Raises:
         FcompressError: There are none.
     """
-    beside = Path(__file__).parents[2] / "recipes"
-    installed = Path(sys.prefix) / "share" / "fcompress" / "recipes"
-    for place in (beside, installed):
-        if any(place.glob("*.toml")):
-            return place
+    # The build puts the folder of the source tree into the package (pyproject.toml). A source
+    # tree, installed as editable or not at all, has it beside the package.
+    package = resources.files("fcompress")
+    for place in (package / "experiments" / "recipes", package / ".." / "recipes"):
+        path = Path(str(place)).resolve()
+        if any(path.glob("*.toml")):
+            return path
     raise FcompressError(
-        f"there are no recipes in {beside} or {installed}; name a recipe file of your own"
+        "this installation of fcompress has no recipes; name a recipe file of your own"
     )
 
 

@@ -2,7 +2,8 @@
 
 The layout (https://huggingface.co/docs/safetensors): the length of a header as 8 bytes, little
 endian; the header, a JSON object from each tensor's name to its dtype, shape and place, with texts
-under `__metadata__`; then the values of all tensors, one after the other.
+under `__metadata__`; then the values of all tensors, one after the other. The library `safetensors`
+reads it, and checks that the values of all tensors lie side by side and fill the file.
 """
 
 import json
@@ -11,12 +12,13 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fcompress.errors import CheckpointError
+from fcompress.errors import CheckpointError, first_line
 
 DTYPES = {
     "F64": torch.float64,
@@ -44,16 +46,6 @@ _ALIGNMENT = 8
 _MOST_DIMENSIONS = 64
 
 
-class _Entry(NamedTuple):
-    """One tensor of a file; `start` counts from the end of the header."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as this format does; False where it cannot be read."""
     try:
@@ -69,7 +61,7 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
 def write_safetensors(
     file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors and texts.
+    """Write tensors and texts, the same bytes for the same content.
 
     Args:
         file: Open for writing.
@@ -79,6 +71,7 @@ def write_safetensors(
     Raises:
         CheckpointError: A tensor is of a dtype that the format lacks, or the header grows too long.
     """
+    # Not by the library: the order in which it writes the metadata changes from run to run.
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     start = 0
     for name, tensor in tensors.items():
@@ -120,20 +113,18 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
             memory than the file is long.
     """
     try:
-        with Path(path).open("rb") as file:
-            entries, metadata, values = _header(file)
-            tensors = {}
-            for entry in entries:
-                file.seek(values + entry.start)
-                tensors[entry.name] = _read(file, entry)
-            return tensors, metadata
+        names = _names_in_header(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: _own(name, file.get_tensor(name)) for name in names}
+            return tensors, file.metadata() or {}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except _Damaged as error:
+    except (_Damaged, SafetensorError, RuntimeError, OverflowError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: is not a safetensors file, or damaged ({error}); copy or save it again"
+            f"{path}: is not a safetensors file, or damaged ({first_line(error)}); "
+            "copy or save it again"
         ) from error
 
 
@@ -141,32 +132,31 @@ class _Damaged(Exception):
     """What is wrong with a file, in a few words."""
 
 
-def _header(file: BinaryIO) -> tuple[list[_Entry], dict[str, str], int]:
-    """The tensors in the order of their values, the texts, and where values begin."""
-    size = os.fstat(file.fileno()).st_size
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= length <= min(size - 8, LONGEST_HEADER):
-        raise _Damaged("its header does not fit in it")
+def _names_in_header(path: str | os.PathLike[str]) -> list[str]:
+    """The tensors in the order of the header, after the checks that the library does not make.
+
+    It takes the last of two tensors of one name, overlooks what else an entry says, and reads
+    headers of 100 MB and shapes and dtypes that torch or this package has no use for.
+    """
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise _Damaged("its header does not fit in it")
+        text = file.read(length)
     try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=_without_doubles)
+        header = json.loads(text.decode(), object_pairs_hook=_without_doubles)
     # A nest too deep and a number too long are a RecursionError and a ValueError.
     except (ValueError, RecursionError) as error:
         raise _Damaged("its header is not JSON") from error
     if not isinstance(header, dict):
         raise _Damaged("its header is not an object")
-    metadata = header.pop(METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _Damaged("its metadata are not texts")
-    entries = sorted((_entry(*item) for item in header.items()), key=lambda e: (e.start, e.end))
-    end = 0
-    for entry in entries:
-        if entry.start != end:
-            raise _Damaged(f"there is a gap or an overlap before {entry.name!r}")
-        end = entry.end
-    if 8 + length + end != size:
-        raise _Damaged(f"{size - 8 - length:,} bytes of values, expected {end:,}")
-    return entries, metadata, 8 + length
+    header.pop(METADATA, None)
+    for name, said in header.items():
+        if not _is_entry(said):
+            raise _Damaged(f"the entry of {name!r} is not a dtype, a shape and a place")
+    return list(header)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,38 +166,22 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(name: str, said: Any) -> _Entry:
-    wrong = _Damaged(f"the entry of {name!r} is not a dtype, a shape and a place")
+def _is_entry(said: Any) -> bool:
     if not isinstance(said, dict) or said.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong
-    shape, place, kind = said["shape"], said["data_offsets"], said["dtype"]
-    if not _are_sizes(shape) or not _are_sizes(place) or len(place) != 2:
-        raise wrong
-    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
-    if dtype is None or len(shape) > _MOST_DIMENSIONS:
-        raise wrong
-    start, end = place
-    if end - start != math.prod(shape) * dtype.itemsize:
-        raise _Damaged(f"{name!r} has {end - start} bytes, not those of its shape")
-    return _Entry(name, dtype, tuple(shape), start, end)
+        return False
+    shape, kind = said["shape"], said["dtype"]
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        return False
+    return isinstance(kind, str) and kind in DTYPES
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
-
-
-def _read(file: BinaryIO, entry: _Entry) -> Tensor:
-    try:
-        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
-    # An empty tensor may have any other sizes, whose product overflows.
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise _Damaged(f"{entry.name!r} has a shape that no tensor can have") from error
-    values = _bytes_of(tensor)
-    if file.readinto(values) != len(values):  # type: ignore[attr-defined]
-        raise _Damaged("it ends early")
-    if entry.dtype is torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
-        raise _Damaged(f"{entry.name!r} holds something other than true and false")
-    return tensor
+def _own(name: str, tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own; what the library gives is a view of the file."""
+    if math.prod(max(size, 1) for size in tensor.shape) >= 2**63:  # possible where one size is 0
+        raise _Damaged(f"{name!r} has a shape that no tensor can have")
+    if tensor.dtype is torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+        raise _Damaged(f"{name!r} holds something other than true and false")
+    return tensor.clone()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -1,6 +1,6 @@
 """Prunable units: how many random units can be ablated before the labels change.
 
-Paper section 4, "Prunability", and PROTOCOL.md section 1. A unit is one element of a layer's
+Paper section 4, "Prunability", and docs/protocol.md section 1. A unit is one element of a layer's
 activation, or, on request, a whole feature map, which is what the authors' public code ablates.
 """
 
@@ -54,7 +54,7 @@ class AblationCurve:
         return tuple(prunable_share(values, tolerance) for values in self.agreement)
 
     def share(self, tolerance: float) -> float:
-        """Prunable share p*: that of the random order with the largest (PROTOCOL 1.5)."""
+        """Prunable share p*: that of the random order with the largest (docs/protocol.md 1.5)."""
         return max(self.shares(tolerance))
 
     def prunable(self, tolerance: float) -> float:
@@ -117,7 +117,7 @@ def proportions(steps: int = STEPS) -> tuple[float, ...]:
 
 
 def prunable_share(agreement: Sequence[float], tolerance: float) -> float:
-    """Proportion p* at which agreement first falls below 1 - tolerance (PROTOCOL 1.4).
+    """Proportion p* at which agreement first falls below 1 - tolerance (docs/protocol.md 1.4).
 
     Args:
         agreement: At `proportions`, however many; the first one is 1.
@@ -174,7 +174,7 @@ def measure_ablation(
         orders: Random orders; of each layer's units, nested from proportion to proportion, and
             the same in the network's curve and the layer's own.
         seed: Of the orders.
-        layers: Addresses of the layers; None for PROTOCOL 1.2's.
+        layers: Addresses of the layers; None for docs/protocol.md 1.2's.
         progress: Told after each batch.
         of: How many examples there are, where that is known.
 

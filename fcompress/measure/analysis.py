@@ -115,7 +115,7 @@ def analyze(
     labels: str | None = None,
     progress: Callable[..., object] = silent,
 ) -> AnalyzeResult:
-    """Measure what is frivolous in a network (PROTOCOL.md sections 1 and 2).
+    """Measure what is frivolous in a network (docs/protocol.md sections 1 and 2).
 
     Examples stream through; memory does not grow with their number. Labels are not needed;
     where they exist accuracies are measured too.
@@ -137,9 +137,9 @@ def analyze(
             whose labels change within the first.
         orders: Random orders of ablation.
         seed: Random seed of the orders.
-        layers: Addresses of the layers to ablate; None for PROTOCOL 1.2's.
-        redundancy_layers: Addresses of the layers to analyse for redundancy; None for PROTOCOL
-            2.5's.
+        layers: Addresses of the layers to ablate; None for docs/protocol.md 1.2's.
+        redundancy_layers: Addresses of the layers to analyse for redundancy; None for those of
+            docs/protocol.md 2.5.
         groups: Whether to find what can be excised, which for deep networks takes seconds.
         root: Folder in which remembered data is looked for instead of the one given then.
         device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
@@ -257,7 +257,7 @@ def gain(
     progress: Report = silent,
     **options: Any,
 ) -> GainResult:
-    """Measure how frivolous units grow with the width of a family (PROTOCOL.md section 3).
+    """Measure how frivolous units grow with the width of a family (docs/protocol.md section 3).
 
     Args:
         networks: Networks of one family at successive doublings of the width, in any order, or

@@ -1,6 +1,6 @@
 """Gain: by how much frivolous units multiply when a network's width is doubled.
 
-Paper section 5 and PROTOCOL.md section 3. Frivolous units outgrow the network exactly when
+Paper section 5 and docs/protocol.md section 3. Frivolous units outgrow the network exactly when
 their gain is above 2.
 """
 
@@ -176,7 +176,7 @@ def gain_of(
 def growth(name: str, quantity: str, values: Sequence[Sequence[float]]) -> Growth:
     """One curve from its values: for each width, narrowest first, one value for each network.
 
-    The ratios are those of the averages over networks (PROTOCOL section 3).
+    The ratios are those of the averages over networks (docs/protocol.md section 3).
     """
     mean = [float(np.mean(own)) for own in values]
     std = [float(np.std(own, ddof=1)) if len(own) > 1 else 0.0 for own in values]
@@ -200,7 +200,7 @@ def _mean(ratios: Sequence[float | None]) -> float | None:
 def _prunable(
     ablation: AblationResult, tolerance: float, scale: float
 ) -> dict[tuple[str, str], float]:
-    """Normalised prunability of the network and its layers (PROTOCOL 1.6).
+    """Normalised prunability of the network and its layers (docs/protocol.md 1.6).
 
     `scale` is the width over the largest width.
     """
@@ -215,7 +215,7 @@ def _prunable(
 def _redundant(
     redundancy: RedundancyResult, tolerance: float, widest: Mapping[str, int]
 ) -> dict[tuple[str, str], float]:
-    """Normalised redundancy of the network, a plain mean, and its layers (PROTOCOL 2.4).
+    """Normalised redundancy of the network, a plain mean, and its layers (docs/protocol.md 2.4).
 
     `widest` is the number of units of each layer at the largest width.
     """

@@ -65,12 +65,12 @@ class Layer:
 
     @property
     def maps(self) -> int:
-        """Neurons or feature maps: the units of PROTOCOL section 2."""
+        """Neurons or feature maps: the units of docs/protocol.md section 2."""
         return self.shape[self.axis]
 
     @property
     def elements(self) -> int:
-        """Elements of the output for one example: the units of PROTOCOL section 1."""
+        """Elements of the output for one example: the units of docs/protocol.md section 1."""
         return prod(self.shape)
 
 
@@ -100,7 +100,7 @@ class Layers:
 def ablation_layers(
     model: nn.Module | Predictor, inputs: Tensor, names: Sequence[str] | None = None
 ) -> Layers:
-    """Find the layers whose units are ablated (PROTOCOL 1.2): every hidden layer's activation.
+    """Find the layers whose units are ablated: every hidden activation (docs/protocol.md 1.2).
 
     Args:
         model: A network of the registry names its layers itself; of any other one, every
@@ -121,7 +121,7 @@ def ablation_layers(
 def redundancy_layers(
     model: nn.Module | Predictor, inputs: Tensor, names: Sequence[str] | None = None
 ) -> Layers:
-    """Find the layers whose activations are analysed for redundancy (PROTOCOL 2.5).
+    """Find the layers whose activations are analysed for redundancy (docs/protocol.md 2.5).
 
     Arguments and errors as for `ablation_layers`. Networks of the registry name them; of any
     other one they are the same layers that are ablated.

@@ -13,7 +13,7 @@ Unit = Literal["element", "map"]
 
 TOLERANCES = (0.2, 0.3, 0.4, 0.5)
 REDUNDANCY_TOLERANCES = (0.05, 0.10, 0.15)
-STEPS = 6  # proportions 0, 1/6, ... 1 (PROTOCOL 1.3)
+STEPS = 6  # proportions 0, 1/6, ... 1 (docs/protocol.md 1.3)
 ORDERS = 3
 # A layer's curve costs half as much as the network's, and there are many layers: with so many
 # examples its agreement is known to 0.018 (one standard deviation at an agreement of 0.8).

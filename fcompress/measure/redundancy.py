@@ -1,6 +1,6 @@
 """Redundant units: how many linear directions a layer's activations really use.
 
-Paper section 4, "Redundancy", and PROTOCOL.md section 2. A unit is a neuron or a whole feature
+Paper section 4, "Redundancy", and docs/protocol.md section 2. A unit is a neuron or a whole feature
 map; spatial positions count as further examples of it.
 """
 
@@ -141,7 +141,7 @@ def measure_redundancy(
         batches: (inputs [n, ...], anything) pairs, gone through once; memory does not depend on
             how many there are.
         tolerances: Shares of the variance that may stay unexplained, in [0, 1), main one first.
-        layers: Addresses of the layers; None for PROTOCOL 2.5's.
+        layers: Addresses of the layers; None for docs/protocol.md 2.5's.
         progress: Told after each batch.
         of: How many examples there are, where that is known.
 

@@ -1,7 +1,7 @@
 """AlexNet for CIFAR-10: two convolutions and two hidden linear layers.
 
 The layers are those of Zhang et al. (2017), "Understanding deep learning requires rethinking
-generalization", Appendix A, with local response normalisation after each pooling (PROTOCOL
+generalization", Appendix A, with local response normalisation after each pooling (docs/protocol.md
 section 4). What that text leaves open follows the authors' code for this paper: "same" padding (a
 3x3 pool of stride 2 makes n pixels ceil(n / 2)), and a local response normalisation over five
 channels, x / (1 + 2e-5 * energy) ^ 0.75. torch divides its `alpha` by the size, hence 5 * 2e-5

@@ -42,10 +42,10 @@ class Network(nn.Module):
         origin: {"data": what identifies the training data or None, "history": list of what was
             done to it}, all plain values; kept in its file.
         ablation_layers: Names of the submodules whose output is the post-activation value of one
-            layer, in the order of computation (PROTOCOL 1.2); each is an `nn.ReLU` of its own and
-            runs exactly once in a forward pass in evaluation mode.
+            layer, in the order of computation (docs/protocol.md 1.2); each is an `nn.ReLU` of its
+            own and runs exactly once in a forward pass in evaluation mode.
         redundancy_layers: Names of the submodules whose output is measured for redundancy
-            (PROTOCOL 2.5), in the order of computation.
+            (docs/protocol.md 2.5), in the order of computation.
         output_layers: Names of the layers that give logits.
         smallest_image: Height of the smallest image that fits the weights, or None where the
             weights fit one image size only.

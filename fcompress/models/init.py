@@ -1,4 +1,4 @@
-"""Initial weights (PROTOCOL section 4, row "init").
+"""Initial weights (docs/protocol.md section 4, row "init").
 
 The normal initializers draw from a plain Gaussian, as the paper's text says. (The TensorFlow
 initializers that the authors' code calls cut it at two standard deviations and rescale, which

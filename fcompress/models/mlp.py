@@ -1,4 +1,4 @@
-"""Multilayer perceptrons with ReLU (paper, Table 1; PROTOCOL section 4)."""
+"""Multilayer perceptrons with ReLU (paper, Table 1; docs/protocol.md section 4)."""
 
 from typing import Any
 

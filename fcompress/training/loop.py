@@ -1,4 +1,4 @@
-"""Training, with a checkpoint an epoch and a resume that loses nothing (PROTOCOL section 4)."""
+"""Training: a checkpoint an epoch, a resume that loses nothing (docs/protocol.md section 4)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fcompress.errors import CheckpointError
 from fcompress.formats.safetensors import (
@@ -71,10 +72,9 @@ def test_bytes_depend_on_the_content_only(written):
 
 
 def test_the_library_of_the_format_agrees(written, tmp_path):
-    library = pytest.importorskip("safetensors.torch")
-    same(library.load_file(written), tensors())
+    same(load_file(written), tensors())
     ours = {name: tensor.contiguous().clone() for name, tensor in tensors().items()}
-    library.save_file(ours, tmp_path / "y.safetensors", {"made": "elsewhere"})
+    save_file(ours, tmp_path / "y.safetensors", {"made": "elsewhere"})
     found, metadata = read_safetensors(tmp_path / "y.safetensors")
     same(found, tensors())
     assert metadata == {"made": "elsewhere"}
@@ -95,6 +95,13 @@ def entry(**changes):
     return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
 
 
+def _twice():
+    """A header that the library reads: the second entry of a name counts."""
+    one = json.dumps(entry())[1:-1]
+    return f"{{{one},{one}}}".encode()
+
+
+# What is in brackets is the library's message, or ours where the library reads such a file.
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -107,27 +114,28 @@ def entry(**changes):
         (packed(b'"\xff"'), "its header is not JSON"),
         (packed(b'{"a":1,"a":2}'), "its header is not JSON"),
         (packed(b"[]"), "its header is not an object"),
-        (packed({"__metadata__": {"a": 1}}), "its metadata are not texts"),
+        (packed({"__metadata__": {"a": 1}}), "damaged ("),
         (packed({"a": 1}), "the entry of 'a' is not"),
         (packed(entry(dtype="F31"), bytes(8)), "the entry of 'a' is not"),
         (packed(entry(dtype=["F32"]), bytes(8)), "the entry of 'a' is not"),
-        (packed(entry(shape=[2.0]), bytes(8)), "the entry of 'a' is not"),
-        (packed(entry(shape=[True, 2]), bytes(8)), "the entry of 'a' is not"),
-        (packed(entry(shape=[-2, -1]), bytes(8)), "the entry of 'a' is not"),
+        (packed(entry(shape=[2.0]), bytes(8)), "damaged ("),
+        (packed(entry(shape=[True, 2]), bytes(8)), "damaged ("),
+        (packed(entry(shape=[-2, -1]), bytes(8)), "damaged ("),
         (packed(entry(shape=[1] * 64 + [2]), bytes(8)), "the entry of 'a' is not"),
-        (packed(entry(data_offsets=[0]), bytes(8)), "the entry of 'a' is not"),
+        (packed(entry(data_offsets=[0]), bytes(8)), "damaged ("),
         (packed(entry(extra=1), bytes(8)), "the entry of 'a' is not"),
-        (packed(entry(shape=[3]), bytes(8)), "'a' has 8 bytes, not those of its shape"),
-        (packed(entry(shape=[2**40]), bytes(8)), "'a' has 8 bytes, not those of its shape"),
-        (packed(entry(data_offsets=[8, 0]), bytes(8)), "'a' has -8 bytes"),
-        (packed(entry(data_offsets=[4, 12]), bytes(12)), "a gap or an overlap before 'a'"),
-        (packed(entry(), bytes(7)), "7 bytes of values, expected 8"),
-        (packed(entry(), bytes(9)), "9 bytes of values, expected 8"),
+        (packed(entry(shape=[3]), bytes(8)), "damaged ("),
+        (packed(entry(shape=[2**40]), bytes(8)), "damaged ("),
+        (packed(entry(data_offsets=[8, 0]), bytes(8)), "damaged ("),
+        (packed(entry(data_offsets=[4, 12]), bytes(12)), "damaged ("),
+        (packed(entry(), bytes(7)), "damaged ("),
+        (packed(entry(), bytes(9)), "damaged ("),
+        (packed(_twice(), bytes(8)), "its header is not JSON"),
         (
             packed({**entry(), "b": entry()["a"]}, bytes(16)),
-            "a gap or an overlap before 'b'",
+            "damaged (",
         ),
-        (packed(entry(shape=[2**40], data_offsets=[0, 2**42])), "0 bytes of values, expected 4,39"),
+        (packed(entry(shape=[2**40], data_offsets=[0, 2**42])), "damaged ("),
         (packed(entry(shape=[0, 2**62, 2**62], data_offsets=[0, 0])), "no tensor can have"),
         (
             packed(entry(dtype="BOOL", data_offsets=[0, 2]), b"\1\2"),

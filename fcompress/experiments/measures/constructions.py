@@ -1,4 +1,4 @@
-"""The paper's three constructions on trained MLPs (section 3; PROTOCOL section 6).
+"""The paper's three constructions on trained MLPs (section 3; docs/protocol.md section 6).
 
 From a trained narrow network N each of them builds W, twice as wide, that computes the same:
 
@@ -121,9 +121,9 @@ def construct(model: nn.Module, which: str, inputs: Tensor, *, balance: float = 
 def constructions(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Build all three and measure what is prunable and redundant in them, on the test split.
 
-    `prunable` counts random units at a tolerance of 0.2 of the labels (PROTOCOL section 1). What
-    is prunable by construction random orders do not find: they meet the useful half as often as
-    the useless one, so that the share stays that of N. `removable` counts it: where the labels
+    `prunable` counts random units at a tolerance of 0.2 of the labels (docs/protocol.md section 1).
+    What is prunable by construction random orders do not find: they meet the useful half as often
+    as the useless one, so that the share stays that of N. `removable` counts it: where the labels
     stay when the whole doubled half is ablated, that half and what is prunable in N; elsewhere it
     is `prunable`.
 

@@ -1,4 +1,4 @@
-"""Images that maximise the activation of a unit (paper section 5; PROTOCOL section 7).
+"""Images that maximise the activation of a unit (paper section 5; docs/protocol.md section 7).
 
 As in Olah, Mordvintsev and Schubert, "Feature Visualization" (Distill 2017): an image is a Fourier
 spectrum divided by its frequency, so that all frequencies are learned equally fast; colours are

@@ -1,4 +1,4 @@
-"""Interpretability of thin and wide networks (paper section 5, Fig. 5; PROTOCOL section 7).
+"""Interpretability of thin and wide networks (paper section 5, Fig. 5; docs/protocol.md section 7).
 
 `visualise` measures one network: images that maximise some units of each stage, and how much they
 vary. `compare` tests thin networks against wide ones of the same family, stage by stage. A lower
@@ -111,7 +111,7 @@ def visualise(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> 
         splits: Its data: the calibration split says between which values pixels lie and how far
             data activate the units.
         settings: Any of `DEFAULTS`. `units` units of each layer are drawn at random, all of them
-            where there are not more; `layers` are addresses, None for PROTOCOL 2.5's.
+            where there are not more; `layers` are addresses, None for docs/protocol.md 2.5's.
 
     Returns:
         Plain values: {"settings", "shape", "stages"}; of each stage its "layer", how many "units"

@@ -1,4 +1,4 @@
-"""How much images vary, and whether those of two groups differ (PROTOCOL section 7)."""
+"""How much images vary, and whether those of two groups differ (docs/protocol.md section 7)."""
 
 import itertools
 import math

@@ -89,7 +89,7 @@ def shown(results: Results, result: GainResult) -> Sequence[Growth]:
 
 
 def paper_gain(growth: Growth) -> float | None:
-    """The gain over the doublings that the published plots take (PROTOCOL section 3)."""
+    """The gain over the doublings that the published plots take (docs/protocol.md section 3)."""
     return growth.gain if growth.quantity.endswith("prunable") else growth.gain_last
 
 

@@ -1,13 +1,13 @@
 """recipes/README.md from results: what was published, what came out here, the same or not.
 
-    .venv/bin/python recipes/readme.py RESULTS...
+    .venv/bin/python -m recipes.results.readme RESULTS...
 
-Every folder of results is copied, without its trials, to recipes/results/NAME: the page and the
-figures as PNG. The table in recipes/README.md has one line for each; where a recipe compares no
-gains, what to say about it stands in recipes/results/verdicts.toml.
+Of every folder of results the page, the figures as PNG and what is needed here of results.json are
+copied to recipes/results/NAME; `fcompress recipe run` makes the rest again. The table in
+recipes/README.md has one line for each; where a recipe compares no gains, what to say about it
+stands in recipes/results/verdicts.toml.
 """
 
-import io
 import json
 import re
 import shutil
@@ -15,41 +15,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from benchmarks.pictures import small_png
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "recipes" / "results"
 README = ROOT / "recipes" / "README.md"
-TABLE = "<!-- table: recipes/readme.py -->", "<!-- end of the table -->"
-FIGURES = "<!-- figures: recipes/readme.py -->", "<!-- end of the figures -->"
+TABLE = "<!-- table: recipes/results/readme.py -->", "<!-- end of the table -->"
+FIGURES = "<!-- figures: recipes/results/readme.py -->", "<!-- end of the figures -->"
 SHOWN = 3  # figures of a recipe
 FRIVOLOUS = ("prunable", "redundant")
 
 
-def keep(folder: Path) -> dict[str, Any]:
-    """Copy the page and the figures; returns what results.json says without the trials."""
+def keep(folder: Path) -> None:
+    """Copy the page, the figures, and of results.json what the table is made of."""
     record: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    there = KEPT / record["recipe"]["name"]
+    name, scale = record["recipe"]["name"], record["recipe"]["scale"]
+    there = KEPT / name
     shutil.rmtree(there, ignore_errors=True)
     (there / "figures").mkdir(parents=True)
     shutil.copy(folder / "summary.md", there)
     for picture in sorted((folder / "figures").glob("*.png")):
-        small = io.BytesIO()
-        with Image.open(picture) as image:
-            image.convert("RGB").quantize(128).save(small, "png", optimize=True)
-        (there / "figures" / picture.name).write_bytes(small.getvalue())
-    del record["trials"]
+        (there / "figures" / picture.name).write_bytes(small_png(picture.read_bytes()))
     asked = json.loads((folder / "recipe.json").read_text())
-    name, scale = record["recipe"]["name"], record["recipe"]["scale"]
-    record["command"] = asked.get("command") or f"fcompress recipe run {name} --scale {scale}"
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    kept = {
+        "recipe": {key: value for key, value in record["recipe"].items() if key != "curves"},
+        "compared": record.get("compared", []),
+        "command": asked.get("command") or f"fcompress recipe run {name} --scale {scale}",
+    }
+    text = json.dumps(kept, indent=1, sort_keys=True) + "\n"
     (there / "results.json").write_text(text)
-    return record
 
 
 def line(record: dict[str, Any], verdicts: dict[str, Any]) -> str:
