@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fcompress.cli.output import FILE, json_option, stdout, write_json
+from fcompress.report.text import rounded_up
 
 if TYPE_CHECKING:
     from fcompress.exports.describe import Contents
@@ -126,7 +127,7 @@ def _shrunk(entry: dict[str, Any]) -> str:
     return (
         f"shrunk by {entry['method']}, {aim}: {sizes}; on {n:,} certification examples "
         f"{changed:,} changed their label, so with {agreement['confidence']:.0%} confidence at "
-        f"most {1 - agreement['lower_bound']:.1%} change"
+        f"most {rounded_up(1 - agreement['lower_bound'])} change"
     )
 
 

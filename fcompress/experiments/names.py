@@ -19,6 +19,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "tolerances",
         "method",
         "objective",
+        "distill",
+        "distill_seconds",
         "polish",
         "polish_seconds",
         "calibration",

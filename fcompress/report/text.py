@@ -24,7 +24,7 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
     sentence = (
         f"On {result.n:,} {where} {result.changed:,} changed {changed} "
         f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
-        f"{_rounded_up(result.upper_bound)} {subject}change{after}."
+        f"{rounded_up(result.upper_bound)} {subject}change{after}."
     )
     if result.positions is not None:
         sentence += f" Over all their positions {1 - result.positions:.1%} changed."
@@ -39,7 +39,7 @@ _LABELS_IN_WORDS = {
 }
 
 
-def _rounded_up(share: float) -> str:
+def rounded_up(share: float) -> str:
     """A bound in percent that claims no more than is proven; two digits where it is small."""
     digits = 1 if share >= 0.01 else 2
     scale = 10 ** (digits + 2)
@@ -56,7 +56,7 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         }.get(result.agreement.labels, "labels may change")
         yield f"At most {100 * result.tolerance:g}% of the {what}."
     else:
-        bound = _rounded_up(result.agreement.upper_bound)
+        bound = rounded_up(result.agreement.upper_bound)
         yield f"Size target: no tolerance is certified (bound {bound})."
     yield agreement_sentence(result.agreement, "certification examples")
     if result.tested > 1:

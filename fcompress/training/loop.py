@@ -166,9 +166,8 @@ def train(
                 }
                 write_resume(out, run, state)
                 checkpoint.save(model, out)
-            steps = config.epochs * math.ceil(len(data) / config.batch_size)
-            done = steps * len(records) // config.epochs
-            progress(Progress("training", done, steps, "steps", record.line(config.epochs)))
+            line = record.line(config.epochs)
+            progress(Progress("training", len(records), config.epochs, "epochs", line))
     if out is not None:
         resume_file(out).unlink(missing_ok=True)
     return TrainResult(model.cpu().eval(), config, tuple(records), dict(splits.info), out)

@@ -157,7 +157,7 @@ def test_progress_tells_every_step_and_every_epoch(digits):
     assert [(event.done, event.of) for event in seen if not event.line] == [
         (1, 4), (2, 4), (3, 4), (4, 4),
     ]  # fmt: skip
-    assert [(event.done, event.of) for event in seen if event.line] == [(2, 4), (4, 4)]
+    assert [(event.done, event.of) for event in seen if event.line] == [(1, 2), (2, 2)]
     assert seen[2].line.startswith("epoch 1/2: loss ")
 
 

@@ -24,7 +24,9 @@ from fcompress.errors import FcompressError, ResultWarning, ToleranceError
 TOLERANCES = (0.2, 0.05)
 KEYS = ("params", "macs")
 # What `shrunk` takes beside `tolerances`; arguments of `shrink`.
-OPTIONS = ("method", "objective", "polish", "polish_seconds", "calibration", "confidence", "seed")
+OPTIONS = ("method", "objective", "distill", "distill_seconds", "calibration", "confidence", "seed")
+# Recipes of earlier versions.
+FORMER = {"polish": "distill", "polish_seconds": "distill_seconds"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def shrunk(model: nn.Module, splits: Splits, settings: Mapping[str, Any]) -> dic
         certification and test split with its bound, or "failed" with the reason where no thinner
         network could be certified.
     """
-    options = {key: settings[key] for key in OPTIONS if key in settings}
+    named = {FORMER.get(key, key): value for key, value in settings.items()}
+    options = {key: named[key] for key in OPTIONS if key in named}
     options = {"method": "hybrid", "objective": "macs", **options}
     found = []
     for tolerance in settings.get("tolerances", TOLERANCES):
@@ -156,7 +159,7 @@ def _record(result: ShrinkResult) -> dict[str, Any]:
         "test_agreement": None if test is None else test.rate,
         "test_examples": None if test is None else test.n,
         "certified": result.certified,
-        "polished": bool(result.polish and result.polish["kept"]),
+        "polished": bool(result.distill and result.distill["kept"]),
         "units": {layer.name: [layer.units_before, layer.units_after] for layer in result.layers},
         "warnings": list(result.warnings),
     }
