@@ -18,6 +18,7 @@ from benchmarks.rivals.base import Setting
 from fcompress.compress.samples import Target, collect_targets, consumers_of, unit_columns
 from fcompress.forward.graph import Layer
 from fcompress.forward.recording import Recording, recordings_for
+from fcompress.forward.running import tensors_of
 from fcompress.surgery.excision import excise, kept_indices
 from fcompress.surgery.units import Group
 
@@ -51,7 +52,7 @@ def wide_of(setting: Setting) -> Wide:
         consumers = consumers_of(group, targets) or ()
         if consumers and all(unit_columns(t.layer, s) is not None for s, t in consumers):
             usable.append(group)
-    tensors = dict(setting.model.named_parameters()) | dict(setting.model.named_buffers())
+    tensors = tensors_of(setting.model)
     if not usable:
         raise ValueError("the consumers of every group are more than plain layers; nothing to do")
     return Wide(recordings, targets, tensors, tuple(usable))

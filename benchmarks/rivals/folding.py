@@ -13,6 +13,7 @@ from benchmarks.rivals.channels import as_matrix, wide_of
 from fcompress.compress.samples import Target, input_rows
 from fcompress.forward.graph import Norm
 from fcompress.forward.recording import Replay, recordings_for
+from fcompress.forward.running import tensors_of
 from fcompress.surgery.excision import excise, kept_indices
 from fcompress.surgery.units import Group, Slot
 
@@ -167,7 +168,7 @@ def fused_of(setting: Setting) -> nn.Module:
     """
     wide = wide_of(setting)
     fused = copy.deepcopy(setting.model)
-    tensors = dict(fused.named_parameters()) | dict(fused.named_buffers())
+    tensors = tensors_of(fused)
     with torch.no_grad():
         for name, target in wide.targets.items():
             norm = target.layer.norm
@@ -194,7 +195,7 @@ def _rescale_norm(tensors: Mapping[str, Tensor], norm: Norm, factor: Tensor, sca
 
 def _merge(network: nn.Module, group: Group, clusters: Tensor) -> None:
     """Give every unit of a group the mean of its cluster, and what reads it the cluster's sum."""
-    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    tensors = tensors_of(network)
     count = int(clusters.max()) + 1
     sizes = clusters.bincount(minlength=count)
     with torch.no_grad():
@@ -215,7 +216,7 @@ def _repair(
     """REPAIR for layers that no batch norm follows: mean and deviation as the clusters had."""
     wide = wide_of(setting)
     keep = kept_indices(wide.tensors, wide.groups, kept)
-    tensors = dict(thin.named_parameters()) | dict(thin.named_buffers())
+    tensors = tensors_of(thin)
     writers = {s.tensor: (s, g.name) for g in wide.groups for s in g.producers}
     replay = Replay(recordings_for(thin, setting.batches), tensors, setting.batches)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from benchmarks.rivals.base import Setting, recalibrate
 from benchmarks.rivals.channels import as_matrix, flattened, same_share, wide_of
 from fcompress.compress.samples import Target, centre, input_rows
 from fcompress.forward.recording import Replay, recordings_for
+from fcompress.forward.running import tensors_of
 from fcompress.surgery.excision import excise, kept_indices
 from fcompress.surgery.units import Group
 
@@ -301,7 +302,7 @@ def _solve(setting: Setting, thin: nn.Module, kept: Mapping[str, Tensor], ridge:
     """Solve the weights of every layer that lost inputs, from input to output, in place."""
     wide = wide_of(setting)
     keep = kept_indices(wide.tensors, wide.groups, kept)
-    tensors = dict(thin.named_parameters()) | dict(thin.named_buffers())
+    tensors = tensors_of(thin)
     replay = Replay(recordings_for(thin, setting.batches), tensors, setting.batches)
     with torch.no_grad():
         for index, layer in enumerate(replay.layer_list):

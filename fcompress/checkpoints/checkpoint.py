@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -40,7 +38,7 @@ from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import read_archive, write_archive
 from fcompress.models import Network
 from fcompress.models.external import REGISTERED, Architecture, build_network
-from fcompress.models.provenance import architecture_of, described, origin_of
+from fcompress.models.provenance import architecture_of, described, origin_of, versions
 
 FORMAT = "fcompress"
 VERSION = 1
@@ -154,7 +152,7 @@ def content_of(model: nn.Module) -> dict[str, Any]:
         return _content(model, None, None)
     state = {name: _compact(tensor) for name, tensor in model.state_dict().items()}
     known: dict[str, Any] = {"widths": widths(model), "data": None, "history": []}
-    return {"state": state, **known, "versions": _versions()}
+    return {"state": state, **known, "versions": versions()}
 
 
 def _content(
@@ -170,7 +168,7 @@ def _content(
         "widths": widths(model),
         "data": origin["data"] if data is None else data,
         "history": origin["history"] if history is None else history,
-        "versions": _versions(),
+        "versions": versions(),
     }
     try:
         checkpoint = _checked(content)
@@ -221,21 +219,6 @@ def _with_one_of_each(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_with_one_of_each(item) for item in value)
     return value
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "fcompress": _own_version(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("fcompress")
-    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"
 
 
 def _compact(tensor: Tensor) -> Tensor:

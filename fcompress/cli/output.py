@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.errors import DataError, FcompressError
+from fcompress.errors import FcompressError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +41,9 @@ _Options = TypeVar("_Options")
 
 def place(network: nn.Module, device: str) -> None:
     """Bring a network to the device that was asked for."""
-    import torch
+    from fcompress.forward.running import device_of
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DataError("--device cuda: no CUDA device is available here; use --device cpu")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        network.to("cuda")
+    network.to(device_of(device))
 
 
 def checked(options: Callable[..., _Options], **values: Any) -> _Options:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.data.packing import Packing
-from fcompress.forward.running import dtype_of
+from fcompress.forward.running import dtype_of, tensors_of
 from fcompress.forward.scoring import BY_SHAPE, Scoring
 
 
@@ -50,7 +50,7 @@ class Predictor:
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
-        return dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        return tensors_of(self.network)
 
     def call(self, network: nn.Module, *inputs: Any) -> Any:
         """Run any network that takes and returns the same, and choose among its outputs.

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fcompress.forward.graph import Layer, Named, Step, Value, find_layers, run
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.running import quiet_tracing
+from fcompress.forward.running import quiet_tracing, tensors_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self._tensors = tensors_of(model)
         self._names = {id(t): name for name, t in self._tensors.items()}
         self._slots: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._count = 0

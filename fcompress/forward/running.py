@@ -10,18 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.errors import TrainingError, UnsupportedNetworkError, first_line
+from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
 
 
-def device_of(name: str) -> torch.device:
-    """The device that a name of `DEVICES` stands for.
+def device_of(name: str | torch.device) -> torch.device:
+    """The device that a name stands for: "auto" is a GPU if there is one.
 
     Raises:
-        TrainingError: It is not there.
+        FcompressError: It is not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device cuda: torch finds no GPU here; take device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FcompressError(f"device {device}: torch finds no GPU here; take device cpu or auto")
+    return device
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def now(device: torch.device) -> float:

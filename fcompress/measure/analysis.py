@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.data import Split, Splits, as_batches, reload_data
-from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
+from fcompress.errors import DataError, UnsupportedNetworkError
 from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor
+from fcompress.forward.running import device_of
 from fcompress.forward.scoring import resolved
 from fcompress.measure.ablation import AblationResult, measure_ablation
 from fcompress.measure.growth import GainResult, doublings, gain_of
@@ -359,13 +360,12 @@ def _first(
 
 def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     """The network itself if it is there already, else a copy."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device is None or all(p.device == torch.device(device) for p in model.parameters()):
+    if device is None:
         return model
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise FcompressError("device cuda: torch finds no GPU here; take device cpu or auto")
-    return copy.deepcopy(model).to(device)
+    wanted = device_of(device)
+    if all(p.device == wanted for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).to(wanted)
 
 
 def _layer_costs(

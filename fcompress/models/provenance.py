@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,8 +107,12 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 def versions() -> dict[str, str]:
     """What produced a result."""
+    try:
+        own = metadata.version("fcompress")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        own = "unknown"
     return {
-        "fcompress": version("fcompress"),
+        "fcompress": own,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

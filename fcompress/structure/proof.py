@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fcompress.errors import UnsupportedNetworkError, first_line
-from fcompress.forward.running import as_inputs, cannot_run, dtype_of
+from fcompress.forward.running import as_inputs, cannot_run, dtype_of, tensors_of
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.excision import excise, numbers_of
 from fcompress.surgery.preparation import Call, is_large, plainly
@@ -196,7 +196,7 @@ class _Experiment:
                 "that show whether units matter"
             )
         self._tolerance = _TOLERANCE.get(self._original[0].dtype, _COARSE)
-        self._tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        self._tensors = tensors_of(self._model)
         # Removing the first half upsets code that treats the ends of a dimension differently, a
         # random half upsets code that counts in steps. The first unit goes only once, so that two
         # units are both tried.

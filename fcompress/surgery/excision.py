@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fcompress.forward.running import tensors_of
 from fcompress.models.provenance import hand_on
 from fcompress.surgery.resizing import resize
 from fcompress.surgery.units import Group, Number
@@ -63,7 +64,7 @@ def excise(
     unknown = sorted(set(kept) - {g.name for g in groups})
     if unknown:
         raise ValueError(f"no group is called {unknown[0]!r}; expected names of groups in kept")
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = tensors_of(model)
     keep = kept_indices(tensors, groups, kept)
     compressed = copy.deepcopy(model, {id(t): t for t in tensors.values()} if share else None)
     cut: dict[str, Tensor] = {}

@@ -14,7 +14,7 @@ from torch import nn
 
 from fcompress.checkpoints import checkpoint
 from fcompress.data import load_data
-from fcompress.errors import TrainingError
+from fcompress.errors import FcompressError, TrainingError
 from fcompress.models import build
 from fcompress.training.config import OPTIMIZERS, TrainConfig, default_config, learning_rate
 from fcompress.training.loop import accuracy, steps_of, train
@@ -353,7 +353,7 @@ def test_wrong_settings(wrong):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(digits):
-    with pytest.raises(TrainingError, match="no GPU"):
+    with pytest.raises(FcompressError, match="no GPU"):
         train(mlp(), digits, TrainConfig(device="cuda"))
 
 

@@ -23,6 +23,7 @@ from fcompress.experiments.measures.interpretability import visualise
 from fcompress.experiments.measures.shrinking_by_width import shrunk
 from fcompress.experiments.recipe import Curve, Recipe
 from fcompress.forward.cost import count
+from fcompress.forward.running import device_of
 from fcompress.measure.analysis import analyze, widened_layers
 from fcompress.measure.redundancy import measure_redundancy
 from fcompress.models import Network, build, families
@@ -156,9 +157,7 @@ def measured(
     device: str,
 ) -> Record:
     """The record of a network: what it costs, how it was trained, and every measure."""
-    model = model.eval()
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        model = model.cuda()
+    model = model.eval().to(device_of(device))
     place = next(model.parameters()).device
     inputs, _ = splits.need("test").batch(torch.arange(1), device=place)
     cost = count(model, inputs)
