@@ -18,7 +18,7 @@ from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.recording import frontier_bytes
+from fcompress.forward.recording import Recording, frontier_bytes
 from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import resolved
 from fcompress.models import Network
@@ -145,7 +145,8 @@ def compress(
     (scoring,) = resolved(options.output, options.labels, (model,))
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     _check_truth(original, roles)
-    wanted = options.calibration or _affordable(original, roles)
+    recordings: dict[int, Recording] = {}
+    wanted = options.calibration or _affordable(original, roles, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
     structure = find_groups(original.network, inputs[:4], seed=options.seed, call=original.call)
@@ -155,7 +156,13 @@ def compress(
     macs = cost.count(original, inputs).macs
     method = METHODS[options.method]
     context = Context(
-        original, structure, batches_of(inputs), options.seed, macs, options.objective
+        original,
+        structure,
+        batches_of(inputs),
+        options.seed,
+        macs,
+        options.objective,
+        recordings,
     )
     with original.evaluating():
         not_pruned = method.not_pruned(context)
@@ -185,12 +192,12 @@ def _tell(report: Report, line: str) -> None:
     report(Progress(line, line=line))
 
 
-def _affordable(original: Predictor, roles: Roles) -> int:
+def _affordable(original: Predictor, roles: Roles, recordings: dict[int, Recording]) -> int:
     """How many calibration examples to use where the caller does not say."""
     example = original.place(roles.calibration.first(1))
     macs = cost.count(original, example).macs
     wanted = min(max(CALIBRATION_MACS / max(macs, 1), CALIBRATION_LEAST), CALIBRATION_MOST)
-    held = CALIBRATION_BYTES / max(frontier_bytes(original, example), 1)
+    held = CALIBRATION_BYTES / max(frontier_bytes(original, example, recordings), 1)
     return int(max(min(wanted, held), CALIBRATION_FEWEST))
 
 

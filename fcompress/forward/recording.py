@@ -196,14 +196,17 @@ class Replay:
         return [v[r.outputs[0]] for v, r in zip(self._values, self._recordings, strict=True)]
 
 
-def frontier_bytes(model: nn.Module | Predictor, example: Tensor) -> int:
+def frontier_bytes(
+    model: nn.Module | Predictor, example: Tensor, known: dict[int, Recording] | None = None
+) -> int:
     """The most bytes of activations that have to be kept at once to go on with a forward.
 
     Args:
         model: A network in eval mode.
         example: Inputs [1, ...], on its device.
+        known: As for `recordings_for`.
     """
-    recording = record(model, example)
+    recording = recordings_for(model, [example], known)[len(example)]
     tensors = as_predictor(model).tensors()
     values = {recording.inputs[0]: example.clone()}
     most = 0
