@@ -7,7 +7,7 @@ the bias from above (Clopper and Pearson 1934, exact, one-sided).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,8 +18,10 @@ from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError
+from fcompress.forward.asked import asked
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.scoring import Scoring, resolved
+from fcompress.forward.understanding import understood
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class AgreementResult:
             not finite.
         mean_difference: Mean absolute difference of logits, the same.
         accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
-        labels: What a label is: "classes", "sigmoid" (all labels of an example have to be the
-            same) or "positions" (`forward/scoring.py`). Of "positions" an example counts by one
-            position that is drawn for it, so that the bound holds for the share of changed
-            positions.
+        labels: The kind of answer: "classes", "top-K", "sigmoid" (all labels of an example have
+            to be the same), "positions", or one that is no label (`forward/scoring.py`). Of
+            "positions" an example counts by one position that is drawn for it, so that the bound
+            holds for the share of changed positions.
         positions: Share of equal labels over all positions of all examples; None for other labels.
+        answer: The kind, with when two answers of it are the same: "within", "cosine" or the name
+            of a "function"; "ending" is the network's last operator where that matters.
     """
 
     n: int
@@ -55,6 +59,7 @@ class AgreementResult:
     accuracy: dict[str, float] | None
     labels: str = "classes"
     positions: float | None = None
+    answer: dict[str, Any] | None = None
 
     @property
     def changed(self) -> int:
@@ -83,8 +88,12 @@ def verify(
     confidence: float = CONFIDENCE,
     output: str | int | None = None,
     labels: str | None = None,
+    answer: str | None = None,
+    within: float | str | None = None,
+    cosine: float | None = None,
+    same: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> AgreementResult:
-    """Compare the labels of two networks, streaming.
+    """Compare the answers of two networks, streaming.
 
     An example counts as changed where either network's outputs are not finite.
 
@@ -96,14 +105,20 @@ def verify(
         confidence: Of the bound, in (0, 1).
         output: Which of the networks' outputs are the scores (`scoring.Scoring`); None for what
             a network was compressed with, or else `logits`, the first of several or the only one.
-        labels: What a label is: "classes", "sigmoid" or "positions"; None for what a network was
-            compressed with, or else by the shape of the scores.
+        labels: The same as `answer`.
+        answer: What of the outputs counts, as for `shrink`; None for what a network was compressed
+            with, or else what can be told.
+        within: Of answer="regression", as for `shrink`; a share is one of the standard deviation
+            on this data, unless a network was compressed with it.
+        cosine: Of answer="embedding", as for `shrink`.
+        same: What else decides whether two answers are the same, as for `shrink`.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
 
     Raises:
-        FcompressError: The networks give outputs of different shapes, or no class scores.
+        FcompressError: The networks give outputs of different shapes, or others than the kind of
+            answer needs, or it cannot be told what their outputs are.
         DataError: There are no examples, or true labels of another shape than the networks'.
         ValueError: The confidence is out of its range, or there is no such kind of label.
 
@@ -120,16 +135,36 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    readings = resolved(output, labels, (original, compressed))
+    said = asked(answer, labels, within, cosine, same)
+    readings = resolved(output, said, (original, compressed))
     batches = as_batches(data)
-    tally = _Tally()
-    for inputs, truth in batches:
-        one, other = (
-            Predictor(network, batches.packing, scoring)
-            for network, scoring in zip((original, compressed), readings, strict=True)
-        )
-        tally.compare(one, other, inputs, truth)
-    return tally.result(confidence)
+    next(iter(batches))  # what is packed is known from the first batch on
+    one, other = (
+        Predictor(network, batches.packing, scoring)
+        for network, scoring in zip((original, compressed), readings, strict=True)
+    )
+    return compare(*understood_pair(one, other, batches), batches, confidence)
+
+
+def understood_pair(
+    original: Predictor,
+    compressed: Predictor,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+) -> tuple[Predictor, Predictor]:
+    """Two networks whose answers are of one kind, each read off its own last operator.
+
+    The original says what the kind is, and how its outputs are spread. A file that runs elsewhere
+    has no last operator that could be seen; it is read as the other is.
+    """
+    ours = understood(original, batches)
+    theirs = understood(replace(compressed, scoring=_as(ours, compressed)), batches, ours.scoring)
+    if ours.scoring.ending is None:
+        ours = understood(ours, batches, theirs.scoring)
+    return ours, replace(theirs, scoring=replace(theirs.scoring, deviation=ours.scoring.deviation))
+
+
+def _as(ours: Predictor, compressed: Predictor) -> Scoring:
+    return replace(ours.scoring, output=compressed.scoring.output, ending=None)
 
 
 def compare(
@@ -160,6 +195,7 @@ class _Tally:
         self._right_before = self._right_after = self._positions = 0.0
         self._largest = self._total = 0.0
         self._kind = "classes"
+        self._answer: dict[str, Any] = {"kind": "classes"}
 
     def compare(
         self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
@@ -175,26 +211,32 @@ class _Tally:
                 f"the networks give outputs of shape {list(before.shape[1:])} and "
                 f"{list(after.shape[1:])}; compare networks with the same classes"
             )
-        self.add(original.scoring, before, after, truth)
+        self._add(original.scoring, compressed.scoring, before, after, truth)
 
-    def add(self, scoring: Scoring, before: Tensor, after: Tensor, truth: Tensor | None) -> None:
-        """Compare scores of one batch."""
+    def _add(
+        self,
+        scoring: Scoring,
+        others: Scoring,
+        before: Tensor,
+        after: Tensor,
+        truth: Tensor | None,
+    ) -> None:
+        """Compare scores of one batch, each read off in its own way."""
         difference = (before.double() - after.double()).abs().nan_to_num(math.inf, math.inf)
         self._largest = max(self._largest, float(difference.max()))
         self._total += float(difference.sum())
         self._count += difference.numel()
-        self._kind = scoring.kind(before)
-        ours, theirs = scoring.labels_of(before), scoring.labels_of(after)
-        changed = differing(scoring.compared(ours, self._n), scoring.compared(theirs, self._n)) | (
-            ours < 0
-        ).any(1)
+        self._kind, self._answer = scoring.kind(before), scoring.described(before)
+        ours, theirs = scoring.labels_of(before), others.labels_of(after)
+        changed = scoring.changed(*(scoring.compared(one, self._n) for one in (ours, theirs)))
         self._same += int((~changed).sum())
-        self._positions += float(scoring.shares(ours, torch.where(ours < 0, -2, theirs)).sum())
+        if self._kind == "positions":
+            self._positions += float(scoring.shares(ours, theirs).sum())
         self._n += len(before)
-        if truth is not None:
+        if truth is not None and not scoring.continuous:
             right = scoring.truth(truth.to(ours.device), ours.shape[1])
-            self._right_before += float(scoring.shares(ours, right).sum())
-            self._right_after += float(scoring.shares(theirs, right).sum())
+            self._right_before += float(scoring.right(ours, right).sum())
+            self._right_after += float(scoring.right(theirs, right).sum())
             self._labelled += len(truth)
 
     def result(self, confidence: float) -> AgreementResult:
@@ -216,6 +258,7 @@ class _Tally:
             accuracy=accuracy,
             labels=self._kind,
             positions=self._positions / n if self._kind == "positions" else None,
+            answer=self._answer,
         )
 
 
@@ -237,16 +280,11 @@ def predicted(scores: Tensor, scoring: Scoring | None = None, first: int = 0) ->
 
     Returns:
         Integers [N], or [N, labels] where an example has several; -1 where the outputs are not
-        finite.
+        finite. Answers that are no labels: the outputs.
     """
     scoring = scoring or Scoring()
     found = scoring.compared(scoring.labels_of(scores), first)
-    return found.squeeze(1) if found.shape[1] == 1 else found
-
-
-def differing(one: Tensor, other: Tensor) -> Tensor:
-    """Which examples have other labels: bool [N]."""
-    return (one != other).reshape(len(one), -1).any(1)
+    return found.squeeze(1) if found.shape[1] == 1 and not scoring.continuous else found
 
 
 def changed_labels(
@@ -260,17 +298,19 @@ def changed_labels(
         reference: As from `reference_labels`, of the original network in the same order.
     """
     labels = torch.cat(list(_labels(model, batches)))
-    return int(differing(labels, reference).sum()), len(labels)
+    return int(as_predictor(model).scoring.changed(reference, labels).sum()), len(labels)
 
 
 def reference_labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Tensor:
-    """Labels of the original network: integers [N], or [N, labels] where there are several.
+    """Answers of the original network: integers [N], or [N, labels] where there are several.
+
+    Answers that are no labels are its outputs.
 
     Raises:
         FcompressError: An output is not finite.
     """
     labels = torch.cat(list(_labels(model, batches)))
-    broken = int((labels < 0).reshape(len(labels), -1).any(1).sum())
+    broken = int(as_predictor(model).scoring.broken(labels).sum())
     if broken:
         raise FcompressError(
             f"the network's outputs are not finite for {broken} of "
@@ -297,6 +337,12 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
         seen.update(tuple(row) for row in labels.reshape(len(labels), -1).unique(dim=0).tolist())
         if len(seen) > 1:
             return
+    if as_predictor(model).scoring.continuous:
+        raise FcompressError(
+            f"the network gives the same output to all {n:,} calibration and search examples, so "
+            "there is nothing to keep; check its training, and that the data is prepared as the "
+            "network expects"
+        )
     (same,) = seen
     raise FcompressError(
         f"the network gives the same label, {', '.join(map(str, same))}, to all {n:,} calibration "

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fcompress.forward.asked import ANSWERS, COSINE, NAMES, Asked, asked, top_k
+
 # torch takes seconds to import, so what needs it is imported when it is used.
 if TYPE_CHECKING:
     from fcompress.data.preprocess import Preprocess
     from fcompress.models.external import Architecture
 
-# As `models.external.FORMS` and `forward.scoring.LABELS` have them, without torch.
+# As `models.external.FORMS` has them, without torch.
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
-LABELS = ("classes", "sigmoid", "positions")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -35,7 +36,10 @@ class NetworkOptions:
         size: Height and width of images.
         input_shape: Of one example.
         output: Which of the network's outputs are the scores.
-        labels: What a label is, one of `LABELS`.
+        answer: What of the outputs counts, a key of `asked.ANSWERS`.
+        within: How far outputs may move.
+        cosine: The least cosine of embeddings that are the same.
+        same: File and function that say which answers are the same.
     """
 
     arch: str | None = None
@@ -48,7 +52,19 @@ class NetworkOptions:
     size: tuple[int, int] | None = None
     input_shape: tuple[int, ...] | None = None
     output: str | None = None
-    labels: str | None = None
+    answer: str | None = None
+    within: str | None = None
+    cosine: float | None = None
+    same: str | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """What was said of the answers; the function is imported, which runs the user's file."""
+        function = None if self.same is None else _function(self.same)
+        try:
+            return asked(self.answer, None, self.within, self.cosine, function)
+        except ValueError as error:
+            raise click.UsageError(f"{error}.") from error
 
     @property
     def architecture(self) -> Architecture | None:
@@ -105,6 +121,28 @@ class _Size(_Numbers):
         return found * 2 if len(found) == 1 else found
 
 
+class _Answer(click.ParamType):
+    """A kind of answer."""
+
+    name = "kind"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check the name."""
+        if value not in ANSWERS:
+            try:
+                top_k(value)
+            except ValueError:
+                self.fail(f"{value!r} is not one of {NAMES}.", param, ctx)
+        return value
+
+
+def _function(name: str) -> Callable[[Any, Any], Any]:
+    """The function of --same, out of a file that the user named."""
+    from fcompress.models.external import function_of
+
+    return function_of(name)
+
+
 _OPTIONS = (
     click.option(
         "--arch",
@@ -159,11 +197,30 @@ _OPTIONS = (
         "[default: logits, or the first]",
     ),
     click.option(
+        "--answer",
         "--labels",
-        type=click.Choice(LABELS),
-        help="What a label is: the class of the largest score; every score above 0 of a sigmoid "
-        "or multi-label head; the class at every position.  [default: classes, sigmoid for a "
-        "single score]",
+        "answer",
+        type=_Answer(),
+        metavar="KIND",
+        help=f"What of the outputs counts: {'; '.join(f'{k}: {v}' for k, v in ANSWERS.items())}.  "
+        "[default: classes; sigmoid where the last operator or the data's labels say so]",
+    ),
+    click.option(
+        "--within",
+        metavar="DISTANCE",
+        help="How far an output of a regression may move: 0.1, or 10% of its standard deviation.",
+    ),
+    click.option(
+        "--cosine",
+        type=float,
+        metavar="C",
+        help=f"Least cosine of an embedding with the original's.  [default: {COSINE:g}]",
+    ),
+    click.option(
+        "--same",
+        metavar="FILE.py:FUNCTION",
+        help="Your own function (original, compressed outputs) -> bool [n] that says which answers "
+        "are the same. Your code is imported and run.",
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,9 +35,18 @@ def open_network(path: Path, how: NetworkOptions) -> nn.Module:
         FcompressError: The file or the architecture is no good, or one does not fit the other.
     """
     network = _opened(path, how)
-    if how.output is not None or how.labels is not None:
-        before = reading_of(network) or {"output": None, "labels": None}
-        note_reading(network, how.output or before["output"], how.labels or before["labels"])
+    said = how.asked
+    if how.output is not None or said.kind is not None:
+        noted: dict[str, Any] = reading_of(network) or {"output": None, "labels": None}
+        if said.kind is not None:
+            noted = {
+                "output": noted["output"],
+                "labels": said.kind,
+                "within": said.within,
+                "cosine": said.cosine,
+                "same": said.same,
+            }
+        note_reading(network, **{**noted, "output": how.output or noted["output"]})
     return network
 
 

@@ -245,11 +245,8 @@ class _Teacher:
                 f"the networks give {self.held_scores.shape[1]} and {scores.shape[1]} scores; "
                 "distil a network with the classes of the original one"
             )
-        # The largest of scores that are not finite is a label, too, but a meaningless one.
         scoring = self.original.scoring
-        labels, wanted = scoring.labels_of(scores), scoring.labels_of(self.held_scores)
-        same = scoring.shares(labels, torch.where(wanted < 0, -2, wanted))
-        same = same.where((labels >= 0).all(1), 0.0)
+        same = scoring.shares(scoring.labels_of(self.held_scores), scoring.labels_of(scores))
         divergence = float(_divergence(scoring, scores, self.held_scores.double()))
         return Closeness(float(same.mean()), divergence if math.isfinite(divergence) else math.inf)
 

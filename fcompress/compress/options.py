@@ -5,11 +5,13 @@ Nothing here needs torch, so that the command line can show its help without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.forward.asked import Asked, asked
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
@@ -41,7 +43,12 @@ class ShrinkOptions:
         confidence: Of the certificate, in (0, 1).
         seed: Random seed.
         output: Which of several outputs are the scores; None for what the network carries.
-        labels: What a label is; None for what the network carries, or else by its shape.
+        answer: What of the outputs counts, a key of `asked.ANSWERS`; None for what the network
+            carries, or else what can be told.
+        labels: The same, by its older name.
+        within: Of regression: how far an output may move.
+        cosine: Of embeddings: the least cosine of two that are the same.
+        same: A function of the user's that says which answers are.
 
     Raises:
         ValueError: One of them is out of its range.
@@ -60,9 +67,14 @@ class ShrinkOptions:
     seed: int = 0
     output: str | int | None = None
     labels: str | None = None
+    answer: str | None = None
+    within: float | str | None = None
+    cosine: float | None = None
+    same: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         self._check_aim()
+        _ = self.asked
         if self.calibration is not None and self.calibration < 2:
             raise ValueError(f"calibration={self.calibration}: expected at least 2 examples")
         if not 0 < self.confidence < 1:
@@ -87,6 +99,11 @@ class ShrinkOptions:
             raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
         if self.max_macs is not None and self.max_macs < 1:
             raise ValueError(f"max_macs={self.max_macs}: expected at least 1")
+
+    @property
+    def asked(self) -> Asked:
+        """What was said of the answers."""
+        return asked(self.answer, self.labels, self.within, self.cosine, self.same)
 
     @property
     def by_size(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from fcompress.certify.agreement import check_labels
 from fcompress.certify.bounds import CONFIDENCE
@@ -21,6 +22,7 @@ from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
 from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import resolved
+from fcompress.forward.understanding import understood
 from fcompress.models import Network
 from fcompress.progress import Progress, Report, silent
 from fcompress.structure.groups import Structure, find_groups
@@ -52,6 +54,10 @@ def shrink(
     seed: int = 0,
     output: str | int | None = None,
     labels: str | None = None,
+    answer: str | None = None,
+    within: float | str | None = None,
+    cosine: float | None = None,
+    same: Callable[[Tensor, Tensor], Tensor] | None = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -78,11 +84,21 @@ def shrink(
         seed: Random seed: it cuts the data and samples rows and labels.
         output: Which of several outputs are the scores: a key, the name of an attribute or a
             number; None for what the network was compressed with, or else `logits` or the first.
-        labels: What a label is: "classes" (the largest of scores [N, classes]), "sigmoid" (each
-            of scores [N, labels] or [N] that is above 0; an example's label changed if any did)
-            or "positions" (the largest of scores [N, classes, ...] at each position; the bound is
-            one on the share of changed positions). None for what the network was compressed with,
-            or else "sigmoid" for a single score and "classes" for several.
+        labels: The same as `answer`, by its older name.
+        answer: What of the outputs counts: "classes" (the largest of scores [N, classes]), "top-5"
+            or another number (the set of the 5 largest), "sigmoid" (each of scores [N, labels] or
+            [N] that is above 0; an example's label changed if any did), "positions" (the largest
+            of scores [N, classes, ...] at each position; the bound is one on the share of changed
+            positions), "regression" (each output moves by at most `within`), "regression-norm"
+            (the outputs of an example, as a vector, do) or "embedding" (the cosine with the
+            original's output is at least `cosine`). Of a network that ends in a sigmoid or a
+            softmax labels are decided at 0.5. None for what the network was compressed with, or
+            else what can be told (docs/certificate.md); what cannot is refused.
+        within: Of answer="regression", how far an output may move: 0.1, or "10%" for a share of
+            its standard deviation on the calibration data.
+        cosine: Of answer="embedding"; 0.95 if not given.
+        same: What else decides which answers are the same: (original outputs, compressed outputs)
+            -> bool [n], for outputs of one batch.
         progress: Told whenever something takes a while.
 
     Returns:
@@ -91,7 +107,8 @@ def shrink(
 
     Raises:
         ToleranceError: No thinner network can be certified with this data.
-        UnsupportedNetworkError: Nothing in the network can be excised.
+        UnsupportedNetworkError: Nothing in the network can be excised, or it cannot be told what
+            its outputs are.
         DataError: Not enough data, values that are not finite, or many certification examples
             that also stand in the calibration or search data.
         TypeError: The model is no network.
@@ -125,6 +142,10 @@ def shrink(
         seed=seed,
         output=output,
         labels=labels,
+        answer=answer,
+        within=within,
+        cosine=cosine,
+        same=same,
     )
     return compress(model, data, options, progress or silent)
 
@@ -142,8 +163,9 @@ def compress(
     for line in weak:
         _tell(report, f"warning: {line}")
         warnings.warn(line, ResultWarning, stacklevel=4)
-    (scoring,) = resolved(options.output, options.labels, (model,))
+    (scoring,) = resolved(options.output, options.asked, (model,))
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
+    original = understood(original, roles.calibration)
     _check_truth(original, roles)
     recordings: dict[int, Recording] = {}
     wanted = options.calibration or _affordable(original, roles, recordings)
@@ -238,7 +260,7 @@ def _check_truth(original: Predictor, roles: Roles) -> None:
         DataError: They are not.
     """
     inputs, labels = next(iter(roles.calibration))
-    if labels is not None:
+    if labels is not None and not original.scoring.continuous:
         with original.evaluating():
             found = original.labels(original.place(inputs[:2]))
         original.scoring.truth(labels[:2], found.shape[1])

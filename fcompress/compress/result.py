@@ -15,7 +15,6 @@ from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.deprecation import warn
 from fcompress.forward import cost
-from fcompress.forward.scoring import BY_SHAPE
 from fcompress.models import Network
 from fcompress.models.provenance import (
     described,
@@ -172,8 +171,15 @@ def outcome(
         "versions": versions(),
     }
     hand_on(model, compressed)
-    if original.scoring != BY_SHAPE:
-        note_reading(compressed, original.scoring.output, original.scoring.labels)
+    scoring, answer = original.scoring, agreement.answer or {}
+    note_reading(
+        compressed,
+        scoring.output,
+        scoring.labels,
+        within=answer.get("within"),
+        cosine=scoring.cosine,
+        same=scoring.same,
+    )
     if isinstance(compressed, Network) or described(compressed) is not None:
         origin = origin_of(compressed)
         set_origin(compressed, origin["data"], [*origin["history"], entry])

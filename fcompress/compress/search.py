@@ -151,7 +151,7 @@ class CandidateBuilder:
         line = (
             f"{removed} of {self.steps} units removed{' and distilled' if distilled else ''}: "
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
-            f"{found.changed} of {found.n} labels changed"
+            f"{found.changed} of {found.n} {original.scoring.noun} changed"
         )
         self.report(Progress("searching", len(self.tried), None, "candidates", line))
         return found

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from fcompress.exports import programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
+from fcompress.forward.asked import asked
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.scoring import Scoring, resolved
+from fcompress.forward.scoring import resolved
+from fcompress.forward.understanding import understood
 from fcompress.models.external import REGISTERED, Architecture
 from fcompress.surgery.preparation import plain_copy
 
@@ -84,6 +86,10 @@ def export(
     examples: int = EXAMPLES,
     output: str | int | None = None,
     labels: str | None = None,
+    answer: str | None = None,
+    within: float | str | None = None,
+    cosine: float | None = None,
+    same: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> ExportResult:
     """Write a network as a file that runs without fcompress, and compare the two.
 
@@ -101,7 +107,11 @@ def export(
             the network's history certifies, if anything.
         examples: Most examples to run.
         output: Which of several outputs are the scores, as for `shrink`; a program gives only them.
-        labels: What a label is, as for `shrink`.
+        labels: The same as `answer`.
+        answer: What of the outputs counts, as for `shrink`.
+        within: As for `shrink`; a share is one of the standard deviation on this data.
+        cosine: As for `shrink`.
+        same: As for `shrink`.
 
     Returns:
         What was written, with the differences.
@@ -124,7 +134,8 @@ def export(
     kind = format_of(path)
     if kind == ".onnx":
         programs.onnx_packages()
-    (scoring,) = resolved(output, labels, (model,))
+    said = asked(answer, labels, within, cosine, same)
+    (scoring,) = resolved(output, said, (model,))
     predictor = Predictor(plain_copy(model), None, scoring)
     given = as_batches(data, BATCH)
     batches = Batches(lambda: _first(given, examples))
@@ -134,6 +145,8 @@ def export(
             f"the network takes several inputs ({given.packing}), and programs are written for "
             "one; keep it by fcompress.save, or by torch.save of its state dict"
         )
+    predictor = understood(predictor, batches)
+    scoring = replace(predictor.scoring, output=None)
     record = content_of(model)
     state = record.pop("state")
     record["params"] = sum(p.numel() for p in model.parameters())
@@ -143,24 +156,25 @@ def export(
 
     def check(temporary: Path) -> None:
         run = open_again(temporary)
-        n, same, largest, allowed = _compare(predictor, run, batches, kind)
+        n, alike, largest, allowed = _compare(predictor, run, batches, kind)
         agreement = None
         if original is not None:
-            reading = resolved(output, labels, (original, model))[0]
-            reference = Predictor(plain_copy(original), None, reading)
-            running = Predictor(_Running(run, predictor.dtype), None, Scoring(None, scoring.labels))
+            chosen = resolved(output, said, (original, model))[0].output
+            reading = replace(scoring, output=chosen, ending=None)
+            reference = understood(Predictor(plain_copy(original), None, reading), batches)
+            running = Predictor(_Running(run, predictor.dtype), None, scoring)
             agreement = compare(reference, running, batches, CONFIDENCE)
             _check_promise(agreement, promised, kind)
-        found.append((n, same, largest, allowed, agreement))
+        found.append((n, alike, largest, allowed, agreement))
 
     write_atomic(path, write, check)
-    (n, same, largest, allowed, agreement) = found[0]
+    (n, alike, largest, allowed, agreement) = found[0]
     return ExportResult(
         path=os.fspath(path),
         format=kind,
         bytes=Path(path).stat().st_size,
         n=n,
-        same=same,
+        same=alike,
         largest_difference=largest,
         allowed_difference=allowed,
         agreement=agreement,
@@ -266,7 +280,7 @@ def _compare(
     """Examples, equal labels, the largest difference of a score and the allowed one."""
     n = same = 0
     largest = scale = 0.0
-    scoring = Scoring(None, predictor.scoring.labels)
+    scoring = replace(predictor.scoring, output=None)
     for inputs, _ in batches:
         inputs = predictor.place(inputs)
         with predictor.evaluating():
@@ -285,7 +299,7 @@ def _compare(
         largest = max(largest, float(difference.max()))
         scale = max(scale, float(expected.abs().max()))
         labels = scoring.labels_of(expected)
-        same += int((scoring.labels_of(given) == labels).all(1).sum())
+        same += int((~scoring.changed(labels, scoring.labels_of(given))).sum())
         n += len(inputs)
     allowed = math.sqrt(torch.finfo(predictor.dtype).eps) * scale
     if largest > allowed:

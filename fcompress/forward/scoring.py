@@ -1,6 +1,6 @@
-"""What a network's labels are: which of its outputs are the scores, and how labels are read off.
+"""What a network's answers are: which of its outputs count, and how answers are read off.
 
-Three kinds of labels:
+Answers that are labels:
 
     classes    scores [n, classes]: the class with the largest one
     sigmoid    scores [n, labels]: each label that has a score above 0; examples agree where all
@@ -9,13 +9,19 @@ Three kinds of labels:
                single class, whether its score is above 0. A bound on changed labels needs trials
                that are independent and alike, which the positions of one example are not: each
                example stands with one position, drawn by a hash of its number
+    top-K      scores [n, classes]: the set of the K classes with the largest ones
+
+and others, in `answers.py`: "regression", "regression-norm", "embedding" and "same".
+
+Scores are logits, or probabilities where the network ends in a sigmoid or a softmax (`ending`):
+labels are then decided at 0.5, and divergences are those of the logits before it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,36 +29,86 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcompress.errors import DataError, UnsupportedNetworkError
+from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
+from fcompress.forward import answers
+from fcompress.forward.answers import in_rows
+from fcompress.forward.asked import CONTINUOUS, COSINE, Asked, top_k
 from fcompress.models.provenance import reading_of
 
-LABELS = ("classes", "sigmoid", "positions")
 _EXPECTED = {
     "classes": "one score per class [examples, classes], at least 2 classes, so that a label is "
     "the class with the largest score",
     "sigmoid": "one score per label, [examples, labels] or [examples]",
     "positions": "one score per class and position, [examples, classes, ...]",
+    "regression": "numbers for each example, [examples, outputs, ...] or [examples]",
+    "regression-norm": "numbers for each example, [examples, outputs, ...] or [examples]",
+    "embedding": "a vector for each example, [examples, 2 or more]",
+    "same": "one tensor with a row for each example; say which by output= (--output)",
 }
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How labels are read off what a network returns.
+    """How answers are read off what a network returns, and when two are the same.
 
     Attributes:
         output: Which of the network's outputs are the scores: a key, the name of an attribute or
             the number of an item. None: the network's only output, what is called `logits`, or
             the first of several.
-        labels: One of `LABELS`; None for "sigmoid" where there is a single score for each
-            example, else "classes".
+        labels: The kind of answer (`asked.ANSWERS`); None for "sigmoid" where there is a single
+            score for each example, else "classes".
+        within: How far an output may move (`asked.Asked`).
+        cosine: The least cosine of embeddings that are the same; None for `asked.COSINE`.
+        same: A function of the user's.
+        ending: "sigmoid" or "softmax" where that is the network's last operator.
+        deviation: Of each output over the calibration examples (`answers.deviations`), where
+            answers are no labels; None for 1.
     """
 
     output: str | int | None = None
     labels: str | None = None
+    within: float | str | tuple[float, ...] | None = None
+    cosine: float | None = None
+    same: Callable[[Any, Any], Any] | None = None
+    ending: str | None = None
+    deviation: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.labels is not None and self.labels not in LABELS:
-            raise ValueError(f"labels={self.labels!r}: expected one of {', '.join(LABELS)}")
+        _ = self.asked
+
+    @property
+    def asked(self) -> Asked:
+        """What was said of the answers."""
+        return Asked(self.labels, self.within, self.cosine, self.same)
+
+    def of(self, said: Asked) -> Scoring:
+        """The same output with answers of the kind that was said."""
+        return Scoring(self.output, said.kind, said.within, said.cosine, said.same)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether answers are numbers that are compared as they are, and no labels."""
+        return self.labels in CONTINUOUS
+
+    @property
+    def noun(self) -> str:
+        """What to call many answers."""
+        return "outputs" if self.continuous else "labels"
+
+    def described(self, scores: Tensor) -> dict[str, Any]:
+        """Plain values: the kind of answer, with what it takes to read it again."""
+        found: dict[str, Any] = {"kind": self.kind(scores)}
+        if self.within is not None:
+            distance = answers.allowed(self.within, found["kind"], self.deviation)
+            found["within"] = distance[0] if len(set(distance)) == 1 else list(distance)
+            found["said"] = str(self.within) if isinstance(self.within, str) else None
+        if self.labels == "embedding":
+            found["cosine"] = COSINE if self.cosine is None else self.cosine
+        if self.same is not None:
+            found["function"] = getattr(self.same, "__name__", "same")
+        if self.ending is not None:
+            found["ending"] = self.ending
+        return found
 
     def chosen(self, output: Any) -> Any:
         """The scores among what a network returned.
@@ -91,50 +147,90 @@ class Scoring:
             UnsupportedNetworkError: They are not of the shape that the kind of labels needs.
         """
         whole = isinstance(found, Tensor) and found.dim() and len(found) == examples
-        if whole and self._fits(_in_rows(found)):
-            return _in_rows(found)
+        if whole and self._fits(in_rows(found)):
+            return found if self.labels == "same" else in_rows(found)
         came = f"shape {list(found.shape)}" if isinstance(found, Tensor) else _described(found)
         hint = ""
+        expected = _EXPECTED.get(self.labels or "classes") or (
+            f"one score per class [examples, classes], more than {top_k(str(self.labels))} classes"
+        )
         if self.labels is None and isinstance(found, Tensor) and found.dim() > 2:
             hint = '; for a label at every position say labels="positions" (--labels positions)'
         if self.output is None and not isinstance(found, Tensor) and _named_outputs(found):
             hint = "; say which output by output= (--output)"
-        raise UnsupportedNetworkError(
-            f"{name} gives {came}; expected {_EXPECTED[self.labels or 'classes']}{hint}"
-        )
+        raise UnsupportedNetworkError(f"{name} gives {came}; expected {expected}{hint}")
 
     def _fits(self, scores: Tensor) -> bool:
         if not scores[0:1].numel() and len(scores):
             return False
+        if self.continuous:
+            return self.labels != "embedding" or scores[0:1].numel() != 1
         if self.labels == "positions":
             return scores.dim() > 2
         least = 2 if self.labels == "classes" else 1
+        if str(self.labels).startswith("top-"):
+            least = top_k(str(self.labels)) + 1
         return scores.dim() == 2 and scores.shape[1] >= least
 
     def kind(self, scores: Tensor) -> str:
-        """Which of `LABELS` these scores give."""
+        """Which kind of answer these scores give."""
         if self.labels is not None:
             return self.labels
-        return "sigmoid" if _in_rows(scores).shape[1] == 1 else "classes"
+        return "sigmoid" if in_rows(scores).shape[1] == 1 else "classes"
 
     def labels_of(self, scores: Tensor) -> Tensor:
-        """All labels of each example.
+        """All labels of each example, or what else its answer is.
 
         Args:
             scores: As from `checked`.
 
         Returns:
-            Integers [n, places]: one place for classes, one for each label or position otherwise;
-            -1 in all of them where a score of the example is not finite.
+            Integers [n, places]: one place for classes, one for each label, position or member of
+            the top K otherwise; -1 in all of them where a score of the example is not finite.
+            Answers that are no labels: the scores.
         """
-        scores = _in_rows(scores)
+        if self.continuous:
+            return scores
+        scores = in_rows(scores)
         finite = scores.isfinite().flatten(1).all(1, keepdim=True)
-        if self.kind(scores) == "sigmoid":
-            found = (scores > 0).to(torch.int8)
+        least = 0 if self.ending is None else 0.5
+        kind = self.kind(scores)
+        if kind == "sigmoid":
+            found = (scores > least).to(torch.int8)
+        elif kind.startswith("top-"):
+            found = scores.topk(top_k(kind), dim=1).indices.sort(1).values
         else:
             found = _by_position(scores)
-            found = (found > 0).long()[:, 0] if found.shape[1] == 1 else found.argmax(1)
+            found = (found > least).long()[:, 0] if found.shape[1] == 1 else found.argmax(1)
         return torch.where(finite, found, -1)
+
+    def broken(self, given: Tensor) -> Tensor:
+        """Where answers are not finite: bool [n]."""
+        rows = given.reshape(len(given), -1)
+        return ~rows.isfinite().all(1) if self.continuous else (rows < 0).any(1)
+
+    def changed(self, reference: Tensor, found: Tensor) -> Tensor:
+        """Which answers are not the same: bool [n].
+
+        Args:
+            reference: Answers of the original network, [n, ...]: what `labels_of` gives, or
+                `compared` of it.
+            found: Those of the other network; what is not finite is the same as nothing.
+        """
+        if self.labels == "same":
+            if self.same is None:
+                raise FcompressError(
+                    "what counts as the same answer was said by a function, which no file holds; "
+                    "name it again: same= (--same file.py:FUNCTION)"
+                )
+            return answers.told_apart(self.same, reference, found)
+        if self.labels == "embedding":
+            return answers.turned(reference, found, COSINE if self.cosine is None else self.cosine)
+        if self.within is not None:
+            distance = answers.allowed(self.within, str(self.labels), self.deviation)
+            return answers.moved(reference, found, str(self.labels), distance)
+        differ = (reference != found).reshape(len(reference), -1).any(1)
+        return differ | self.broken(reference)
 
     def compared(self, labels: Tensor, first: int = 0) -> Tensor:
         """What an example's agreement is decided on.
@@ -144,24 +240,46 @@ class Scoring:
             first: Number of the first of these examples among all; the others follow.
 
         Returns:
-            [n, 1], or [n, labels] for sigmoid heads.
+            [n, 1], or [n, labels] for sigmoid heads, [n, K], or outputs.
         """
         if self.labels != "positions":
             return labels
         drawn = drawn_positions(first, len(labels), labels.shape[1]).to(labels.device)
         return labels.gather(1, drawn.unsqueeze(1))
 
-    def shares(self, one: Tensor, other: Tensor) -> Tensor:
-        """How much of each example's labels is the same: float64 [n]; 0 or 1 but for positions."""
-        same = one == other
+    def shares(self, reference: Tensor, found: Tensor) -> Tensor:
+        """How much of each example's answer is the same: float64 [n].
+
+        It is 0 or 1 but for positions, and 0 where the reference is not finite.
+        """
+        if self.labels == "positions":
+            return ((reference == found) & (reference >= 0)).double().mean(1)
+        return (~self.changed(reference, found)).double()
+
+    def right(self, given: Tensor, truth: Tensor) -> Tensor:
+        """How much of each example's answer is true: float64 [n].
+
+        Args:
+            given: As from `labels_of`.
+            truth: As from `truth`.
+        """
+        if str(self.labels).startswith("top-"):
+            return answers.top_right(given, truth)
+        same = given == truth
         return (same.double().mean(1) if self.labels == "positions" else same.all(1)).double()
 
     def truth(self, labels: Tensor, places: int) -> Tensor:
         """True labels [n] or [n, ...] as [n, places], as `labels_of` has them.
 
+        Args:
+            labels: Labels of the data; not to be asked for where answers are no labels.
+            places: Of the network's answers.
+
         Raises:
             DataError: They are of another shape.
         """
+        if str(self.labels).startswith("top-"):
+            places = 1
         found = labels.reshape(len(labels), -1) if len(labels) else labels.reshape(0, places)
         if found.shape[1] != places:
             what = {
@@ -175,9 +293,15 @@ class Scoring:
         return found
 
     def log_probabilities(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logarithms of what the network says of each outcome: [n, outcomes, places]."""
-        scores = _in_rows(scores) / temperature
-        if self.kind(scores) == "sigmoid":
+        """Logarithms of what the network says of each outcome: [n, outcomes, places].
+
+        Answers that are no labels: outputs in units of their deviations, [n, values].
+        """
+        if self.continuous:
+            return answers.scaled(scores, str(self.labels), self.deviation) / temperature
+        kind = self.kind(scores)
+        scores = in_rows(answers.logits_of(scores, self.ending, kind)) / temperature
+        if kind == "sigmoid":
             return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)], 1)
         found = _by_position(scores)
         if found.shape[1] == 1:
@@ -187,17 +311,20 @@ class Scoring:
     def divergence(self, found: Tensor, wanted: Tensor) -> Tensor:
         """Mean Kullback-Leibler divergence of `found` from `wanted` over examples, in nats.
 
-        That of an example is summed over labels, and averaged over positions.
+        That of an example is summed over labels, and averaged over positions. Answers that are no
+        labels are means of Gaussians (`answers.py`).
 
         Args:
             found: As from `log_probabilities`.
             wanted: The same of the network that is the reference.
         """
+        if self.continuous:
+            return (found - wanted).square().sum(1).mean() / 2
         total = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
         return total / wanted.shape[2] if self.labels == "positions" else total
 
     def surprise(self, scores: Tensor, generator: torch.Generator) -> Tensor:
-        """-log of the probability of labels that are drawn from what the network says.
+        """-log of the probability of answers that are drawn from what the network says.
 
         Its gradient's second moment is the Fisher information of the labels. Over positions it
         is scaled so that it belongs to their mean: E[g g^T] of independent draws adds up.
@@ -206,6 +333,9 @@ class Scoring:
             Sum over examples.
         """
         log = self.log_probabilities(scores)
+        if self.continuous:
+            noise = torch.randn(log.shape, generator=generator).to(log)
+            return (log.detach() + noise - log).square().sum() / 2
         rows = log.movedim(1, -1).reshape(-1, log.shape[1])
         drawn = torch.multinomial(rows.detach().exp().cpu(), 1, generator=generator)
         total = -rows.gather(1, drawn.to(rows.device)).sum()
@@ -216,26 +346,35 @@ BY_SHAPE = Scoring()
 
 
 def carried(model: nn.Module) -> Scoring | None:
-    """How a network's labels were read when it was compressed; None if nobody said."""
+    """How a network's answers were read when it was compressed; None if nobody said."""
     said = reading_of(model)
-    return None if said is None else Scoring(said["output"], said["labels"])
+    if said is None:
+        return None
+    within = said.get("within")
+    if isinstance(within, list):
+        within = tuple(float(one) for one in within if isinstance(one, int | float))
+    try:
+        return Scoring(said["output"], said["labels"], within, said.get("cosine"), said.get("same"))
+    except (TypeError, ValueError):  # files come from anywhere
+        return Scoring(said["output"])
 
 
 def resolved(
-    output: str | int | None, labels: str | None, models: tuple[nn.Module, ...]
+    output: str | int | None, said: Asked, models: tuple[nn.Module, ...]
 ) -> tuple[Scoring, ...]:
     """What was said, or else what is known of the networks, for each of them.
 
     Args:
         output: For all networks; None for what is known of each.
-        labels: The same.
+        said: The same of the answers.
         models: The networks; one of which nothing is known is read like the first other one.
     """
     known = [carried(model) for model in models]
     other = next((one for one in known if one is not None), BY_SHAPE)
     each = [one or other for one in known]
-    kind = labels or next((c.labels for c in each if c.labels is not None), None)
-    return tuple(Scoring(c.output if output is None else output, kind) for c in each)
+    if said.kind is None:
+        said = next((c.asked for c in each if c.labels is not None), said)
+    return tuple(replace(c, output=c.output if output is None else output).of(said) for c in each)
 
 
 def drawn_positions(first: int, count: int, places: int) -> Tensor:
@@ -253,10 +392,6 @@ def drawn_positions(first: int, count: int, places: int) -> Tensor:
         z ^= z >> np.uint64(31)
     share = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return torch.from_numpy((share * places).astype(np.int64))
-
-
-def _in_rows(scores: Tensor) -> Tensor:
-    return scores.unsqueeze(1) if scores.dim() == 1 else scores
 
 
 def _by_position(scores: Tensor) -> Tensor:

@@ -296,6 +296,8 @@ class _Run:
             )
         scoring = self._scoring
         labels = scoring.labels_of(scores)
+        if scoring.continuous:
+            truth = None
         if truth is not None:
             truth = scoring.truth(truth, labels.shape[1])
         self._labelled = self._labelled and truth is not None
@@ -305,9 +307,9 @@ class _Run:
                 predicted = self._ablated(inputs, curve, masks) if masks else labels
                 # Everything ablated is the same in every order: measured once, counted for each.
                 orders = slice(None) if step in (0, self._steps) else order
-                self._same[curve, orders, step] += scoring.shares(predicted, labels).sum()
+                self._same[curve, orders, step] += scoring.shares(labels, predicted).sum()
                 if truth is not None:
-                    self._right[curve, orders, step] += scoring.shares(predicted, truth).sum()
+                    self._right[curve, orders, step] += scoring.right(predicted, truth).sum()
 
     def _ablations(self, curve: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """Order, step and masks of each run that a curve needs on a batch."""

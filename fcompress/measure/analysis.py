@@ -15,6 +15,7 @@ from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.running import device_of
 from fcompress.forward.scoring import resolved
+from fcompress.forward.understanding import understood
 from fcompress.measure.ablation import AblationResult, measure_ablation
 from fcompress.measure.growth import GainResult, doublings, gain_of
 from fcompress.measure.hooks import trace_calls
@@ -114,6 +115,10 @@ def analyze(
     batch_size: int = 256,
     output: str | int | None = None,
     labels: str | None = None,
+    answer: str | None = None,
+    within: float | str | None = None,
+    cosine: float | None = None,
+    same: Callable[[Tensor, Tensor], Tensor] | None = None,
     progress: Callable[..., object] = silent,
 ) -> AnalyzeResult:
     """Measure what is frivolous in a network (docs/protocol.md sections 1 and 2).
@@ -146,7 +151,11 @@ def analyze(
         device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
         batch_size: Examples at a time, where the data is not in batches yet.
         output: Which of several outputs are the scores, as for `shrink`.
-        labels: What a label is, as for `shrink`; of "positions" agreement is the mean share of
+        answer: What of the outputs counts, as for `shrink`.
+        within: As for `shrink`.
+        cosine: As for `shrink`.
+        same: As for `shrink`.
+        labels: The same as `answer`; of "positions" agreement is the mean share of
             positions.
         progress: Told after each batch.
 
@@ -182,6 +191,10 @@ def analyze(
         batch_size=batch_size,
         output=output,
         labels=labels,
+        answer=answer,
+        within=within,
+        cosine=cosine,
+        same=same,
     )
     return measure(model, data, options, one_event(progress), root=root)
 
@@ -201,9 +214,10 @@ def measure(
     if options.examples is not None:
         total = options.examples if total is None else min(total, options.examples)
     some = next(_first(batches, GROUP_EXAMPLES))[0]
-    (scoring,) = resolved(options.output, options.labels, (model,))
+    (scoring,) = resolved(options.output, options.asked, (model,))
     given = Predictor(model, batches.packing, scoring)
-    work = given.of(_on_device(model, options.device))
+    work = understood(given.of(_on_device(model, options.device)), batches)
+    given, scoring = work.of(model), work.scoring
     with work.evaluating():
         kind = scoring.kind(work.scores(work.place(some)))
     redundant = measure_redundancy(

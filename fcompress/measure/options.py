@@ -5,9 +5,11 @@ Nothing here needs torch, so that the command line can show its help without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from fcompress.forward.asked import Asked, asked
 
 Unit = Literal["element", "map"]
 
@@ -40,7 +42,12 @@ class AnalyzeOptions:
         device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
         batch_size: Examples at a time, where the data is not in batches yet.
         output: Which of several outputs are the scores.
-        labels: What a label is.
+        answer: What of the outputs counts, a key of `asked.ANSWERS`; None for what the network
+            carries, or else what can be told.
+        labels: The same, by its older name.
+        within: Of regression: how far an output may move.
+        cosine: Of embeddings: the least cosine of two that are the same.
+        same: A function of the user's that says which answers are.
 
     Raises:
         ValueError: One of them is out of its range.
@@ -62,8 +69,13 @@ class AnalyzeOptions:
     batch_size: int = 256
     output: str | int | None = None
     labels: str | None = None
+    answer: str | None = None
+    within: float | str | None = None
+    cosine: float | None = None
+    same: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        _ = self.asked
         for tolerance in (*self.tolerances, *self.redundancy_tolerances):
             if not 0 <= tolerance < 1:
                 raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
@@ -76,3 +88,8 @@ class AnalyzeOptions:
         for name in ("steps", "orders", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+
+    @property
+    def asked(self) -> Asked:
+        """What was said of the answers."""
+        return asked(self.answer, self.labels, self.within, self.cosine, self.same)

@@ -259,6 +259,24 @@ def _of_code(name: str) -> Callable[..., Any]:
     return found
 
 
+def function_of(name: str) -> Callable[..., Any]:
+    """A function of the user's own code, as --same names it; the code is imported and run.
+
+    Args:
+        name: path/to/file.py:FUNCTION or package.module:FUNCTION, from the user only.
+
+    Raises:
+        ArchitectureError: There is none, or what it stands in cannot be imported.
+    """
+    with _paths(Architecture(name)):
+        try:
+            return _of_code(name)
+        except ArchitectureError as error:
+            forms = "path/to/file.py:FUNCTION or package.module:FUNCTION"
+            reason = str(error).replace("--arch", "--same").replace(FORMS, forms)
+            raise ArchitectureError(reason) from error
+
+
 def _module_of_file(path: Path) -> ModuleType:
     path = path.expanduser().absolute()
     if not path.is_file():

@@ -58,9 +58,18 @@ def hand_on(model: nn.Module, copied: nn.Module) -> None:
         _readings[copied] = _readings[model]
 
 
-def note_reading(model: nn.Module, output: str | int | None, labels: str | None) -> None:
-    """Note how a network's answers are read: which output, and what a label is."""
-    _readings[model] = {"output": output, "labels": labels}
+def note_reading(
+    model: nn.Module, output: str | int | None, labels: str | None, **particulars: Any
+) -> None:
+    """Note how a network's answers are read: which output, which kind, and what belongs to it.
+
+    Args:
+        model: The network.
+        output: Which of its outputs.
+        labels: The kind of answer.
+        **particulars: Of the kind: within, cosine, same.
+    """
+    _readings[model] = {"output": output, "labels": labels, **particulars}
 
 
 def reading_of(model: nn.Module) -> dict[str, Any] | None:
@@ -71,12 +80,18 @@ def reading_of(model: nn.Module) -> dict[str, Any] | None:
     for entry in reversed(origin_of(model)["history"]):
         if isinstance(entry, dict) and entry.get("action") == "shrink":
             output, agreement = entry.get("output"), entry.get("agreement")
-            labels = agreement.get("labels") if isinstance(agreement, dict) else None
+            agreement = agreement if isinstance(agreement, dict) else {}
+            answer = agreement.get("answer")
             found: dict[str, Any] = {
                 "output": output if isinstance(output, str | int) else None,
-                # Classes and single scores are told by their shape.
-                "labels": labels if labels in ("positions", "sigmoid") else None,
+                "labels": None,
             }
+            if isinstance(answer, dict) and isinstance(answer.get("kind"), str):
+                found["labels"] = answer["kind"]
+                found |= {k: answer[k] for k in ("within", "cosine") if k in answer}
+            elif agreement.get("labels") in ("positions", "sigmoid"):
+                # Files of earlier versions: classes and single scores are told by their shape.
+                found["labels"] = agreement["labels"]
             return found if any(value is not None for value in found.values()) else None
     return None
 

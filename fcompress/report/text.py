@@ -20,7 +20,19 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
         result: The agreement.
         where: What it was measured on, for example "certification examples".
     """
-    changed, subject, after = _LABELS_IN_WORDS[result.labels]
+    stays = _stays(result.answer or {"kind": result.labels})
+    if stays is not None:
+        return (
+            f"On {result.n:,} {where} the outputs of {result.same:,} {stays} and those of "
+            f"{result.changed:,} did not ({result.changed / result.n:.1%}), so with "
+            f"{result.confidence:.0%} confidence at most {rounded_up(result.upper_bound)} of "
+            "examples do not."
+        )
+    if result.labels.startswith("top-"):
+        of_set = f"the set of their {result.labels.removeprefix('top-')} largest scores"
+        changed, subject, after = of_set, "of examples ", " theirs"
+    else:
+        changed, subject, after = _LABELS_IN_WORDS[result.labels]
     sentence = (
         f"On {result.n:,} {where} {result.changed:,} changed {changed} "
         f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
@@ -29,6 +41,25 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
     if result.positions is not None:
         sentence += f" Over all their positions {1 - result.positions:.1%} changed."
     return sentence
+
+
+def _stays(answer: Mapping[str, Any]) -> str | None:
+    """What outputs do whose answer stays; None for answers that are labels."""
+    kind = answer["kind"]
+    if kind in ("regression", "regression-norm"):
+        within, said = answer.get("within"), answer.get("said")
+        if isinstance(within, list):
+            how_far = f"{min(within):.3g} to {max(within):.3g}"
+        else:
+            how_far = "what is allowed" if within is None else f"{within:.3g}"
+        share = f" ({said} of their standard deviation)" if said else ""
+        vector = " as vectors" if kind == "regression-norm" else ""
+        return f"stayed within {how_far}{share} of the original's{vector}"
+    if kind == "embedding":
+        return f"kept a cosine of at least {answer.get('cosine', 0):g} with the original's"
+    if kind == "same":
+        return f"are the same to {answer.get('function', 'the given function')}"
+    return None
 
 
 # What changed of an example, what the bound is about, and in what way.
@@ -50,10 +81,12 @@ def rounded_up(share: float) -> str:
 def verdict(result: ShrinkResult) -> Iterator[str]:
     """The tolerance, what was proven, and on what."""
     if result.tolerance is not None:
+        kind = result.agreement.labels
         what = {
             "sigmoid": "examples may change any of their labels",
             "positions": "positions may change their label",
-        }.get(result.agreement.labels, "labels may change")
+            "classes": "labels may change",
+        }.get(kind, "examples may change their answer")
         yield f"At most {100 * result.tolerance:g}% of the {what}."
     else:
         bound = rounded_up(result.agreement.upper_bound)

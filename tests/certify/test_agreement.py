@@ -212,7 +212,7 @@ def test_what_cannot_be_compared_is_named():
     with pytest.raises(FcompressError, match=r"outputs of shape \[3\] and \[2\]"):
         verify(wide, nn.Linear(5, 2), [x])
     with pytest.raises(FcompressError, match=r"outputs of shape \[1\] and \[3\]"):
-        verify(nn.Linear(5, 1), thin, [x])
+        verify(nn.Linear(5, 1), thin, [x], labels="sigmoid")
     with pytest.raises(FcompressError, match="expected one score per class"):
         verify(nn.Linear(5, 1), thin, [x], labels="classes")
     with pytest.raises(FcompressError, match="expected one score per class"):

@@ -1,0 +1,143 @@
+"""What a user can say of a network's answers, checked in one place.
+
+Nothing here needs torch, so that the command line can show its help without it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# What can be asked for by name; of top-K the K is a number. A function of the user's is "same".
+ANSWERS = {
+    "classes": "the class with the largest score",
+    "top-K": "the set of the K classes with the largest scores, as in top-5",
+    "sigmoid": "each label of a sigmoid or multi-label head, yes or no",
+    "positions": "the class at every position",
+    "regression": "each output stays within --within of the original's",
+    "regression-norm": "the whole output, as a vector, does",
+    "embedding": "the cosine with the original's output is at least --cosine",
+}
+NAMES = ", ".join(ANSWERS)
+CONTINUOUS = ("regression", "regression-norm", "embedding", "same")
+# An angle of 18 degrees. Unrelated embeddings of many numbers are near 90, and pairs are commonly
+# told apart at 45 to 70, so that few decisions hang on such a turn.
+COSINE = 0.95
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What counts of a network's outputs, as the user said it.
+
+    Attributes:
+        kind: A key of `ANSWERS` with a number for K, or "same"; None for what can be told.
+        within: Of "regression": how far an output may move: a number in the units of the output,
+            one for each output, or a share of its standard deviation, as "10%".
+        cosine: Of "embedding": the least cosine of two answers that are the same, in (-1, 1).
+        same: Of "same": (original outputs, compressed outputs) -> bool [n].
+
+    Raises:
+        ValueError: There is no such kind, or its particulars do not belong to it.
+    """
+
+    kind: str | None = None
+    within: float | str | tuple[float, ...] | None = None
+    cosine: float | None = None
+    same: Callable[[Any, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in ANSWERS and self.kind != "same":
+            top_k(self.kind)
+        regression = self.kind in ("regression", "regression-norm")
+        if self.within is not None:
+            if not regression:
+                raise ValueError(f"within={self.within}: belongs to answer='regression'")
+            distance_of(self.within)
+        elif regression:
+            raise ValueError(
+                f"answer={self.kind!r} needs within= (--within): how far an output may move, as "
+                "0.1, or as a share of its standard deviation, as 10%"
+            )
+        if self.cosine is not None:
+            if self.kind != "embedding":
+                raise ValueError(f"cosine={self.cosine}: belongs to answer='embedding'")
+            if not -1 < self.cosine < 1:
+                raise ValueError(f"cosine={self.cosine}: expected a number between -1 and 1")
+        if self.same is not None and (self.kind != "same" or not callable(self.same)):
+            raise ValueError(
+                "same=: expected a function (original, compressed) -> bool [n], and no answer="
+            )
+
+
+def asked(
+    answer: str | None = None,
+    labels: str | None = None,
+    within: float | str | None = None,
+    cosine: float | None = None,
+    same: Callable[[Any, Any], Any] | None = None,
+) -> Asked:
+    """What the arguments say together; particulars imply their kind.
+
+    Args:
+        answer: The kind.
+        labels: The same, by its older name.
+        within: See `Asked`.
+        cosine: The same.
+        same: The same.
+
+    Raises:
+        ValueError: They contradict each other.
+    """
+    if answer is not None and labels is not None and answer != labels:
+        raise ValueError(f"answer={answer!r} and labels={labels!r}: say one of them")
+    kind = answer if answer is not None else labels
+    if kind is not None and kind not in ANSWERS:
+        name = "labels" if answer is None else "answer"
+        top_k(kind, name)
+    if kind is None:
+        kind = (
+            "same"
+            if same is not None
+            else "regression"
+            if within is not None
+            else "embedding"
+            if cosine is not None
+            else None
+        )
+    return Asked(kind, within, cosine, same)
+
+
+def top_k(kind: str, argument: str = "answer") -> int:
+    """The K of "top-K".
+
+    Raises:
+        ValueError: It is no such name.
+    """
+    found = re.fullmatch(r"top-([1-9]\d{0,5})", kind)
+    if found is None:
+        raise ValueError(f"{argument}={kind!r}: expected one of {NAMES}")
+    return int(found[1])
+
+
+def distance_of(within: float | str | tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
+    """How far outputs may move, and whether it is a share of their standard deviations.
+
+    Raises:
+        ValueError: It says neither.
+    """
+    if isinstance(within, tuple):
+        if not within or not all(0 < one < math.inf for one in within):
+            raise ValueError(f"within={within}: expected distances above 0")
+        return within, False
+    text = str(within).strip()
+    share = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"within={within}: expected a distance above 0, as 0.1 or as 10%")
+    return (number / 100 if share else number,), share

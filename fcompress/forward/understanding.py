@@ -1,0 +1,220 @@
+"""What a network's answers are where the user does not say: found where it can be, never guessed.
+
+A network ends in class scores unless something says otherwise: its last operator, labels of the
+data, or the outputs themselves. What is refused without a word of the user:
+
+- one output that is no probability, with no labels of 0 and 1 in the data: the sign of a number is
+  no label;
+- labels of the data that are numbers, and no classes;
+- outputs of one length (normalised, or from a layer normalisation) or from a last tanh, which are
+  directions or values, and no scores.
+
+Networks of the registry are classifiers. What is not told apart: outputs without any of this that
+are meant as vectors look like the scores of an untrained classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fcompress.errors import UnsupportedNetworkError
+from fcompress.forward.answers import deviations, in_rows
+from fcompress.forward.graph import Step, Value
+from fcompress.forward.predictor import Predictor
+from fcompress.forward.recording import record
+from fcompress.forward.scoring import Scoring
+from fcompress.models import Network
+
+EXAMPLES = 1024  # enough for a standard deviation to 2%
+LOOK = 128  # and to see what outputs look like
+FEWEST = 8  # outputs are not judged by fewer examples
+ALIKE = 1e-3  # of a length: relative spread below which all are called one
+APART = 1e-2  # of the outputs' variance in their mean square: above, they do differ
+CHOICES = "--answer regression|sigmoid|embedding|classes (answer= in Python)"
+
+_ENDINGS = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "_softmax": "softmax"} | {
+    "_log_softmax": "log-softmax",
+    "tanh": "tanh",
+    "tanh_": "tanh",
+}
+_COPIES = frozenset("clone contiguous _to_copy alias detach lift_fresh".split())
+_MOVES = frozenset(
+    "view _unsafe_view reshape squeeze unsqueeze flatten select slice permute transpose t".split()
+)
+
+
+def understood(
+    predictor: Predictor,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    also: Scoring | None = None,
+) -> Predictor:
+    """A predictor that knows how its network's answers are read.
+
+    Args:
+        predictor: With what the user said, if anything.
+        batches: Inputs and labels or None; the first `EXAMPLES` are looked at.
+        also: How another network with the same outputs is read, which is believed where this one
+            does not tell (a file that runs elsewhere has no recording).
+
+    Returns:
+        The same with a kind of answer, the last operator and the deviation of outputs, as needed.
+
+    Raises:
+        UnsupportedNetworkError: It cannot be told, or the outputs do not fit what was said.
+    """
+    scoring = predictor.scoring
+    spread = scoring.continuous and scoring.deviation is None
+    needed = EXAMPLES if spread else LOOK if scoring.labels is None else 2
+    truths: list[Tensor] = []
+    found: list[Tensor] = []
+    first, seen = None, 0
+    with predictor.evaluating():
+        for inputs, truth in batches:
+            if not len(inputs):
+                continue
+            if seen < needed:
+                placed = predictor.place(inputs[: needed - seen])
+                first = placed[:2] if first is None else first
+                found.append(predictor.scores(placed))
+            if truth is not None:
+                truths.append(truth.cpu())
+            seen += len(inputs)
+            if seen >= (needed if truth is None or scoring.labels else EXAMPLES):
+                break
+        if first is None:
+            return predictor
+        ending = _ending(predictor, first, in_rows(found[0]).dim())
+    outputs = torch.cat(found)
+    truth = torch.cat(truths) if sum(map(len, truths)) == seen else None
+    if ending is None and also is not None:
+        ending = also.ending
+    if scoring.labels is None:
+        kind = "classes" if _is_classifier(predictor, outputs) else None
+        kind = kind or _told(outputs, truth, ending, predictor.name)
+        scoring = replace(scoring, labels=kind)
+    if spread:
+        scoring = replace(scoring, deviation=deviations(_finite(outputs), str(scoring.labels)))
+    ending = ending if ending in ("sigmoid", "softmax") else None
+    return replace(predictor, scoring=replace(scoring, ending=ending))
+
+
+def _is_classifier(predictor: Predictor, outputs: Tensor) -> bool:
+    return isinstance(predictor.network, Network) and in_rows(outputs).shape[1] > 1
+
+
+def _told(outputs: Tensor, truth: Tensor | None, ending: str | None, name: str) -> str:
+    """The kind of answer that something other than the shape says.
+
+    Args:
+        outputs: [n, outputs].
+        truth: The data's labels, or None.
+        ending: The last operator.
+        name: What to call the network.
+
+    Raises:
+        UnsupportedNetworkError: Nothing does, or something says that they are no labels.
+    """
+    width = outputs.shape[1]
+    said = None if truth is None or not len(truth) else _labels_say(truth, width)
+    if said in ("classes", "sigmoid"):
+        return said
+    ask = f"say which answers have to stay: {CHOICES}"
+    if ending == "sigmoid":
+        return "sigmoid"
+    if width == 1:
+        raise UnsupportedNetworkError(
+            f"{name} gives one output for each example, and nothing says whether it is a number or "
+            f"the score of a yes or no; {ask}"
+        )
+    if said == "numbers":
+        raise UnsupportedNetworkError(
+            f"the labels of the data are numbers and no classes, so the outputs of {name} may be, "
+            f"too; {ask}"
+        )
+    if ending in ("softmax", "log-softmax"):
+        return "classes"
+    if ending == "tanh":
+        raise UnsupportedNetworkError(
+            f"{name} ends in a tanh, so its {width} outputs look like no class scores; {ask}"
+        )
+    if _of_one_length(outputs):
+        raise UnsupportedNetworkError(
+            f"the {width} outputs of {name} have the same length for all examples, as embeddings "
+            f"do and class scores do not; {ask}"
+        )
+    return "classes"
+
+
+def _labels_say(truth: Tensor, width: int) -> str | None:
+    """What labels of the data tell of outputs of a width: classes, sigmoid, numbers or nothing."""
+    values = truth.double()
+    binary = bool(((values == 0) | (values == 1)).all())
+    rows = truth.reshape(len(truth), -1)
+    if rows.shape[1] == 1:
+        if width == 1:
+            return "sigmoid" if binary else None
+        if bool((values != values.round()).any()):
+            return "numbers"
+        return "classes" if bool((values < width).all()) else None
+    if rows.shape[1] == width:
+        if not binary:
+            return "numbers" if truth.is_floating_point() else None
+        one_each = bool((rows.sum(1) == 1).all())  # a class as a row of zeros and a one
+        return "classes" if one_each else "sigmoid"
+    return None
+
+
+def _of_one_length(outputs: Tensor) -> bool:
+    """Whether outputs that differ have the same norm.
+
+    Two outputs can have that by saturating, as those of a constant network do by being the same.
+    """
+    rows = _finite(outputs).double().flatten(1)
+    if len(rows) < FEWEST or rows.shape[1] < 3:
+        return False
+    norms = rows.norm(dim=1)
+    spread = rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean()
+    return bool(norms.std() < ALIKE * norms.mean()) and float(spread) > APART
+
+
+def _finite(outputs: Tensor) -> Tensor:
+    rows = outputs.reshape(len(outputs), -1)
+    return outputs[rows.isfinite().all(1)]
+
+
+def _ending(predictor: Predictor, inputs: Tensor, dims: int) -> str | None:
+    """The last operator of a network, as far as it says how its outputs are read.
+
+    Args:
+        predictor: The network; one that cannot be recorded has no ending.
+        inputs: A few examples.
+        dims: Dimensions of its outputs; a softmax has to be one over the second of them.
+    """
+    try:
+        recording = record(predictor, inputs)
+    except Exception:  # of any framework's
+        return None
+    makers = {slot: step for step in recording.steps for slot in step.outs}
+    if not recording.outputs:
+        return None
+    slot = recording.outputs[0]
+    moved = False
+    while (step := makers.get(slot)) is not None:
+        name = step.func.overloadpacket.__name__
+        if name in _ENDINGS:
+            kind = _ENDINGS[name]
+            over = kind.endswith("softmax")
+            return None if over and (moved or not _over_classes(step, dims)) else kind
+        if name not in _MOVES | _COPIES or not isinstance(step.leaves[0], Value):
+            return None
+        moved = moved or name in _MOVES
+        slot = step.leaves[0].slot
+    return None
+
+
+def _over_classes(step: Step, dims: int) -> bool:
+    return int(step.argument(1)) % dims == 1
