@@ -7,7 +7,7 @@ the bias from above (Clopper and Pearson 1934, exact, one-sided).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError
+from fcompress.forward.callables import Called, as_network
 from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import Scoring, resolved
 
 
@@ -76,8 +78,8 @@ class AgreementResult:
 
 @renamed(wide="original", thin="compressed")
 def verify(
-    original: nn.Module,
-    compressed: nn.Module,
+    original: nn.Module | Callable[..., Any],
+    compressed: nn.Module | Callable[..., Any],
     data: object,
     *,
     confidence: float = CONFIDENCE,
@@ -89,8 +91,10 @@ def verify(
     An example counts as changed where either network's outputs are not finite.
 
     Args:
-        original: Its labels are the reference.
-        compressed: The other network, on the same device.
+        original: Its labels are the reference. A network, or any callable that takes a batch of
+            inputs and returns scores, as tensors or arrays: a program (`open_program`), another
+            framework. A callable gets inputs as they come, floating point ones in float32.
+        compressed: The other network or callable.
         data: Batches of inputs [N, ...] or of (inputs, labels), or any other kind of data that
             `data.as_batches` takes.
         confidence: Of the bound, in (0, 1).
@@ -120,13 +124,17 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    readings = resolved(output, labels, (original, compressed))
+    networks = as_network(original), as_network(compressed)
+    readings = resolved(output, labels, networks)
+    for network, reading in zip(networks, readings, strict=True):
+        if isinstance(network, Called):
+            network.output = reading.output
     batches = as_batches(data)
     tally = _Tally()
     for inputs, truth in batches:
         one, other = (
             Predictor(network, batches.packing, scoring)
-            for network, scoring in zip((original, compressed), readings, strict=True)
+            for network, scoring in zip(networks, readings, strict=True)
         )
         tally.compare(one, other, inputs, truth)
     return tally.result(confidence)
@@ -168,8 +176,8 @@ class _Tally:
         if not len(inputs):
             return
         with original.evaluating(), compressed.evaluating():
-            inputs = original.place(inputs)
-            before, after = original.scores(inputs), compressed.scores(inputs)
+            before = _scores(original, inputs)
+            after = _scores(compressed, inputs).to(before.device)
         if before.shape != after.shape:
             raise FcompressError(
                 f"the networks give outputs of shape {list(before.shape[1:])} and "
@@ -217,6 +225,17 @@ class _Tally:
             labels=self._kind,
             positions=self._positions / n if self._kind == "positions" else None,
         )
+
+
+def _scores(predictor: Predictor, inputs: Tensor) -> Tensor:
+    """Scores of a batch, of a network that may not run on it at all."""
+    placed = predictor.place(inputs)
+    try:
+        return predictor.scores(placed)
+    except FcompressError:
+        raise
+    except Exception as error:  # of any network's code
+        raise cannot_run((placed,), error) from error
 
 
 def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:

@@ -13,6 +13,7 @@ from fcompress.checkpoints.weights import Weights, load_weights, read_weights
 from fcompress.cli.network_options import NetworkOptions
 from fcompress.data import Splits, load_data, reload_data
 from fcompress.errors import CheckpointError, DataError
+from fcompress.exports.opening import is_program, open_program
 from fcompress.models.external import FORMS, Architecture, build_network
 from fcompress.models.provenance import (
     Described,
@@ -38,6 +39,20 @@ def open_network(path: Path, how: NetworkOptions) -> nn.Module:
         before = reading_of(network) or {"output": None, "labels": None}
         note_reading(network, how.output or before["output"], how.labels or before["labels"])
     return network
+
+
+def open_shipped(path: Path, how: NetworkOptions) -> nn.Module:
+    """`open_network`, or a program: what is compared and not compressed.
+
+    Raises:
+        FcompressError: As for `open_network` and `open_program`.
+    """
+    if not is_program(path):
+        return open_network(path, how)
+    program = open_program(path, trust_pickle=how.trust_pickle)
+    labels = how.labels or (reading_of(program) or {}).get("labels")
+    note_reading(program, how.output, labels)
+    return program
 
 
 def _opened(path: Path, how: NetworkOptions) -> nn.Module:

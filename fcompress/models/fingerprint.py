@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fcompress.models.base import Network
 
 CHANGED = "the weights were changed after it"
+REWRITTEN = "the program was changed after it was exported"
 _COUNTER = "num_batches_tracked"
 
 
