@@ -18,6 +18,7 @@ from .exports.describe import Contents as Contents
 from .exports.describe import describe_file as describe_file
 from .exports.exporting import ExportResult as ExportResult
 from .exports.exporting import export as export
+from .exports.opening import open_program as open_program
 from .forward.cost import Cost as Cost
 from .forward.cost import count as count
 from .measure.ablation import AblationResult as AblationResult

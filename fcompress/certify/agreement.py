@@ -19,7 +19,9 @@ from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError
 from fcompress.forward.asked import asked
+from fcompress.forward.callables import Called, as_network
 from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import Scoring, resolved
 from fcompress.forward.understanding import understood
 
@@ -81,8 +83,8 @@ class AgreementResult:
 
 @renamed(wide="original", thin="compressed")
 def verify(
-    original: nn.Module,
-    compressed: nn.Module,
+    original: nn.Module | Callable[..., Any],
+    compressed: nn.Module | Callable[..., Any],
     data: object,
     *,
     confidence: float = CONFIDENCE,
@@ -98,8 +100,10 @@ def verify(
     An example counts as changed where either network's outputs are not finite.
 
     Args:
-        original: Its labels are the reference.
-        compressed: The other network, on the same device.
+        original: Its labels are the reference. A network, or any callable that takes a batch of
+            inputs and returns scores, as tensors or arrays: a program (`open_program`), another
+            framework. A callable gets inputs as they come, floating point ones in float32.
+        compressed: The other network or callable.
         data: Batches of inputs [N, ...] or of (inputs, labels), or any other kind of data that
             `data.as_batches` takes.
         confidence: Of the bound, in (0, 1).
@@ -136,12 +140,16 @@ def verify(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
     said = asked(answer, labels, within, cosine, same)
-    readings = resolved(output, said, (original, compressed))
+    networks = as_network(original), as_network(compressed)
+    readings = resolved(output, said, networks)
+    for network, reading in zip(networks, readings, strict=True):
+        if isinstance(network, Called):
+            network.output = reading.output
     batches = as_batches(data)
     next(iter(batches))  # what is packed is known from the first batch on
     one, other = (
         Predictor(network, batches.packing, scoring)
-        for network, scoring in zip((original, compressed), readings, strict=True)
+        for network, scoring in zip(networks, readings, strict=True)
     )
     return compare(*understood_pair(one, other, batches), batches, confidence)
 
@@ -204,8 +212,8 @@ class _Tally:
         if not len(inputs):
             return
         with original.evaluating(), compressed.evaluating():
-            inputs = original.place(inputs)
-            before, after = original.scores(inputs), compressed.scores(inputs)
+            before = _scores(original, inputs)
+            after = _scores(compressed, inputs).to(before.device)
         if before.shape != after.shape:
             raise FcompressError(
                 f"the networks give outputs of shape {list(before.shape[1:])} and "
@@ -260,6 +268,17 @@ class _Tally:
             positions=self._positions / n if self._kind == "positions" else None,
             answer=self._answer,
         )
+
+
+def _scores(predictor: Predictor, inputs: Tensor) -> Tensor:
+    """Scores of a batch, of a network that may not run on it at all."""
+    placed = predictor.place(inputs)
+    try:
+        return predictor.scores(placed)
+    except FcompressError:
+        raise
+    except Exception as error:  # of any network's code
+        raise cannot_run((placed,), error) from error
 
 
 def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:

@@ -10,7 +10,8 @@ A file is what `torch.save` makes of one dictionary of tensors and plain values,
     widths    {layer: [units out, units in]} of every layer with weights, as they are now
     state     {name: tensor}, the state dict; its shapes are the true widths
     data      what identifies the training data, or None
-    history   list of what was done to the network
+    history   list of what was done to the network; the last compression is marked `void` if its
+              certificate is about other weights (`models/fingerprint.py`)
     versions  versions of the programs that wrote the file
     numbers   {module: {attribute: number}} that no tensor says, such as heads; only in files of
               networks that are not of the registry, which are of version 2
@@ -26,6 +27,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import read_archive, write_archive
 from fcompress.models import Network
 from fcompress.models.external import REGISTERED, Architecture, build_network
+from fcompress.models.fingerprint import judged, saved_tensors
 from fcompress.models.provenance import architecture_of, described, origin_of, versions
 
 FORMAT = "fcompress"
@@ -67,7 +70,8 @@ def save(
         path: The file; one that is there is replaced once the new one is complete.
         data: What identifies the training data, as plain values. None: what a loaded network
             remembers (`model.origin`).
-        history: What was done to the network, as plain values. None: as for `data`.
+        history: What was done to the network, as plain values. None: as for `data`. A certificate
+            in it is marked `void` if the weights are no longer those that it is about.
 
     Raises:
         CheckpointError: The network could not be loaded again, or `data` or `history` hold
@@ -133,9 +137,10 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     """
     content = _from_safetensors(path) if is_safetensors(path) else read_archive(path)
     try:
-        return _checked(content)
+        found = _checked(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    return replace(found, history=judged(found.history, found.state))
 
 
 def content_of(model: nn.Module) -> dict[str, Any]:
@@ -181,6 +186,7 @@ def _content(
             rebuild(_checked(content))
     except FcompressError as error:
         raise CheckpointError(f"this {content['family']} cannot be saved: {error}") from error
+    content["history"] = judged(checkpoint.history, checkpoint.state)
     return _with_one_of_each(content)
 
 
@@ -191,7 +197,7 @@ def _built(model: nn.Module) -> dict[str, Any]:
             "version": VERSION,
             "family": model.spec.family,
             "args": model.spec.args,
-            "state": {name: _compact(tensor) for name, tensor in model.state_dict().items()},
+            "state": {name: _compact(tensor) for name, tensor in saved_tensors(model).items()},
         }
     record = described(model)
     architecture = architecture_of(model) if record is None else record.architecture
@@ -199,9 +205,7 @@ def _built(model: nn.Module) -> dict[str, Any]:
         "version": FOREIGN_VERSION,
         "family": architecture.name,
         "args": architecture.args,
-        "state": {
-            name: _compact(tensor) for name, tensor in rebuild_external.tensors_of(model).items()
-        },
+        "state": {name: _compact(tensor) for name, tensor in saved_tensors(model).items()},
         "numbers": rebuild_external.numbers_of(model),
     }
 

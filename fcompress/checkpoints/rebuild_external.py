@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fcompress.errors import ArchitectureError, CheckpointError
 from fcompress.models.external import REGISTERED, Architecture, bounded, build_network
+from fcompress.models.fingerprint import tensors_of
 from fcompress.models.provenance import described
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import ADAPTED, FOLDED, adapt
@@ -31,12 +32,6 @@ _LARGEST = 2**24
 # A network that cannot be built without memory takes at most this, or this many times its file.
 _BYTES, _TIMES = 2**30, 64
 _OWN = frozenset(vars(nn.Module()))
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name; unlike a state dict, also buffers that are not saved."""
-    found = dict(model.named_parameters(remove_duplicate=False))
-    return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def numbers_of(model: nn.Module) -> Numbers:

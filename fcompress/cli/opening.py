@@ -14,6 +14,7 @@ from fcompress.checkpoints.weights import Weights, load_weights, read_weights
 from fcompress.cli.network_options import NetworkOptions
 from fcompress.data import Splits, load_data, reload_data
 from fcompress.errors import CheckpointError, DataError
+from fcompress.exports.opening import is_program, open_program
 from fcompress.models.external import FORMS, Architecture, build_network
 from fcompress.models.provenance import (
     Described,
@@ -34,7 +35,11 @@ def open_network(path: Path, how: NetworkOptions) -> nn.Module:
     Raises:
         FcompressError: The file or the architecture is no good, or one does not fit the other.
     """
-    network = _opened(path, how)
+    return _noted(_opened(path, how), how)
+
+
+def _noted(network: nn.Module, how: NetworkOptions) -> nn.Module:
+    """A network of which is noted how the user said that it is read."""
     said = how.asked
     if how.output is not None or said.kind is not None:
         noted: dict[str, Any] = reading_of(network) or {"output": None, "labels": None}
@@ -48,6 +53,17 @@ def open_network(path: Path, how: NetworkOptions) -> nn.Module:
             }
         note_reading(network, **{**noted, "output": how.output or noted["output"]})
     return network
+
+
+def open_shipped(path: Path, how: NetworkOptions) -> nn.Module:
+    """`open_network`, or a program: what is compared and not compressed.
+
+    Raises:
+        FcompressError: As for `open_network` and `open_program`.
+    """
+    if not is_program(path):
+        return open_network(path, how)
+    return _noted(open_program(path, trust_pickle=how.trust_pickle), how)
 
 
 def _opened(path: Path, how: NetworkOptions) -> nn.Module:

@@ -80,14 +80,17 @@ def _print_layers(console: Console, found: Contents) -> None:
 
 def _history(found: Contents) -> Iterator[str]:
     """What was done to the network, and by what."""
+    from fcompress.models.fingerprint import last_shrink
+
+    last = last_shrink(found.history)
     for number, entry in enumerate(found.history, 1):
-        yield f"{number}. {_done(entry)}"
+        yield f"{number}. {_done(entry, last is not None and number <= last)}"
     if found.versions:
         written = ", ".join(f"{name} {version}" for name, version in found.versions.items())
         yield f"Written with {written}."
 
 
-def _done(entry: Any) -> str:
+def _done(entry: Any, superseded: bool) -> str:
     """One step of a history; files of others may hold anything there."""
     if not isinstance(entry, dict) or not isinstance(entry.get("action"), str):
         return f"an entry that is not understood: {str(entry)[:80]}"
@@ -105,14 +108,16 @@ def _done(entry: Any) -> str:
             ]
             return f"trained for {len(entry['epochs'])} epochs: {', '.join(parts)}"
         if action == "shrink":
-            return _shrunk(entry)
+            return _shrunk(entry, superseded)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         pass
     return action
 
 
-def _shrunk(entry: dict[str, Any]) -> str:
+def _shrunk(entry: dict[str, Any], superseded: bool) -> str:
     """One shrinking: by how much, and what is proven of it."""
+    from fcompress.models.fingerprint import certified_weights
+
     agreement = entry["agreement"]
     changed, n = agreement["n"] - agreement["same"], agreement["n"]
     sizes = ", ".join(
@@ -124,10 +129,19 @@ def _shrunk(entry: dict[str, Any]) -> str:
         if entry["certified"] is True
         else "to a size target, not certified"
     )
+    counted = f"on {n:,} certification examples {changed:,} "
+    if entry.get("void") is not None:
+        return (
+            f"shrunk by {entry['method']}, certificate void: {entry['void']}: {sizes}; before "
+            f"that, {counted}had changed their label (fcompress verify measures afresh)"
+        )
+    about = "" if not superseded else "; superseded by the compression after it"
+    if not superseded and certified_weights(entry) is None:
+        about = "; certificate not tied to weights (written by an earlier version)"
     return (
-        f"shrunk by {entry['method']}, {aim}: {sizes}; on {n:,} certification examples "
-        f"{changed:,} changed their label, so with {agreement['confidence']:.0%} confidence at "
-        f"most {rounded_up(1 - agreement['lower_bound'])} change"
+        f"shrunk by {entry['method']}, {aim}: {sizes}; {counted}"
+        f"changed their label, so with {agreement['confidence']:.0%} confidence at "
+        f"most {rounded_up(1 - agreement['lower_bound'])} change{about}"
     )
 
 

@@ -20,9 +20,11 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
-from fcompress.report.text import agreement_sentence
+from fcompress.report.text import agreement_sentence, rounded_up
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fcompress.certify.agreement import AgreementResult
     from fcompress.data import Split, Splits
 
@@ -54,7 +56,8 @@ def verify_command(
 ) -> None:
     r"""Compare the labels of two networks.
 
-    ORIGINAL and COMPRESSED are files of fcompress, or weights for the architecture of --arch. The
+    ORIGINAL and COMPRESSED are files of fcompress, weights for the architecture of --arch, ONNX
+    (also quantised), or with --trust-pickle .pt2 programs. The
     bound is exact as long as nothing was chosen by looking at the examples: `fcompress shrink`
     never touches the test split.
 
@@ -63,17 +66,53 @@ def verify_command(
       fcompress verify model.pt small.pt --json agreement.json
     """
     from fcompress.certify.agreement import verify
-    from fcompress.cli.opening import open_data, open_network
+    from fcompress.cli.opening import open_data, open_shipped
+    from fcompress.forward.callables import Called
 
-    before, after = open_network(original, how), open_network(compressed, how)
-    splits = open_data([before, after], original, how, data, data_root, "all", say=tell)
+    before, after = open_shipped(original, how), open_shipped(compressed, how)
+    # Networks know more of their data than programs do.
+    known = sorted((before, after), key=lambda network: isinstance(network, Called))
+    splits = open_data(known, original, how, data, data_root, "all", say=tell)
     chosen = _choose(splits, split)
     place(before, device)
     place(after, device)
     result = verify(before, after, chosen, confidence=confidence)
-    record = {**result.to_dict(), "split": chosen.name, "data": splits.info}
+    own = own_certificate(before, after)
+    record = {**result.to_dict(), "split": chosen.name, "data": splits.info, "certificate": own}
     if write_json(json_file, record):
         show_agreement(result, chosen.name)
+        if own not in (None, "holds"):
+            bound = rounded_up(result.upper_bound)
+            stdout().print(
+                f"The certificate in {compressed} is {own}; measured afresh: at most {bound}.",
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+def own_certificate(original: nn.Module, compressed: nn.Module) -> str | None:
+    """What the certificate in a compressed network's file is worth for these two networks.
+
+    Returns:
+        "holds", a reason why it says nothing, or None where there is none.
+    """
+    from fcompress.forward.callables import Called
+    from fcompress.models.fingerprint import certified_weights, fingerprint, last_shrink
+    from fcompress.models.provenance import origin_of
+
+    history = origin_of(compressed)["history"]
+    last = last_shrink(history)
+    if last is None:
+        return None
+    entry = history[last]
+    if entry.get("void") is not None:
+        return f"void: {entry['void']}"
+    if certified_weights(entry) is None:
+        return "not tied to weights (written by an earlier version)"
+    about = certified_weights(entry, "original")
+    if not isinstance(original, Called) and about not in (None, fingerprint(original)):
+        return "about another original network than this one"
+    return "holds"
 
 
 def _choose(splits: Splits, name: str | None) -> Split:

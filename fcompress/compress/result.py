@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +15,8 @@ from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.deprecation import warn
 from fcompress.forward import cost
-from fcompress.models import Network
+from fcompress.models.fingerprint import fingerprint, judged
 from fcompress.models.provenance import (
-    described,
     hand_on,
     note_reading,
     origin_of,
@@ -77,6 +76,8 @@ class ShrinkResult:
         data: Identity of the data.
         seed: Random seed.
         versions: Of what produced this.
+        certificate: What the certificate is about: hashes of the `compressed` and the `original`
+            network's tensors (`models/fingerprint.py`) and of the `data`, None where it has none.
     """
 
     model: nn.Module
@@ -104,6 +105,7 @@ class ShrinkResult:
     data: dict[str, Any]
     seed: int
     versions: dict[str, str]
+    certificate: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def polish(self) -> dict[str, Any] | None:
@@ -155,6 +157,11 @@ def outcome(
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
     skipped += [{"name": n, "reason": r} for n, r in not_pruned.items()]
+    certificate: dict[str, str | None] = {
+        "compressed": fingerprint(compressed),
+        "original": fingerprint(model),
+        "data": roles.info.get("sha256"),
+    }
     entry = {
         "action": "shrink",
         "method": options.method,
@@ -169,6 +176,7 @@ def outcome(
         "seed": context.seed,
         "data": roles.info,
         "versions": versions(),
+        "certificate": certificate,
     }
     hand_on(model, compressed)
     scoring, answer = original.scoring, agreement.answer or {}
@@ -180,9 +188,9 @@ def outcome(
         cosine=scoring.cosine,
         same=scoring.same,
     )
-    if isinstance(compressed, Network) or described(compressed) is not None:
-        origin = origin_of(compressed)
-        set_origin(compressed, origin["data"], [*origin["history"], entry])
+    origin = origin_of(compressed)
+    # What was certified before may have been changed since, in memory.
+    set_origin(compressed, origin["data"], [*judged(origin["history"], model), entry])
     copies, weak = checked
     return ShrinkResult(
         model=compressed,
@@ -220,6 +228,7 @@ def outcome(
         data=roles.info,
         seed=context.seed,
         versions=versions(),
+        certificate=certificate,
     )
 
 

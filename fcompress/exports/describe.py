@@ -7,7 +7,7 @@ import os
 import pickletools
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fcompress.exports import programs
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
 from fcompress.models import build
+from fcompress.models.fingerprint import judged
 
 KINDS = {
     "network": "network of fcompress",
@@ -152,7 +153,8 @@ def _of_onnx(path: Path) -> Contents:
         for what, values in (("input", graph.input), ("output", graph.output))
         for value in list(values)[:_NAMED_CLASSES]
     ]
-    return _with_record(path, "onnx", text, notes)
+    found = _with_record(path, "onnx", text, notes)
+    return replace(found, history=tuple(programs.judged_program(found.history, proto)))
 
 
 def _onnx_shape(shape: Any) -> str:
@@ -217,7 +219,7 @@ def _with_record(
         widths=record["widths"],
         wide=_wide(record.get("family"), args),
         data=record["data"],
-        history=tuple(record["history"]),
+        history=tuple(record["history"] if tensors is None else judged(record["history"], tensors)),
         versions=record.get("versions", {}),
         notes=tuple(notes),
         **known,

@@ -29,6 +29,7 @@ from fcompress.forward.predictor import Predictor
 from fcompress.forward.scoring import resolved
 from fcompress.forward.understanding import understood
 from fcompress.models.external import REGISTERED, Architecture
+from fcompress.models.fingerprint import last_shrink
 from fcompress.surgery.preparation import plain_copy
 
 FORMATS = {
@@ -104,7 +105,7 @@ def export(
             `as_batches` takes. Labels are not needed.
         original: The network that `model` was made from, to compare labels with.
         tol: Largest share of labels that may differ from `original`. None: what the last entry of
-            the network's history certifies, if anything.
+            the network's history certifies, if anything; nothing where its weights were changed.
         examples: Most examples to run.
         output: Which of several outputs are the scores, as for `shrink`; a program gives only them.
         labels: The same as `answer`.
@@ -311,12 +312,13 @@ def _compare(
 
 
 def _promised(record: dict[str, Any]) -> float | None:
-    """The tolerance for which the network was last certified, if it was."""
-    for entry in reversed(record["history"]):
-        if isinstance(entry, dict) and entry.get("action") == "shrink":
-            tolerance = entry.get("tolerance") if entry.get("certified") is True else None
-            return float(tolerance) if isinstance(tolerance, float | int) else None
-    return None
+    """The tolerance for which the network was last certified, if that still holds."""
+    last = last_shrink(record["history"])
+    entry = {} if last is None else record["history"][last]
+    if entry.get("certified") is not True or entry.get("void") is not None:
+        return None
+    tolerance = entry.get("tolerance")
+    return float(tolerance) if isinstance(tolerance, float | int) else None
 
 
 def _check_promise(agreement: AgreementResult, promised: float | None, kind: str) -> None:

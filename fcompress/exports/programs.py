@@ -8,12 +8,13 @@ the example that it was traced with, stay out of both.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,11 +25,14 @@ from torch.export import Dim, ExportedProgram
 from fcompress.checkpoints.checkpoint import RECORD
 from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
 from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.models.fingerprint import REWRITTEN, last_shrink
 from fcompress.nn.local_response_norm import FixedLocalResponseNorm, LocalResponseNorm
 from fcompress.surgery.preparation import plain_copy
 
 # The extra file of a .pt2 file that holds the record.
 RECORD_FILE = f"{RECORD}.json"
+# Where an .onnx file holds the hash of what it computes.
+GRAPH = f"{RECORD}.graph"
 # What a .pt2 file holds by which it is known, in archives of torch 2.8 and later and before.
 PROGRAM_ENTRIES = ("models/model.json", "serialized_exported_program.json")
 INPUT, OUTPUT = "input", "logits"
@@ -70,7 +74,7 @@ def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
     fixed = _with_fixed_norms(plain_copy(predictor.network))
     # Zeros: the program keeps the example, and nobody's data shall travel in it.
     zeros = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         try:
             if not isinstance(fixed(zeros), Tensor):
                 fixed = _Scores(predictor.of(fixed))
@@ -93,7 +97,7 @@ def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
 
 def write_program(program: ExportedProgram, record: str, file: BinaryIO) -> None:
     """Write a traced program in torch's format (.pt2), with its record."""
-    with _quiet():
+    with quiet():
         torch.export.save(program, file, extra_files={RECORD_FILE: record})
 
 
@@ -102,7 +106,7 @@ def run_program(path: Path) -> Runner:
 
     Not for files of others: the format may hold pickled objects.
     """
-    with _quiet(), path.open("rb") as file:
+    with quiet(), path.open("rb") as file:
         network = torch.export.load(file).module()
 
     def run(inputs: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
     """
     onnx, _, _ = onnx_packages()
     _check_onnx_limits(program)
-    with _quiet():
+    with quiet():
         try:
             made = torch.onnx.export(
                 program,
@@ -135,7 +139,7 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
             assert made is not None
             proto = made.model_proto
             _tidy(proto)
-            onnx.helper.set_model_props(proto, {RECORD: record})
+            onnx.helper.set_model_props(proto, {RECORD: record, GRAPH: _graph_hash(proto)})
             onnx.checker.check_model(proto)
         except Exception as error:  # of the exporter, by type as many as operators
             raise UnsupportedNetworkError(
@@ -146,13 +150,27 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
 
 
 def run_onnx(path: Path) -> Runner:
-    """Open an .onnx file with onnxruntime, on the CPU."""
+    """Open an .onnx file that this process wrote with onnxruntime, on the CPU."""
+    session = onnx_session(path)
+
+    def run(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
+
+    return run
+
+
+def onnx_session(path: Path) -> Any:
+    """A session of onnxruntime on the CPU, which runs no code of the file.
+
+    Raises:
+        FcompressError: onnxruntime does not take it, or is not installed.
+    """
     _, _, runtime = onnx_packages()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
-        session = runtime.InferenceSession(
+        return runtime.InferenceSession(
             os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's own exceptions have no common public type
@@ -160,10 +178,30 @@ def run_onnx(path: Path) -> Runner:
             f"onnxruntime does not take the network: {first_line(error)[:300]}; save it as .pt2"
         ) from error
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
 
-    return run
+def judged_program(history: Sequence[Any], proto: Any) -> list[Any]:
+    """The history in an ONNX file, its certificate void if the file is not as `export` left it.
+
+    Quantising it keeps what the file says about itself.
+
+    Args:
+        history: From its record.
+        proto: The file, as the package onnx opens it.
+    """
+    found = list(history)
+    last = last_shrink(found)
+    said = {entry.key: entry.value for entry in proto.metadata_props}.get(GRAPH)
+    if last is not None and said is not None and said != _graph_hash(proto):
+        found[last] = {"void": REWRITTEN, **found[last]}
+    return found
+
+
+def _graph_hash(proto: Any) -> str:
+    """The sha256 of an ONNX network's operators and tensors."""
+    digest = hashlib.sha256()
+    for part in (proto.graph, *proto.functions):
+        digest.update(part.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 def onnx_packages() -> tuple[Any, Any, Any]:
@@ -237,7 +275,7 @@ def _tidy(proto: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what the exporters print, warn and log off the terminal, and the random state."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.data.packing import Packing
+from fcompress.forward.callables import Called
 from fcompress.forward.running import dtype_of, tensors_of
 from fcompress.forward.scoring import BY_SHAPE, Scoring
 
@@ -46,7 +47,8 @@ class Predictor:
     @property
     def name(self) -> str:
         """What to call the network in a message."""
-        return type(self.network).__name__
+        network = self.network
+        return network.name if isinstance(network, Called) else type(network).__name__
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""

@@ -1,0 +1,249 @@
+"""open_program(): what people ship, ONNX or .pt2, opened to be compared with a network."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fcompress.errors import CheckpointError, FcompressError, first_line
+from fcompress.exports.describe import describe_file
+from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
+from fcompress.formats.torch_zip import is_zip
+from fcompress.forward.callables import Called, as_network
+from fcompress.models.external import Architecture
+from fcompress.models.provenance import Described, describe, note_reading, reading_of
+
+ENDINGS = (".onnx", ".pt2")
+# Machine code that torch.export.load would run beside the program.
+_COMPILED = "data/aotinductor/"
+_TYPES = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+
+
+def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Called:
+    """Open a program that was made of a network, whoever made it.
+
+    It runs on the CPU, on batches of any size, also where it was written for batches of one size.
+
+    Args:
+        path: ONNX, also quantised (`.onnx`), which runs no code of the file; or a program of
+            torch.export (`.pt2`).
+        trust_pickle: Whether to open a `.pt2`, which may hold pickled objects and with them any
+            code that its author put in.
+
+    Returns:
+        A network without parameters, for `verify`. What its file says of its history and its data
+        is known of it.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another kind, keeps tensors outside its
+            folder, or is a program of torch.export and `trust_pickle` is not given.
+        FcompressError: It is ONNX, and the packages for that are missing.
+
+    Example:
+        >>> import fcompress, torch
+        >>> network = fcompress.build("mlp", in_features=4, classes=3)
+        >>> x = torch.randn(300, 4)
+        >>> result = fcompress.export(network, "net.pt2", x)
+        >>> program = open_program("net.pt2", trust_pickle=True)
+        >>> fcompress.verify(network, program, x).changed
+        0
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix.lower() == ".onnx":
+        known = describe_file(path)
+        network = _onnx(path)
+    elif not is_program(path) or not (names := _inner(path)) & set(PROGRAM_ENTRIES):
+        raise CheckpointError(
+            f"{path}: is neither ONNX (.onnx) nor a program of torch.export (.pt2), or damaged"
+        )
+    elif any(name.startswith(_COMPILED) for name in names):
+        raise CheckpointError(
+            f"{path}: holds compiled machine code; give the program that it was compiled from"
+        )
+    elif not trust_pickle:
+        raise CheckpointError(
+            f"{path}: a program of torch.export may hold pickled objects, which could run code "
+            "when opened; it was not opened. Add --trust-pickle (in Python: trust_pickle=True) if "
+            "you trust who wrote it, or give it as ONNX"
+        )
+    else:
+        known = describe_file(path)
+        network = _exported(path)
+    record = Described(Architecture(f"program:{path.name}"), known.data, known.history)
+    describe(network, record)
+    reading = reading_of(network)
+    # A program gives the scores only, whichever of several outputs they were.
+    note_reading(network, None, None if reading is None else reading["labels"])
+    return network
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file calls itself a program, or is one of torch.export whatever it is called."""
+    return path.suffix.lower() in ENDINGS or bool(_inner(path) & set(PROGRAM_ENTRIES))
+
+
+def _inner(path: Path) -> set[str]:
+    """Names in an archive, below its folder and as they are."""
+    try:
+        if not is_zip(path):
+            return set()
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, OSError):
+        return set()
+    return {*names, *(name.partition("/")[2] for name in names)}
+
+
+def _exported(path: Path) -> Called:
+    """A program of torch.export, unpickled."""
+    try:
+        with quiet(), path.open("rb") as file:
+            program = torch.export.load(file)
+            network = as_network(program)
+    except Exception as error:  # whatever a damaged file makes torch raise
+        raise CheckpointError(
+            f"{path}: torch.export cannot open it ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    assert isinstance(network, Called)
+    call = network._call
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return call(*args, **kwargs)
+
+    return Called(_guarded(path, run, _batch(program)), path.name, network.dtype, network.device)
+
+
+def _batch(program: ExportedProgram) -> int | None:
+    """Examples that the program takes at a time; None for any number."""
+    wanted = program.graph_signature.user_inputs
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in wanted:
+            shape = [*getattr(node.meta.get("val"), "shape", ()), None]
+            return shape[0] if type(shape[0]) is int else None
+    return None
+
+
+def _onnx(path: Path) -> Called:
+    """A network of ONNX in onnxruntime, on the CPU."""
+    _check_outside(path)
+    try:
+        session = onnx_session(path)
+    except FcompressError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = [node.name for node in session.get_outputs()]
+    several = namedtuple("several", outputs, rename=True)  # type: ignore[misc]
+
+    def run(*args: Tensor, **kwargs: Tensor) -> Any:
+        given = {**dict(zip(inputs, args, strict=False)), **kwargs}
+        if given.keys() != inputs.keys() or len(args) + len(kwargs) != len(inputs):
+            raise ValueError(f"its inputs are {', '.join(inputs)}")
+        feed = {name: _array(value, inputs[name].type) for name, value in given.items()}
+        found = [torch.from_numpy(array) for array in session.run(outputs, feed)]
+        return found[0] if len(found) == 1 else several(*found)
+
+    first = next(iter(inputs.values()), None)
+    size = first.shape[0] if first is not None and first.shape else None
+    return Called(_guarded(path, run, size if isinstance(size, int) else None), path.name, None)
+
+
+def _array(value: Tensor, kind: str) -> Any:
+    """A tensor as the array of the type that an input has; whole numbers stay whole."""
+    dtype = _TYPES.get(kind.removeprefix("tensor(").removesuffix(")"), value.dtype)
+    if dtype.is_floating_point != value.is_floating_point():
+        raise ValueError(f"it takes {kind}, not {str(value.dtype).removeprefix('torch.')}")
+    return value.detach().cpu().to(dtype).contiguous().numpy()
+
+
+def _check_outside(path: Path) -> None:
+    """Refuse a network that keeps tensors in files outside its folder, which could be any file."""
+    onnx, _, _ = onnx_packages()
+    folder = path.parent.resolve()
+    for tensor in _stored(onnx.load(os.fspath(path), load_external_data=False)):
+        place = {entry.key: entry.value for entry in tensor.external_data}.get("location")
+        if place is None:
+            continue
+        there = (folder / place).resolve()
+        if not there.is_relative_to(folder):
+            raise CheckpointError(
+                f"{path}: keeps its tensors outside its folder, in {place}; it was not opened"
+            )
+        if not there.is_file():
+            raise CheckpointError(f"{path}: keeps its tensors in {place}, which is not there")
+
+
+def _stored(message: Any) -> Iterator[Any]:
+    """Every tensor in a network of ONNX, however deep in subgraphs and functions."""
+    for _, value in message.ListFields():
+        # A number, a text or bytes, one message, or a list of any of them.
+        parts = [value] if hasattr(value, "ListFields") or isinstance(value, str | bytes) else value
+        for part in parts if hasattr(parts, "__iter__") else ():
+            if not hasattr(part, "ListFields"):
+                break
+            if part.DESCRIPTOR.name == "TensorProto":
+                yield part
+            else:
+                yield from _stored(part)
+
+
+def _guarded(path: Path, run: Callable[..., Any], size: int | None) -> Callable[..., Any]:
+    """A program that says in one line what it does not take, and takes batches of any size."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        try:
+            if size is None or not tensors or size in (0, len(tensors[0])):
+                return run(*args, **kwargs)
+            return _joined(list(_in_parts(run, size, len(tensors[0]), args, kwargs)))
+        except Exception as error:  # of torch or onnxruntime, of as many types as operators
+            shapes = ", ".join(str(list(t.shape)) for t in tensors)
+            raise FcompressError(
+                f"{path}: does not run on inputs of shape {shapes}: {first_line(error)[:300]}; "
+                "give data of the shape and type that it was made for"
+            ) from error
+
+    return call
+
+
+def _in_parts(
+    run: Callable[..., Any], size: int, n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[Any, int]]:
+    """Outputs for so many examples at a time, and how many of them count."""
+    for first in range(0, n, size):
+        # The last part is filled up with its last example.
+        rows = torch.arange(first, first + size).clamp(max=n - 1)
+        yield (
+            run(*(value[rows] for value in args), **{k: v[rows] for k, v in kwargs.items()}),
+            min(size, n - first),
+        )
+
+
+def _joined(parts: list[tuple[Any, int]]) -> Any:
+    """Outputs of parts as if they had been one batch."""
+    first = parts[0][0]
+    if isinstance(first, Tensor):
+        return torch.cat([found[:count] for found, count in parts])
+    if isinstance(first, Mapping):
+        return {key: _joined([(found[key], count) for found, count in parts]) for key in first}
+    items = [_joined([(f[i], count) for f, count in parts]) for i in range(len(first))]
+    return type(first)(*items) if hasattr(first, "_fields") else items
