@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
+from fcompress.certify.per_label import ByLabel, LabelCounts
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError
@@ -43,6 +44,7 @@ class AgreementResult:
             position that is drawn for it, so that the bound holds for the share of changed
             positions.
         positions: Share of equal labels over all positions of all examples; None for other labels.
+        by_label: How each of the original's labels fares; None for answers that are no labels.
     """
 
     n: int
@@ -55,6 +57,7 @@ class AgreementResult:
     accuracy: dict[str, float] | None
     labels: str = "classes"
     positions: float | None = None
+    by_label: ByLabel | None = None
 
     @property
     def changed(self) -> int:
@@ -71,6 +74,7 @@ class AgreementResult:
         found = asdict(self)
         for key in ("largest_difference", "mean_difference"):
             found[key] = found[key] if math.isfinite(found[key]) else None
+        found["by_label"] = None if self.by_label is None else self.by_label.to_dict()
         return found
 
 
@@ -160,6 +164,7 @@ class _Tally:
         self._right_before = self._right_after = self._positions = 0.0
         self._largest = self._total = 0.0
         self._kind = "classes"
+        self._by_label = LabelCounts()
 
     def compare(
         self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
@@ -190,6 +195,7 @@ class _Tally:
         ).any(1)
         self._same += int((~changed).sum())
         self._positions += float(scoring.shares(ours, torch.where(ours < 0, -2, theirs)).sum())
+        self._by_label.add(self._kind, ours, theirs, before.shape[1], self._n)
         self._n += len(before)
         if truth is not None:
             right = scoring.truth(truth.to(ours.device), ours.shape[1])
@@ -216,6 +222,7 @@ class _Tally:
             accuracy=accuracy,
             labels=self._kind,
             positions=self._positions / n if self._kind == "positions" else None,
+            by_label=self._by_label.result(confidence),
         )
 
 

@@ -42,6 +42,8 @@ class ShrinkOptions:
         seed: Random seed.
         output: Which of several outputs are the scores; None for what the network carries.
         labels: What a label is; None for what the network carries, or else by its shape.
+        per_label: Whether `tol` has to hold for every label of the original with enough examples.
+        tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
 
     Raises:
         ValueError: One of them is out of its range.
@@ -60,6 +62,8 @@ class ShrinkOptions:
     seed: int = 0
     output: str | int | None = None
     labels: str | None = None
+    per_label: bool = False
+    tol_label: float | None = None
 
     def __post_init__(self) -> None:
         self._check_aim()
@@ -87,6 +91,13 @@ class ShrinkOptions:
             raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
         if self.max_macs is not None and self.max_macs < 1:
             raise ValueError(f"max_macs={self.max_macs}: expected at least 1")
+        if self.tol_label is not None and not 0 < self.tol_label < 1:
+            raise ValueError(f"tol_label={self.tol_label}: expected a share of labels in (0, 1)")
+        if self.by_size and (self.per_label or self.tol_label is not None):
+            raise ValueError(
+                "per_label and tol_label are about a tolerance, and a size (ratio, max_macs) "
+                "promises none; give one of them"
+            )
 
     @property
     def by_size(self) -> bool:
@@ -97,6 +108,11 @@ class ShrinkOptions:
     def tolerance(self) -> float | None:
         """What is to be certified; None where a size is asked for."""
         return None if self.by_size else self.tol
+
+    @property
+    def label_tolerance(self) -> float | None:
+        """What is to be certified of every label; None where nothing is."""
+        return self.tol_label or (self.tolerance if self.per_label else None)
 
     def most_macs(self, before: int) -> int:
         """The size asked for, of a network of `before` multiply-adds."""

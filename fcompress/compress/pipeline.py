@@ -8,6 +8,7 @@ from torch import nn
 
 from fcompress.certify.agreement import check_labels
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.certify.per_label import warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
@@ -52,6 +53,8 @@ def shrink(
     seed: int = 0,
     output: str | int | None = None,
     labels: str | None = None,
+    per_label: bool = False,
+    tol_label: float | None = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -83,6 +86,9 @@ def shrink(
             or "positions" (the largest of scores [N, classes, ...] at each position; the bound is
             one on the share of changed positions). None for what the network was compressed with,
             or else "sigmoid" for a single score and "classes" for several.
+        per_label: Make the tolerance hold for every label of the original with enough examples
+            too, for all of them at once; `agreement.by_label.promise` names those without.
+        tol_label: The same with a tolerance of its own.
         progress: Told whenever something takes a while.
 
     Returns:
@@ -125,6 +131,8 @@ def shrink(
         seed=seed,
         output=output,
         labels=labels,
+        per_label=per_label,
+        tol_label=tol_label,
     )
     return compress(model, data, options, progress or silent)
 
@@ -139,9 +147,7 @@ def compress(
     if options.tolerance is not None:
         check_reachable(options.tolerance, len(roles.certification), options.confidence)
     weak = tuple(weaknesses(roles, copies, options.tolerance, options.confidence))
-    for line in weak:
-        _tell(report, f"warning: {line}")
-        warnings.warn(line, ResultWarning, stacklevel=4)
+    _warn(report, weak)
     (scoring,) = resolved(options.output, options.labels, (model,))
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     _check_truth(original, roles)
@@ -174,15 +180,25 @@ def compress(
         seconds = options.distill_seconds if options.distill else None
         builder = CandidateBuilder(context, method, removal_order, roles, report, multiple, seconds)
         if options.tolerance is not None:
-            found = within(builder, options.tolerance, options.confidence)
+            found = within(builder, options.tolerance, options.confidence, options.label_tolerance)
         else:
             found = of_size(builder, options.most_macs(macs), options.confidence)
+    unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))
+    _warn(report, unequal)
+    weak += unequal
     _tell(report, "measuring the compressed network")
     return outcome(model, builder, found, not_pruned, (copies, weak), options)
 
 
 def _tell(report: Report, line: str) -> None:
     report(Progress(line, line=line))
+
+
+def _warn(report: Report, lines: tuple[str, ...]) -> None:
+    """Say what weakens the result; called by `compress`, for the caller of `shrink`."""
+    for line in lines:
+        _tell(report, f"warning: {line}")
+        warnings.warn(line, ResultWarning, stacklevel=5)
 
 
 def _affordable(original: Predictor, roles: Roles) -> int:
