@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
+from fcompress.certify.per_label import ByLabel, LabelCounts
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError
@@ -49,6 +50,7 @@ class AgreementResult:
         positions: Share of equal labels over all positions of all examples; None for other labels.
         answer: The kind, with when two answers of it are the same: "within", "cosine" or the name
             of a "function"; "ending" is the network's last operator where that matters.
+        by_label: How each of the original's labels fares; None for answers that are no labels.
     """
 
     n: int
@@ -62,6 +64,7 @@ class AgreementResult:
     labels: str = "classes"
     positions: float | None = None
     answer: dict[str, Any] | None = None
+    by_label: ByLabel | None = None
 
     @property
     def changed(self) -> int:
@@ -78,6 +81,7 @@ class AgreementResult:
         found = asdict(self)
         for key in ("largest_difference", "mean_difference"):
             found[key] = found[key] if math.isfinite(found[key]) else None
+        found["by_label"] = None if self.by_label is None else self.by_label.to_dict()
         return found
 
 
@@ -204,6 +208,7 @@ class _Tally:
         self._largest = self._total = 0.0
         self._kind = "classes"
         self._answer: dict[str, Any] = {"kind": "classes"}
+        self._by_label = LabelCounts()
 
     def compare(
         self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
@@ -240,6 +245,7 @@ class _Tally:
         self._same += int((~changed).sum())
         if self._kind == "positions":
             self._positions += float(scoring.shares(ours, theirs).sum())
+        self._by_label.add(self._kind, ours, theirs, before.shape[1], self._n)
         self._n += len(before)
         if truth is not None and not scoring.continuous:
             right = scoring.truth(truth.to(ours.device), ours.shape[1])
@@ -267,6 +273,7 @@ class _Tally:
             labels=self._kind,
             positions=self._positions / n if self._kind == "positions" else None,
             answer=self._answer,
+            by_label=self._by_label.result(confidence),
         )
 
 

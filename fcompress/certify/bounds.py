@@ -29,14 +29,14 @@ def upper_bound(changed: int, n: int, confidence: float = CONFIDENCE) -> float:
     low, high = changed / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if _at_most(changed, n, middle) > 1 - confidence:
+        if at_most(changed, n, middle) > 1 - confidence:
             low = middle
         else:
             high = middle
     return high
 
 
-def _at_most(k: int, n: int, p: float) -> float:
+def at_most(k: int, n: int, p: float) -> float:
     """P(X <= k) for X binomial (n, p), 0 < p < 1, summed in logarithms."""
     import numpy as np  # here, so that the command line can take `CONFIDENCE` without it
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fcompress.certify.agreement import AgreementResult, compare, with_upper_bound
+from fcompress.certify.bounds import examples_needed
+from fcompress.certify.per_label import ByLabel, LabelFare
+from fcompress.errors import FcompressError, ToleranceError
 from fcompress.forward.predictor import Predictor
 
 
@@ -47,6 +50,7 @@ def certify(
     data: Iterable[tuple[Tensor, Tensor | None]],
     tolerance: float,
     confidence: float,
+    label_tolerance: float | None = None,
 ) -> tuple[tuple[Candidate, AgreementResult] | None, list[AgreementResult]]:
     """Test candidates in a fixed order until one fails.
 
@@ -56,6 +60,8 @@ def certify(
         data: The certification split.
         tolerance: Largest share of labels that may change.
         confidence: Of the bound.
+        label_tolerance: Largest share of each label that may change, of those with enough
+            examples; None where nothing is promised of single labels.
 
     Returns:
         The thinnest of those that passed, with its agreement, whose bound holds although several
@@ -67,16 +73,38 @@ def certify(
     for candidate in candidates:
         result = compare(original, original.of(candidate.model), data, confidence)
         results.append(result)
-        if result.upper_bound > tolerance:
+        if not holds(result, tolerance, label_tolerance):
             break
         if passed is None or candidate.removed > passed[0].removed:
             passed = candidate, result
     if passed is not None:
-        passed = passed[0], with_upper_bound(passed[1], proven(results, tolerance))
+        bound = proven(results, tolerance, label_tolerance)
+        passed = passed[0], with_promise(with_upper_bound(passed[1], bound), label_tolerance)
     return passed, results
 
 
-def proven(results: Sequence[AgreementResult], tolerance: float) -> float:
+def holds(result: AgreementResult, tolerance: float, label_tolerance: float | None = None) -> bool:
+    """Whether one network passes: a single test, of all labels and of each.
+
+    A network is beyond what is asked for if all labels together are, or one of them alone. Each
+    of these has a test at the full level and all have to be passed, so that such a network passes
+    no more often than the test of what it is beyond (`ByLabel.holds`).
+    """
+    if result.upper_bound > tolerance or label_tolerance is None:
+        return result.upper_bound <= tolerance
+    return result.by_label is not None and result.by_label.holds(label_tolerance)
+
+
+def with_promise(result: AgreementResult, label_tolerance: float | None) -> AgreementResult:
+    """The same with what is promised of every label."""
+    if label_tolerance is None or result.by_label is None:
+        return result
+    return replace(result, by_label=result.by_label.promised(label_tolerance))
+
+
+def proven(
+    results: Sequence[AgreementResult], tolerance: float, label_tolerance: float | None = None
+) -> float:
     """What holds for all candidates that passed, with the confidence of a single bound.
 
     The bound of the one that is taken is not proven by itself: it was taken because it passed,
@@ -88,8 +116,9 @@ def proven(results: Sequence[AgreementResult], tolerance: float) -> float:
     Args:
         results: Of the candidates that were tested, at least one, in order.
         tolerance: What each was tested for.
+        label_tolerance: What each label of each was tested for, if it was.
     """
-    if results[-1].upper_bound > tolerance:
+    if not holds(results[-1], tolerance, label_tolerance):
         return tolerance
     return max(result.upper_bound for result in results)
 
@@ -109,3 +138,78 @@ def sequence_to_test(candidates: Sequence[Candidate]) -> list[Candidate]:
         )
 
     return sorted((c for c in candidates if not beaten(c)), key=lambda c: c.removed)
+
+
+class EachLabel:
+    """Whether networks look, on the search split, as if the tolerance would hold for every label.
+
+    The certification split is not asked which labels it has enough examples of: the search split
+    has the same labels in the same shares.
+    """
+
+    def __init__(
+        self,
+        original: Predictor,
+        search: Iterable[tuple[Tensor, Tensor | None]],
+        ratio: float,
+        tolerance: float,
+        confidence: float,
+    ) -> None:
+        """See that there is something to promise.
+
+        Args:
+            original: The original network.
+            search: The search split.
+            ratio: Certification examples for each search example.
+            tolerance: Largest share of each label that may change.
+            confidence: Of the certificate.
+
+        Raises:
+            FcompressError: What the network answers are no labels.
+            ToleranceError: No label will have enough examples.
+        """
+        self._original, self._search, self._ratio = original, search, ratio
+        self._tolerance, self._confidence = tolerance, confidence
+        whole = self._by_label(original)
+        most = max((one.n for one in whole.labels), default=0) * ratio
+        needed = examples_needed(tolerance, confidence)
+        if most < needed:
+            raise ToleranceError(
+                f"a tolerance of {tolerance:g} for every label takes {needed:,} certification "
+                f"examples of a label at {confidence:.0%} confidence, and the most frequent "
+                f"{whole.word} has about {most:,.0f}; bring more data or choose a larger tolerance "
+                "for labels"
+            )
+
+    def _by_label(self, network: Predictor) -> ByLabel:
+        found = compare(self._original, network, self._search, self._confidence)
+        if found.by_label is None:
+            raise FcompressError(
+                f"a tolerance for every label needs labels, and answers of the kind {found.labels} "
+                "have none; leave per_label and tol_label out"
+            )
+        return found.by_label
+
+    def __call__(self, candidate: Candidate) -> bool:
+        """Whether each label that can be promised changed little enough."""
+        network = self._original.of(candidate.model)
+        return self._by_label(network).would_hold(self._tolerance, self._ratio)
+
+    def shortfall(self, tested: AgreementResult | None) -> str:
+        """What to add to why no network passed: the label that changed most.
+
+        Args:
+            tested: Of the mildest network on the certification split; None if none got there.
+        """
+        said = f"; every label with enough examples has to stay within {self._tolerance:g} too"
+        beyond = [] if tested is None else self._beyond(tested)
+        if beyond:
+            one = beyond[0]
+            said += (
+                f", and {one.name} changed {one.changed:,} of its {one.n:,}, which bounds its "
+                f"change only by {one.bound:.2%}"
+            )
+        return said
+
+    def _beyond(self, tested: AgreementResult) -> list[LabelFare]:
+        return [] if tested.by_label is None else tested.by_label.beyond(self._tolerance)

@@ -30,6 +30,7 @@ from fcompress.cli.output import (
     old_option,
     place,
     plot_option,
+    show_labels,
     stdout,
     tell,
     write_bytes,
@@ -53,6 +54,17 @@ if TYPE_CHECKING:
     default=0.2,
     show_default=True,
     help="Largest share of labels that may change.",
+)
+@click.option(
+    "--per-label",
+    is_flag=True,
+    help="Hold the tolerance for every label of the original with enough examples, too.",
+)
+@click.option(
+    "--tol-label",
+    type=FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="T",
+    help="Like --per-label, with a tolerance of its own.",
 )
 @click.option(
     "--method",
@@ -220,6 +232,7 @@ def _show(result: ShrinkResult, out: Path, exports: list[ExportResult]) -> None:
     console.print(layers)
     for line in verdict(result):
         console.print(line, soft_wrap=True)
+    show_labels(result.agreement)
     console.print(f"Written: {out}", soft_wrap=True)
     for line in export_lines(exports):
         console.print(line, soft_wrap=True, markup=False)

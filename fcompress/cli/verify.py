@@ -16,6 +16,7 @@ from fcompress.cli.output import (
     data_root_option,
     json_option,
     place,
+    show_labels,
     stdout,
     tell,
     write_json,
@@ -130,3 +131,4 @@ def show_agreement(result: AgreementResult, split: str) -> None:
     if result.accuracy is not None:
         before, after = result.accuracy["before"], result.accuracy["after"]
         console.print(f"Accuracy: {before:.2%} before, {after:.2%} after.")
+    show_labels(result)

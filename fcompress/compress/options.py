@@ -49,6 +49,8 @@ class ShrinkOptions:
         within: Of regression: how far an output may move.
         cosine: Of embeddings: the least cosine of two that are the same.
         same: A function of the user's that says which answers are.
+        per_label: Whether `tol` has to hold for every label of the original with enough examples.
+        tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
 
     Raises:
         ValueError: One of them is out of its range.
@@ -71,6 +73,8 @@ class ShrinkOptions:
     within: float | str | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    per_label: bool = False
+    tol_label: float | None = None
 
     def __post_init__(self) -> None:
         self._check_aim()
@@ -99,6 +103,13 @@ class ShrinkOptions:
             raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
         if self.max_macs is not None and self.max_macs < 1:
             raise ValueError(f"max_macs={self.max_macs}: expected at least 1")
+        if self.tol_label is not None and not 0 < self.tol_label < 1:
+            raise ValueError(f"tol_label={self.tol_label}: expected a share of labels in (0, 1)")
+        if self.by_size and (self.per_label or self.tol_label is not None):
+            raise ValueError(
+                "per_label and tol_label are about a tolerance, and a size (ratio, max_macs) "
+                "promises none; give one of them"
+            )
 
     @property
     def asked(self) -> Asked:
@@ -114,6 +125,11 @@ class ShrinkOptions:
     def tolerance(self) -> float | None:
         """What is to be certified; None where a size is asked for."""
         return None if self.by_size else self.tol
+
+    @property
+    def label_tolerance(self) -> float | None:
+        """What is to be certified of every label; None where nothing is."""
+        return self.tol_label or (self.tolerance if self.per_label else None)
 
     def most_macs(self, before: int) -> int:
         """The size asked for, of a network of `before` multiply-adds."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fcompress.certify.agreement import check_labels
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.certify.per_label import warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
@@ -58,6 +59,8 @@ def shrink(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    per_label: bool = False,
+    tol_label: float | None = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -99,6 +102,9 @@ def shrink(
         cosine: Of answer="embedding"; 0.95 if not given.
         same: What else decides which answers are the same: (original outputs, compressed outputs)
             -> bool [n], for outputs of one batch.
+        per_label: Make the tolerance hold for every label of the original with enough examples
+            too, for all of them at once; `agreement.by_label.promise` names those without.
+        tol_label: The same with a tolerance of its own.
         progress: Told whenever something takes a while.
 
     Returns:
@@ -146,6 +152,8 @@ def shrink(
         within=within,
         cosine=cosine,
         same=same,
+        per_label=per_label,
+        tol_label=tol_label,
     )
     return compress(model, data, options, progress or silent)
 
@@ -160,9 +168,7 @@ def compress(
     if options.tolerance is not None:
         check_reachable(options.tolerance, len(roles.certification), options.confidence)
     weak = tuple(weaknesses(roles, copies, options.tolerance, options.confidence))
-    for line in weak:
-        _tell(report, f"warning: {line}")
-        warnings.warn(line, ResultWarning, stacklevel=4)
+    _warn(report, weak)
     (scoring,) = resolved(options.output, options.asked, (model,))
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     original = understood(original, roles.calibration)
@@ -203,15 +209,25 @@ def compress(
         seconds = options.distill_seconds if options.distill else None
         builder = CandidateBuilder(context, method, removal_order, roles, report, multiple, seconds)
         if options.tolerance is not None:
-            found = within(builder, options.tolerance, options.confidence)
+            found = within(builder, options.tolerance, options.confidence, options.label_tolerance)
         else:
             found = of_size(builder, options.most_macs(macs), options.confidence)
+    unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))
+    _warn(report, unequal)
+    weak += unequal
     _tell(report, "measuring the compressed network")
     return outcome(model, builder, found, not_pruned, (copies, weak), options)
 
 
 def _tell(report: Report, line: str) -> None:
     report(Progress(line, line=line))
+
+
+def _warn(report: Report, lines: tuple[str, ...]) -> None:
+    """Say what weakens the result; called by `compress`, for the caller of `shrink`."""
+    for line in lines:
+        _tell(report, f"warning: {line}")
+        warnings.warn(line, ResultWarning, stacklevel=5)
 
 
 def _affordable(original: Predictor, roles: Roles, recordings: dict[int, Recording]) -> int:

@@ -169,7 +169,10 @@ def outcome(
         "distilled": bool(found.candidate.distill and found.candidate.distill["kept"]),
         "tolerance": tolerance,
         "certified": certified,
-        "agreement": {k: v for k, v in agreement.to_dict().items() if k != "accuracy"},
+        "tol_label": options.label_tolerance,
+        "agreement": {
+            k: v for k, v in agreement.to_dict().items() if k not in ("accuracy", "by_label")
+        },
         "params": {"before": before.params, "after": after.params},
         "macs": {"before": before.macs, "after": after.macs},
         "output": original.scoring.output,

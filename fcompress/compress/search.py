@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fcompress.certify.agreement import AgreementResult, changed_labels, compare, reference_labels
 from fcompress.certify.bounds import most_changes
-from fcompress.certify.fixed_sequence import Candidate, certify, sequence_to_test
+from fcompress.certify.fixed_sequence import Candidate, EachLabel, certify, sequence_to_test
 from fcompress.compress.allocation import RemovalOrder
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
@@ -157,8 +157,19 @@ class CandidateBuilder:
         return found
 
 
-def within(builder: CandidateBuilder, tol: float, confidence: float) -> Found:
+def within(
+    builder: CandidateBuilder,
+    tol: float,
+    confidence: float,
+    label_tolerance: float | None = None,
+) -> Found:
     """The thinnest network within the tolerance.
+
+    Args:
+        builder: Makes networks.
+        tol: Largest share of labels that may change.
+        confidence: Of the certificate.
+        label_tolerance: Largest share of each label that may change; None for any.
 
     Raises:
         ToleranceError: None can be certified.
@@ -166,8 +177,14 @@ def within(builder: CandidateBuilder, tol: float, confidence: float) -> Found:
     n = len(builder.roles.certification)
     most = most_changes(n, tol, confidence)
 
+    keeps_each = None
+    if label_tolerance is not None:
+        original, search = builder.context.original, builder.roles.search
+        keeps_each = EachLabel(original, search, n / len(search), label_tolerance, confidence)
+
     def passes(candidate: Candidate) -> bool:
-        return candidate.changed * n <= most * candidate.n
+        enough = candidate.changed * n <= most * candidate.n
+        return enough and (keeps_each is None or keeps_each(candidate))
 
     good = thinnest(builder.removal_order, builder.make, passes)
     if builder.distill_seconds is not None:
@@ -178,7 +195,12 @@ def within(builder: CandidateBuilder, tol: float, confidence: float) -> Found:
     sequence = sequence_to_test(good)
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
-        builder.context.original, sequence, builder.roles.certification, tol, confidence
+        builder.context.original,
+        sequence,
+        builder.roles.certification,
+        tol,
+        confidence,
+        label_tolerance,
     )
     if passed is None:
         least = min(builder.tried, key=lambda c: c.changed, default=None)
@@ -192,6 +214,8 @@ def within(builder: CandidateBuilder, tol: float, confidence: float) -> Found:
                 f"the best candidate changed {results[0].changed} of {n} certification labels, "
                 f"which bounds the change only by {results[0].upper_bound:.2%}"
             )
+        if keeps_each is not None:
+            seen += keeps_each.shortfall(results[0] if results else None)
         raise ToleranceError(
             f"no thinner network keeps the labels within a tolerance of {tol:g} by this method: "
             f"{seen}; choose a larger tolerance, another method, or bring more data"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from fcompress.report.labels import promise_lines, rounded_up
 
 # For annotations only: the command line shows its help without torch.
 if TYPE_CHECKING:
@@ -70,14 +71,6 @@ _LABELS_IN_WORDS = {
 }
 
 
-def rounded_up(share: float) -> str:
-    """A bound in percent that claims no more than is proven; two digits where it is small."""
-    digits = 1 if share >= 0.01 else 2
-    scale = 10 ** (digits + 2)
-    # The last 1e-9 are rounding of the bound itself: a tolerance of 5% is no 5.1%.
-    return f"{math.ceil(scale * share - 1e-9) / scale:.{digits}%}"
-
-
 def verdict(result: ShrinkResult) -> Iterator[str]:
     """The tolerance, what was proven, and on what."""
     if result.tolerance is not None:
@@ -88,6 +81,7 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
             "classes": "labels may change",
         }.get(kind, "examples may change their answer")
         yield f"At most {100 * result.tolerance:g}% of the {what}."
+        yield from promise_lines(result.agreement.by_label)
     else:
         bound = rounded_up(result.agreement.upper_bound)
         yield f"Size target: no tolerance is certified (bound {bound})."
