@@ -7,7 +7,9 @@ the bias from above (Clopper and Pearson 1934, exact, one-sided).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,10 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
+from fcompress.certify.other_outputs import OtherOutputs, said, unvouched
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
-from fcompress.errors import DataError, FcompressError
+from fcompress.errors import DataError, FcompressError, ResultWarning
+from fcompress.forward.draws import Draws, drawing_apart
+from fcompress.forward.heads import answering, heads_of
 from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.scoring import Scoring, resolved
 
 
@@ -43,6 +49,11 @@ class AgreementResult:
             position that is drawn for it, so that the bound holds for the share of changed
             positions.
         positions: Share of equal labels over all positions of all examples; None for other labels.
+        heads: Outputs whose labels count beside the main one's: an example is the same where all
+            of them are (`forward/heads.py`).
+        other_outputs: From `verify`: every output that the bound says nothing about, with how far
+            it moved (`other_outputs.moved_outputs`).
+        warnings: From `verify`: what weakens the result, in words.
     """
 
     n: int
@@ -55,6 +66,9 @@ class AgreementResult:
     accuracy: dict[str, float] | None
     labels: str = "classes"
     positions: float | None = None
+    heads: tuple[str, ...] = ()
+    other_outputs: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def changed(self) -> int:
@@ -71,6 +85,8 @@ class AgreementResult:
         found = asdict(self)
         for key in ("largest_difference", "mean_difference"):
             found[key] = found[key] if math.isfinite(found[key]) else None
+        for key in ("heads", "other_outputs", "warnings"):
+            found[key] = list(found[key])
         return found
 
 
@@ -83,10 +99,12 @@ def verify(
     confidence: float = CONFIDENCE,
     output: str | int | None = None,
     labels: str | None = None,
+    stochastic: bool = False,
 ) -> AgreementResult:
     """Compare the labels of two networks, streaming.
 
-    An example counts as changed where either network's outputs are not finite.
+    An example counts as changed where either network's outputs are not finite. Networks that draw
+    random numbers draw anew for each example, so that what they disagree with themselves counts.
 
     Args:
         original: Its labels are the reference.
@@ -98,9 +116,13 @@ def verify(
             a network was compressed with, or else `logits`, the first of several or the only one.
         labels: What a label is: "classes", "sigmoid" or "positions"; None for what a network was
             compressed with, or else by the shape of the scores.
+        stochastic: Whether networks that draw random numbers are expected, and no warning.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
+
+    Warns:
+        ResultWarning: What weakens the result; it stands in `warnings` of the result as well.
 
     Raises:
         FcompressError: The networks give outputs of different shapes, or no class scores.
@@ -123,13 +145,59 @@ def verify(
     readings = resolved(output, labels, (original, compressed))
     batches = as_batches(data)
     tally = _Tally()
+    pair: tuple[Predictor, Predictor] | None = None
+    others = OtherOutputs({})
+    weak: list[str] = []
     for inputs, truth in batches:
-        one, other = (
-            Predictor(network, batches.packing, scoring)
-            for network, scoring in zip((original, compressed), readings, strict=True)
-        )
-        tally.compare(one, other, inputs, truth)
-    return tally.result(confidence)
+        if pair is None and len(inputs):
+            one, other = (
+                Predictor(network, batches.packing, scoring)
+                for network, scoring in zip((original, compressed), readings, strict=True)
+            )
+            pair = _as_compared(one, other, inputs, stochastic, weak)
+            others = OtherOutputs(unvouched(pair[0], pair[0].place(inputs[:4])))
+        if pair is not None:
+            tally.compare(*pair, inputs, truth)
+            others.compare(*pair, inputs)
+    result = tally.result(confidence)
+    moved = others.result()
+    line = said(moved)
+    weak += [] if line is None else [line]
+    for line in weak:
+        warnings.warn(line, ResultWarning, stacklevel=3)
+    return replace(result, other_outputs=moved, warnings=tuple(weak))
+
+
+def _as_compared(
+    original: Predictor, compressed: Predictor, inputs: Tensor, stochastic: bool, weak: list[str]
+) -> tuple[Predictor, Predictor]:
+    """Both networks with all heads that count, and with draws of their own if they draw.
+
+    Args:
+        original: The reference.
+        compressed: The other network.
+        inputs: Of the first batch.
+        stochastic: Whether draws are expected.
+        weak: Warnings are added to it.
+    """
+    inputs = original.place(inputs)
+    if compressed.scoring.output is None:
+        original = answering(original, inputs[:4])
+        if heads_of(original.scoring):
+            compressed = replace(compressed, scoring=original.scoring)
+    draws = False
+    for network in (original, compressed):
+        found = unsteadiness(network, inputs)
+        if found is None:
+            continue
+        draws = draws or found.draws
+        if found.draws and not stochastic and f"{found}" not in weak:
+            weak.append(f"{found}; each example has draws of its own, so that this counts")
+            break
+        if not found.draws:
+            weak.append(f"{found}; the bound holds for batches like these only")
+            break
+    return replace(original, draws=draws), replace(compressed, draws=draws)
 
 
 def compare(
@@ -160,6 +228,8 @@ class _Tally:
         self._right_before = self._right_after = self._positions = 0.0
         self._largest = self._total = 0.0
         self._kind = "classes"
+        self._heads: tuple[str, ...] = ()
+        self._draws = Draws()
 
     def compare(
         self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
@@ -167,7 +237,14 @@ class _Tally:
         """Run both networks on one batch."""
         if not len(inputs):
             return
-        with original.evaluating(), compressed.evaluating():
+        if original.draws and len(inputs) > 1:
+            for row, one in enumerate(inputs.split(1)):
+                self.compare(original, compressed, one, None if truth is None else truth[[row]])
+            return
+        with ExitStack() as stack:
+            for network in (original, compressed):
+                stack.enter_context(network.evaluating())
+            stack.enter_context(self._draws.going_on(original.network, compressed.network))
             inputs = original.place(inputs)
             before, after = original.scores(inputs), compressed.scores(inputs)
         if before.shape != after.shape:
@@ -183,7 +260,7 @@ class _Tally:
         self._largest = max(self._largest, float(difference.max()))
         self._total += float(difference.sum())
         self._count += difference.numel()
-        self._kind = scoring.kind(before)
+        self._kind, self._heads = scoring.kind(before), heads_of(scoring)
         ours, theirs = scoring.labels_of(before), scoring.labels_of(after)
         changed = differing(scoring.compared(ours, self._n), scoring.compared(theirs, self._n)) | (
             ours < 0
@@ -216,6 +293,7 @@ class _Tally:
             accuracy=accuracy,
             labels=self._kind,
             positions=self._positions / n if self._kind == "positions" else None,
+            heads=self._heads,
         )
 
 
@@ -259,7 +337,7 @@ def changed_labels(
         batches: Inputs, on any device.
         reference: As from `reference_labels`, of the original network in the same order.
     """
-    labels = torch.cat(list(_labels(model, batches)))
+    labels = torch.cat(list(_labels(model, batches, apart=True)))
     return int(differing(labels, reference).sum()), len(labels)
 
 
@@ -305,10 +383,23 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
     )
 
 
-def _labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _labels(
+    model: nn.Module | Predictor, batches: Iterable[Tensor], *, apart: bool = False
+) -> Iterator[Tensor]:
+    """Labels of each batch.
+
+    Args:
+        model: A network.
+        batches: Inputs.
+        apart: Whether a network that draws draws otherwise than without it.
+    """
     predictor = as_predictor(model)
     done = 0
     with predictor.evaluating():
+        if predictor.draws:
+            batches = (one for batch in batches for one in batch.split(1))
+            if apart:
+                drawing_apart(predictor.network)
         for batch in batches:
             scores = predictor.scores(predictor.place(batch))
             yield predicted(scores, predictor.scoring, done).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fcompress.cli.output import (
     DATA,
     DEVICE_OPTION,
     FILE,
+    STOCHASTIC_OPTION,
     data_root_option,
     json_option,
     place,
@@ -20,6 +22,7 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
+from fcompress.errors import ResultWarning
 from fcompress.report.text import agreement_sentence
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @CONFIDENCE_OPTION
+@STOCHASTIC_OPTION
 @DATA
 @data_root_option
 @network_options
@@ -47,6 +51,7 @@ def verify_command(
     split: str | None,
     json_file: Path | None,
     confidence: float,
+    stochastic: bool,
     data: str | None,
     data_root: Path | None,
     how: NetworkOptions,
@@ -70,7 +75,9 @@ def verify_command(
     chosen = _choose(splits, split)
     place(before, device)
     place(after, device)
-    result = verify(before, after, chosen, confidence=confidence)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResultWarning)  # shown with the result
+        result = verify(before, after, chosen, confidence=confidence, stochastic=stochastic)
     record = {**result.to_dict(), "split": chosen.name, "data": splits.info}
     if write_json(json_file, record):
         show_agreement(result, chosen.name)
@@ -86,6 +93,8 @@ def show_agreement(result: AgreementResult, split: str) -> None:
     """Print how far two networks agree."""
     console = stdout()
     console.print(agreement_sentence(result, f"{split} examples"), soft_wrap=True)
+    for warning in result.warnings:
+        console.print(f"Warning: {warning}.", soft_wrap=True)
     mean, most = result.mean_difference, result.largest_difference
     console.print(f"Logits differ by {mean:.4g} on average, {most:.4g} at most.", soft_wrap=True)
     if result.accuracy is not None:

@@ -42,6 +42,7 @@ class ShrinkOptions:
         seed: Random seed.
         output: Which of several outputs are the scores; None for what the network carries.
         labels: What a label is; None for what the network carries, or else by its shape.
+        stochastic: Whether a network that draws random numbers is welcome.
 
     Raises:
         ValueError: One of them is out of its range.
@@ -60,6 +61,7 @@ class ShrinkOptions:
     seed: int = 0
     output: str | int | None = None
     labels: str | None = None
+    stochastic: bool = False
 
     def __post_init__(self) -> None:
         self._check_aim()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 from torch import nn
 
@@ -17,8 +18,11 @@ from fcompress.data.roles import Roles, batches_of, roles_of
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
+from fcompress.forward.draws import averaged
+from fcompress.forward.heads import answering
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import frontier_bytes
+from fcompress.forward.repeats import EXAMPLES, check_repeats
 from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import resolved
 from fcompress.models import Network
@@ -52,6 +56,7 @@ def shrink(
     seed: int = 0,
     output: str | int | None = None,
     labels: str | None = None,
+    stochastic: bool = False,
     progress: Report | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -77,12 +82,17 @@ def shrink(
         confidence: Of the certificate, in (0, 1).
         seed: Random seed: it cuts the data and samples rows and labels.
         output: Which of several outputs are the scores: a key, the name of an attribute or a
-            number; None for what the network was compressed with, or else `logits` or the first.
+            number; None for what the network was compressed with, or else `logits` or the first,
+            and an example's label changed if that of any other head did (`forward/heads.py`).
+            All outputs keep their shapes in any case.
         labels: What a label is: "classes" (the largest of scores [N, classes]), "sigmoid" (each
             of scores [N, labels] or [N] that is above 0; an example's label changed if any did)
             or "positions" (the largest of scores [N, classes, ...] at each position; the bound is
             one on the share of changed positions). None for what the network was compressed with,
             or else "sigmoid" for a single score and "classes" for several.
+        stochastic: Take a network that draws random numbers (dropout that stays on, noise): every
+            example has draws of its own in each network, so that what the network disagrees with
+            itself counts against the tolerance. It takes a pass for each example.
         progress: Told whenever something takes a while.
 
     Returns:
@@ -91,7 +101,8 @@ def shrink(
 
     Raises:
         ToleranceError: No thinner network can be certified with this data.
-        UnsupportedNetworkError: Nothing in the network can be excised.
+        UnsupportedNetworkError: Nothing in the network can be excised, or it does not repeat its
+            answers: it draws random numbers, or they depend on the other examples of the batch.
         DataError: Not enough data, values that are not finite, or many certification examples
             that also stand in the calibration or search data.
         TypeError: The model is no network.
@@ -125,6 +136,7 @@ def shrink(
         seed=seed,
         output=output,
         labels=labels,
+        stochastic=stochastic,
     )
     return compress(model, data, options, progress or silent)
 
@@ -144,11 +156,13 @@ def compress(
         warnings.warn(line, ResultWarning, stacklevel=4)
     (scoring,) = resolved(options.output, options.labels, (model,))
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
+    original = _repeating(original, roles, stochastic=options.stochastic)
     _check_truth(original, roles)
     wanted = options.calibration or _affordable(original, roles)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
-    structure = find_groups(original.network, inputs[:4], seed=options.seed, call=original.call)
+    call = averaged(original.whole) if original.draws else original.whole
+    structure = find_groups(original.network, inputs[:4], seed=options.seed, call=call)
     _check_something(structure)
     units = sum(g.size for g in structure.groups)
     _tell(report, f"{units} units in {len(structure.groups)} groups")
@@ -178,7 +192,11 @@ def compress(
         else:
             found = of_size(builder, options.most_macs(macs), options.confidence)
     _tell(report, "measuring the compressed network")
-    return outcome(model, builder, found, not_pruned, (copies, weak), options)
+    result = outcome(model, builder, found, not_pruned, (copies, weak), options)
+    for line in result.warnings[len(weak) :]:
+        _tell(report, f"warning: {line}")
+        warnings.warn(line, ResultWarning, stacklevel=4)
+    return result
 
 
 def _tell(report: Report, line: str) -> None:
@@ -194,6 +212,16 @@ def _affordable(original: Predictor, roles: Roles) -> int:
     return int(max(min(wanted, held), CALIBRATION_FEWEST))
 
 
+def _repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predictor:
+    """The network, if it repeats its answers, or draws and may.
+
+    Raises:
+        UnsupportedNetworkError: It does not.
+    """
+    inputs = original.place(roles.calibration.first(EXAMPLES))
+    return replace(original, draws=check_repeats(original, inputs, stochastic=stochastic))
+
+
 def _own_copy(given: Predictor, roles: Roles) -> Predictor:
     """A copy in eval mode that can be excised exactly, without what only training needs.
 
@@ -202,7 +230,7 @@ def _own_copy(given: Predictor, roles: Roles) -> Predictor:
             that is not finite.
     """
     inputs = given.place(roles.calibration.first(2))
-    network = prepare(given.network, inputs, call=given.call).eval()
+    network = prepare(given.network, inputs, call=given.whole).eval()
     if isinstance(network, Network):
         network.drop_training_parts()
     for parameter in network.parameters():
@@ -211,6 +239,7 @@ def _own_copy(given: Predictor, roles: Roles) -> Predictor:
     original = given.of(network)
     with original.evaluating():
         try:
+            original = answering(original, inputs)
             original.scores(inputs)
         except FcompressError:
             raise
