@@ -5,7 +5,7 @@ nothing of a network whose labels change from run to run, or with the other exam
 Both are found by a few runs of a small batch (docs/certificate.md):
 
 1. twice, while the random state goes on; several times more if it moved;
-2. half of it, in the opposite order.
+2. each half of it, in the opposite order.
 
 Rounding differs with the batch size, so what counts is a difference that stays in double precision.
 """
@@ -138,22 +138,16 @@ def _moved_again(predictor: Predictor, inputs: Tensor) -> float:
 
 def _moved_in_another_batch(predictor: Predictor, inputs: Tensor) -> float:
     """The largest difference of an example's outputs in another batch; 0 where it does not run."""
-    rows = _others(len(inputs))
-    if not len(rows):
-        return 0.0
+    moved = 0.0
     with predictor.evaluating():
         whole = _run(predictor, inputs)
-        try:
-            part = _run(predictor, inputs[rows])
-        except Exception:  # made for one size of batch, which goes wrong in words elsewhere
-            return 0.0
-    aligned = {
-        name: picked
-        for name, tensor in whole.items()
-        if name in part
-        and (picked := _picked(tensor, part[name], len(inputs), rows, merged=False)) is not None
-    }
-    return _distance(aligned, {name: part[name] for name in aligned})
+        for rows in _halves(len(inputs)):
+            try:
+                part = _run(predictor, inputs[rows])
+            except Exception:  # made for one size of batch, which goes wrong in words elsewhere
+                continue
+            moved = max(moved, _distance(*_aligned(whole, part, len(inputs), rows, merged=False)))
+    return moved
 
 
 def _is_rounding(predictor: Predictor, inputs: Tensor, check: _Check) -> bool:
@@ -176,9 +170,12 @@ def _rounding(predictor: Predictor) -> float:
     return ROUNDING.get(predictor.dtype, ROUNDING_SINGLE)
 
 
-def _others(n: int) -> Tensor:
-    """Every other example from the last one back: another order, and half the size."""
-    return torch.arange(n - 1, 0, -2)
+def _halves(n: int) -> list[Tensor]:
+    """Every other example from the last one back, and the rest: another order, and half the size.
+
+    What is largest in the batch is missing in one of them.
+    """
+    return [torch.arange(n - 1, -1, -2), torch.arange(n - 2, -1, -2)] if n > 1 else []
 
 
 def _run(predictor: Predictor, inputs: Tensor) -> dict[str, Tensor]:
@@ -262,18 +259,18 @@ class _Call:
 def _first_layer(predictor: Predictor, inputs: Tensor, draws: bool) -> str:
     """The first module whose outputs move though its inputs do not, in words."""
     limit = _rounding(predictor)
-    rows = _others(len(inputs))
     try:
         with predictor.evaluating():
             first = _calls(predictor, inputs)
-            for _ in range(RUNS if draws else 1):
-                second = _calls(predictor, inputs if draws else inputs[rows])
+            for rows in [None] * RUNS if draws else _halves(len(inputs)):
+                second = _calls(predictor, inputs if rows is None else inputs[rows])
                 for one, other in zip(first, second, strict=False):
                     if one.name != other.name:
                         break
                     pair = [(one.inputs, other.inputs), (one.outputs, other.outputs)]
-                    if not draws:
-                        pair = [_aligned(a, b, len(inputs), rows) for a, b in pair]
+                    if rows is not None:
+                        n = len(inputs)
+                        pair = [_aligned(*both, n, rows, merged=True) for both in pair]
                     if _distance(*pair[0]) <= limit < _distance(*pair[1]):
                         return _described(one)
     except Exception:  # hooks are not for every module; the network is refused without a name
@@ -282,14 +279,18 @@ def _first_layer(predictor: Predictor, inputs: Tensor, draws: bool) -> str:
 
 
 def _aligned(
-    whole: dict[str, Tensor], part: dict[str, Tensor], n: int, rows: Tensor
+    whole: dict[str, Tensor], part: dict[str, Tensor], n: int, rows: Tensor, *, merged: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    found = {
-        name: picked
-        for name, tensor in whole.items()
-        if name in part
-        and (picked := _picked(tensor, part[name], n, rows, merged=True)) is not None
-    }
+    """What has a row for each example, of the examples `rows` of a batch of n, and of them alone.
+
+    Arguments are those of `_picked`.
+    """
+    found = {}
+    for name, tensor in whole.items():
+        if name in part:
+            picked = _picked(tensor, part[name], n, rows, merged=merged)
+            if picked is not None:
+                found[name] = picked
     return found, {name: part[name] for name in found}
 
 
