@@ -7,7 +7,9 @@ the bias from above (Clopper and Pearson 1934, exact, one-sided).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
+from fcompress.certify.other_outputs import OtherOutputs, unvouched
+from fcompress.certify.other_outputs import said as said_of
 from fcompress.certify.per_label import ByLabel, LabelCounts
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
-from fcompress.errors import DataError, FcompressError
+from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.asked import asked
 from fcompress.forward.callables import Called, as_network
+from fcompress.forward.draws import Draws, drawing_apart
+from fcompress.forward.heads import Joint, answering, heads_of, main_of
 from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import Scoring, resolved
 from fcompress.forward.understanding import understood
@@ -51,6 +58,11 @@ class AgreementResult:
         answer: The kind, with when two answers of it are the same: "within", "cosine" or the name
             of a "function"; "ending" is the network's last operator where that matters.
         by_label: How each of the original's labels fares; None for answers that are no labels.
+        heads: Outputs whose labels count beside the main one's: an example is the same where all
+            of them are (`forward/heads.py`).
+        other_outputs: From `verify`: every output that the bound says nothing about, with how far
+            it moved (`other_outputs.moved_outputs`).
+        warnings: From `verify`: what weakens the result, in words.
     """
 
     n: int
@@ -65,6 +77,9 @@ class AgreementResult:
     positions: float | None = None
     answer: dict[str, Any] | None = None
     by_label: ByLabel | None = None
+    heads: tuple[str, ...] = ()
+    other_outputs: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def changed(self) -> int:
@@ -82,6 +97,8 @@ class AgreementResult:
         for key in ("largest_difference", "mean_difference"):
             found[key] = found[key] if math.isfinite(found[key]) else None
         found["by_label"] = None if self.by_label is None else self.by_label.to_dict()
+        for key in ("heads", "other_outputs", "warnings"):
+            found[key] = list(found[key])
         return found
 
 
@@ -98,10 +115,12 @@ def verify(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    stochastic: bool = False,
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
 
-    An example counts as changed where either network's outputs are not finite.
+    An example counts as changed where either network's outputs are not finite. Networks that draw
+    random numbers draw anew for each example, so that what they disagree with themselves counts.
 
     Args:
         original: Its labels are the reference. A network, or any callable that takes a batch of
@@ -120,9 +139,13 @@ def verify(
             on this data, unless a network was compressed with it.
         cosine: Of answer="embedding", as for `shrink`.
         same: What else decides whether two answers are the same, as for `shrink`.
+        stochastic: Whether networks that draw random numbers are expected, and no warning.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
+
+    Warns:
+        ResultWarning: What weakens the result; it stands in `warnings` of the result as well.
 
     Raises:
         FcompressError: The networks give outputs of different shapes, or others than the kind of
@@ -150,12 +173,29 @@ def verify(
         if isinstance(network, Called):
             network.output = reading.output
     batches = as_batches(data)
-    next(iter(batches))  # what is packed is known from the first batch on
+    first = next((x for x, _ in batches if len(x)), None)  # what is packed is known from here on
     one, other = (
         Predictor(network, batches.packing, scoring)
         for network, scoring in zip(networks, readings, strict=True)
     )
-    return compare(*understood_pair(one, other, batches), batches, confidence)
+    weak: list[str] = []
+    moving: dict[str, bool] = {}
+    if first is not None:
+        one, other = _with_heads(one, other, one.place(first[:4]))
+        one, other = understood_pair(one, other, batches)
+        one, other = _repeating(one, other, one.place(first), stochastic, weak)
+        moving = unvouched(one, one.place(first[:4]))
+    tally, others = Tally(), OtherOutputs(moving)
+    for inputs, truth in batches:
+        tally.compare(one, other, inputs, truth)
+        others.compare(one, other, inputs)
+    result = tally.result(confidence)
+    moved = others.result()
+    line = said_of(moved)
+    weak += [] if line is None else [line]
+    for line in weak:
+        warnings.warn(line, ResultWarning, stacklevel=3)
+    return replace(result, other_outputs=moved, warnings=tuple(weak))
 
 
 def understood_pair(
@@ -168,6 +208,16 @@ def understood_pair(
     The original says what the kind is, and how its outputs are spread. A file that runs elsewhere
     has no last operator that could be seen; it is read as the other is.
     """
+    joint = original.scoring
+    if isinstance(joint, Joint):
+        ours, theirs = understood_pair(
+            replace(original, scoring=joint.main),
+            replace(compressed, scoring=main_of(compressed.scoring)),
+            batches,
+        )
+        return replace(ours, scoring=joint.around(ours.scoring)), replace(
+            theirs, scoring=joint.around(theirs.scoring)
+        )
     ours = understood(original, batches)
     theirs = understood(replace(compressed, scoring=_as(ours, compressed)), batches, ours.scoring)
     if ours.scoring.ending is None:
@@ -177,6 +227,45 @@ def understood_pair(
 
 def _as(ours: Predictor, compressed: Predictor) -> Scoring:
     return replace(ours.scoring, output=compressed.scoring.output, ending=None)
+
+
+def _with_heads(
+    original: Predictor, compressed: Predictor, inputs: Tensor
+) -> tuple[Predictor, Predictor]:
+    """Both networks with all heads that count, unless an output was named."""
+    if compressed.scoring.output is not None:
+        return original, compressed
+    original = answering(original, inputs)
+    if heads_of(original.scoring):
+        compressed = replace(compressed, scoring=original.scoring)
+    return original, compressed
+
+
+def _repeating(
+    original: Predictor, compressed: Predictor, inputs: Tensor, stochastic: bool, weak: list[str]
+) -> tuple[Predictor, Predictor]:
+    """Both networks with draws of their own if one of them draws.
+
+    Args:
+        original: The reference.
+        compressed: The other network.
+        inputs: Of the first batch.
+        stochastic: Whether draws are expected.
+        weak: Warnings are added to it.
+    """
+    draws = False
+    for network in (original, compressed):
+        found = unsteadiness(network, inputs)
+        if found is None:
+            continue
+        draws = draws or found.draws
+        if found.draws and not stochastic and f"{found}" not in weak:
+            weak.append(f"{found}; each example has draws of its own, so that this counts")
+            break
+        if not found.draws:
+            weak.append(f"{found}; the bound holds for batches like these only")
+            break
+    return replace(original, draws=draws), replace(compressed, draws=draws)
 
 
 def compare(
@@ -193,13 +282,13 @@ def compare(
         batches: (inputs, labels or None) pairs.
         confidence: Of the bound.
     """
-    tally = _Tally()
+    tally = Tally()
     for inputs, truth in batches:
         tally.compare(original, compressed, inputs, truth)
     return tally.result(confidence)
 
 
-class _Tally:
+class Tally:
     """Counts of equal and of right labels, summed over batches."""
 
     def __init__(self) -> None:
@@ -209,6 +298,8 @@ class _Tally:
         self._kind = "classes"
         self._answer: dict[str, Any] = {"kind": "classes"}
         self._by_label = LabelCounts()
+        self._heads: tuple[str, ...] = ()
+        self._draws = Draws()
 
     def compare(
         self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
@@ -216,7 +307,14 @@ class _Tally:
         """Run both networks on one batch."""
         if not len(inputs):
             return
-        with original.evaluating(), compressed.evaluating():
+        if original.draws and len(inputs) > 1:
+            for row, one in enumerate(inputs.split(1)):
+                self.compare(original, compressed, one, None if truth is None else truth[[row]])
+            return
+        with ExitStack() as stack:
+            for network in (original, compressed):
+                stack.enter_context(network.evaluating())
+            stack.enter_context(self._draws.going_on(original.network, compressed.network))
             before = _scores(original, inputs)
             after = _scores(compressed, inputs).to(before.device)
         if before.shape != after.shape:
@@ -240,12 +338,14 @@ class _Tally:
         self._total += float(difference.sum())
         self._count += difference.numel()
         self._kind, self._answer = scoring.kind(before), scoring.described(before)
+        self._heads = heads_of(scoring)
         ours, theirs = scoring.labels_of(before), others.labels_of(after)
         changed = scoring.changed(*(scoring.compared(one, self._n) for one in (ours, theirs)))
         self._same += int((~changed).sum())
         if self._kind == "positions":
             self._positions += float(scoring.shares(ours, theirs).sum())
-        self._by_label.add(self._kind, ours, theirs, before.shape[1], self._n)
+        labels = scoring.of_main(ours), others.of_main(theirs)
+        self._by_label.add(self._kind, *labels, scoring.outcomes(before), self._n)
         self._n += len(before)
         if truth is not None and not scoring.continuous:
             right = scoring.truth(truth.to(ours.device), ours.shape[1])
@@ -274,6 +374,7 @@ class _Tally:
             positions=self._positions / n if self._kind == "positions" else None,
             answer=self._answer,
             by_label=self._by_label.result(confidence),
+            heads=self._heads,
         )
 
 
@@ -323,7 +424,7 @@ def changed_labels(
         batches: Inputs, on any device.
         reference: As from `reference_labels`, of the original network in the same order.
     """
-    labels = torch.cat(list(_labels(model, batches)))
+    labels = torch.cat(list(_labels(model, batches, apart=True)))
     return int(as_predictor(model).scoring.changed(reference, labels).sum()), len(labels)
 
 
@@ -377,10 +478,23 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
     )
 
 
-def _labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _labels(
+    model: nn.Module | Predictor, batches: Iterable[Tensor], *, apart: bool = False
+) -> Iterator[Tensor]:
+    """Labels of each batch.
+
+    Args:
+        model: A network.
+        batches: Inputs.
+        apart: Whether a network that draws draws otherwise than without it.
+    """
     predictor = as_predictor(model)
     done = 0
     with predictor.evaluating():
+        if predictor.draws:
+            batches = (one for batch in batches for one in batch.split(1))
+            if apart:
+                drawing_apart(predictor.network)
         for batch in batches:
             scores = predictor.scores(predictor.place(batch))
             yield predicted(scores, predictor.scoring, done).cpu()

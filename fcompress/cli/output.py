@@ -118,6 +118,11 @@ CONFIDENCE_OPTION = click.option(
     show_default=True,
     help="Confidence of the bound on changed labels.",
 )
+STOCHASTIC_OPTION = click.option(
+    "--stochastic",
+    is_flag=True,
+    help="Take a network that draws random numbers; what it disagrees with itself counts.",
+)
 
 
 class Multiple(click.ParamType):

@@ -20,6 +20,7 @@ from fcompress.cli.output import (
     DATA,
     DEVICE_OPTION,
     FILE,
+    STOCHASTIC_OPTION,
     FloatRange,
     Multiple,
     checked,
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
     help="Most calibration examples to use.  [default: 1,024 to 8,192 by the network's cost]",
 )
 @CONFIDENCE_OPTION
+@STOCHASTIC_OPTION
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @DATA
 @data_root_option

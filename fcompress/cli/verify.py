@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fcompress.cli.output import (
     DATA,
     DEVICE_OPTION,
     FILE,
+    STOCHASTIC_OPTION,
     data_root_option,
     json_option,
     place,
@@ -21,6 +23,7 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
+from fcompress.errors import ResultWarning
 from fcompress.report.text import agreement_sentence, rounded_up
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @CONFIDENCE_OPTION
+@STOCHASTIC_OPTION
 @DATA
 @data_root_option
 @network_options
@@ -50,6 +54,7 @@ def verify_command(
     split: str | None,
     json_file: Path | None,
     confidence: float,
+    stochastic: bool,
     data: str | None,
     data_root: Path | None,
     how: NetworkOptions,
@@ -77,7 +82,9 @@ def verify_command(
     chosen = _choose(splits, split)
     place(before, device)
     place(after, device)
-    result = verify(before, after, chosen, confidence=confidence)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResultWarning)  # shown with the result
+        result = verify(before, after, chosen, confidence=confidence, stochastic=stochastic)
     own = own_certificate(before, after)
     record = {**result.to_dict(), "split": chosen.name, "data": splits.info, "certificate": own}
     if write_json(json_file, record):
@@ -126,6 +133,8 @@ def show_agreement(result: AgreementResult, split: str) -> None:
     """Print how far two networks agree."""
     console = stdout()
     console.print(agreement_sentence(result, f"{split} examples"), soft_wrap=True)
+    for warning in result.warnings:
+        console.print(f"Warning: {warning}.", soft_wrap=True)
     mean, most = result.mean_difference, result.largest_difference
     console.print(f"Logits differ by {mean:.4g} on average, {most:.4g} at most.", soft_wrap=True)
     if result.accuracy is not None:

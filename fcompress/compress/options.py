@@ -51,6 +51,7 @@ class ShrinkOptions:
         same: A function of the user's that says which answers are.
         per_label: Whether `tol` has to hold for every label of the original with enough examples.
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
+        stochastic: Whether a network that draws random numbers is welcome.
 
     Raises:
         ValueError: One of them is out of its range.
@@ -75,6 +76,7 @@ class ShrinkOptions:
     same: Callable[[Any, Any], Any] | None = None
     per_label: bool = False
     tol_label: float | None = None
+    stochastic: bool = False
 
     def __post_init__(self) -> None:
         self._check_aim()

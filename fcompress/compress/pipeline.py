@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -19,8 +20,11 @@ from fcompress.data.roles import Roles, batches_of, roles_of
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
+from fcompress.forward.draws import averaged
+from fcompress.forward.heads import answering
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
+from fcompress.forward.repeats import EXAMPLES, check_repeats
 from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import resolved
 from fcompress.forward.understanding import understood
@@ -61,6 +65,7 @@ def shrink(
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
     per_label: bool = False,
     tol_label: float | None = None,
+    stochastic: bool = False,
     progress: Report | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -86,7 +91,9 @@ def shrink(
         confidence: Of the certificate, in (0, 1).
         seed: Random seed: it cuts the data and samples rows and labels.
         output: Which of several outputs are the scores: a key, the name of an attribute or a
-            number; None for what the network was compressed with, or else `logits` or the first.
+            number; None for what the network was compressed with, or else `logits` or the first,
+            and an example's label changed if that of any other head did (`forward/heads.py`).
+            All outputs keep their shapes in any case.
         labels: The same as `answer`, by its older name.
         answer: What of the outputs counts: "classes" (the largest of scores [N, classes]), "top-5"
             or another number (the set of the 5 largest), "sigmoid" (each of scores [N, labels] or
@@ -105,6 +112,9 @@ def shrink(
         per_label: Make the tolerance hold for every label of the original with enough examples
             too, for all of them at once; `agreement.by_label.promise` names those without.
         tol_label: The same with a tolerance of its own.
+        stochastic: Take a network that draws random numbers (dropout that stays on, noise): every
+            example has draws of its own in each network, so that what the network disagrees with
+            itself counts against the tolerance. It takes a pass for each example.
         progress: Told whenever something takes a while.
 
     Returns:
@@ -113,8 +123,9 @@ def shrink(
 
     Raises:
         ToleranceError: No thinner network can be certified with this data.
-        UnsupportedNetworkError: Nothing in the network can be excised, or it cannot be told what
-            its outputs are.
+        UnsupportedNetworkError: Nothing in the network can be excised, it cannot be told what its
+            outputs are, or it does not repeat its answers: it draws random numbers, or they depend
+            on the other examples of the batch.
         DataError: Not enough data, values that are not finite, or many certification examples
             that also stand in the calibration or search data.
         TypeError: The model is no network.
@@ -154,6 +165,7 @@ def shrink(
         same=same,
         per_label=per_label,
         tol_label=tol_label,
+        stochastic=stochastic,
     )
     return compress(model, data, options, progress or silent)
 
@@ -171,13 +183,15 @@ def compress(
     _warn(report, weak)
     (scoring,) = resolved(options.output, options.asked, (model,))
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
+    original = _repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
     _check_truth(original, roles)
     recordings: dict[int, Recording] = {}
     wanted = options.calibration or _affordable(original, roles, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
-    structure = find_groups(original.network, inputs[:4], seed=options.seed, call=original.call)
+    call = averaged(original.whole) if original.draws else original.whole
+    structure = find_groups(original.network, inputs[:4], seed=options.seed, call=call)
     _check_something(structure)
     units = sum(g.size for g in structure.groups)
     _tell(report, f"{units} units in {len(structure.groups)} groups")
@@ -216,7 +230,11 @@ def compress(
     _warn(report, unequal)
     weak += unequal
     _tell(report, "measuring the compressed network")
-    return outcome(model, builder, found, not_pruned, (copies, weak), options)
+    result = outcome(model, builder, found, not_pruned, (copies, weak), options)
+    for line in result.warnings[len(weak) :]:
+        _tell(report, f"warning: {line}")
+        warnings.warn(line, ResultWarning, stacklevel=4)
+    return result
 
 
 def _tell(report: Report, line: str) -> None:
@@ -239,6 +257,16 @@ def _affordable(original: Predictor, roles: Roles, recordings: dict[int, Recordi
     return int(max(min(wanted, held), CALIBRATION_FEWEST))
 
 
+def _repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predictor:
+    """The network, if it repeats its answers, or draws and may.
+
+    Raises:
+        UnsupportedNetworkError: It does not.
+    """
+    inputs = original.place(roles.calibration.first(EXAMPLES))
+    return replace(original, draws=check_repeats(original, inputs, stochastic=stochastic))
+
+
 def _own_copy(given: Predictor, roles: Roles) -> Predictor:
     """A copy in eval mode that can be excised exactly, without what only training needs.
 
@@ -247,7 +275,7 @@ def _own_copy(given: Predictor, roles: Roles) -> Predictor:
             that is not finite.
     """
     inputs = given.place(roles.calibration.first(2))
-    network = prepare(given.network, inputs, call=given.call).eval()
+    network = prepare(given.network, inputs, call=given.whole).eval()
     if isinstance(network, Network):
         network.drop_training_parts()
     for parameter in network.parameters():
@@ -256,6 +284,7 @@ def _own_copy(given: Predictor, roles: Roles) -> Predictor:
     original = given.of(network)
     with original.evaluating():
         try:
+            original = answering(original, inputs)
             original.scores(inputs)
         except FcompressError:
             raise

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.certify.agreement import AgreementResult, compare
+from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
@@ -78,6 +79,8 @@ class ShrinkResult:
         versions: Of what produced this.
         certificate: What the certificate is about: hashes of the `compressed` and the `original`
             network's tensors (`models/fingerprint.py`) and of the `data`, None where it has none.
+        other_outputs: Outputs that the certificate says nothing about, with how far they moved on
+            the certification split (`certify/other_outputs.py`).
     """
 
     model: nn.Module
@@ -106,6 +109,7 @@ class ShrinkResult:
     seed: int
     versions: dict[str, str]
     certificate: dict[str, str | None] = field(default_factory=dict)
+    other_outputs: tuple[dict[str, Any], ...] = ()
 
     @property
     def polish(self) -> dict[str, Any] | None:
@@ -123,6 +127,7 @@ class ShrinkResult:
         found["copies"] = self.copies.to_dict()
         found["warnings"] = list(self.warnings)
         found["skipped"] = list(self.skipped)
+        found["other_outputs"] = list(self.other_outputs)
         found["candidates"] = list(self.candidates)
         return found
 
@@ -150,6 +155,7 @@ def outcome(
     original, compressed = context.original, found.candidate.model
     both = (original, original.of(compressed))
     test = None if roles.test is None else compare(*both, roles.test, options.confidence)
+    others = moved_outputs(*both, roles.certification)
     before, after = (cost.count(one, context.batches[0]) for one in both)
     example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
     many, single = cost.latency(both, example), cost.latency(both, example[:1])
@@ -195,6 +201,7 @@ def outcome(
     # What was certified before may have been changed since, in memory.
     set_origin(compressed, origin["data"], [*judged(origin["history"], model), entry])
     copies, weak = checked
+    line = said(others)
     return ShrinkResult(
         model=compressed,
         method=options.method,
@@ -206,7 +213,7 @@ def outcome(
         agreement=agreement,
         tested=found.tested,
         copies=copies,
-        warnings=weak,
+        warnings=weak if line is None else (*weak, line),
         test=test,
         params={"before": before.params, "after": after.params},
         macs={"before": before.macs, "after": after.macs},
@@ -232,6 +239,7 @@ def outcome(
         seed=context.seed,
         versions=versions(),
         certificate=certificate,
+        other_outputs=others,
     )
 
 

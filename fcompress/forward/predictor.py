@@ -34,11 +34,14 @@ class Predictor:
         network: The network, never changed.
         packing: How its several inputs lie in one tensor; None for a network that takes one.
         scoring: Which of its outputs are the scores, and what a label is.
+        draws: Whether it draws random numbers that its answers depend on. Each example then has a
+            pass of its own where answers are counted, so that it has draws of its own.
     """
 
     network: nn.Module
     packing: Packing | None = None
     scoring: Scoring = BY_SHAPE
+    draws: bool = False
 
     def of(self, network: nn.Module) -> Predictor:
         """Another network that takes and returns the same."""
@@ -64,11 +67,15 @@ class Predictor:
         Returns:
             The output that holds the scores, unchecked.
         """
+        return self.scoring.chosen(self.whole(network, *inputs))
+
+    def whole(self, network: nn.Module, *inputs: Any) -> Any:
+        """`call` without a choice: all that the network returns."""
         if self.packing is None:
-            return self.scoring.chosen(network(*inputs))
+            return network(*inputs)
         kinds = (p.dtype for p in network.parameters() if p.is_floating_point())
         args, kwargs = self.packing.unpack(inputs[0], next(kinds, None))
-        return self.scoring.chosen(network(*args, **kwargs))
+        return network(*args, **kwargs)
 
     def __call__(self, inputs: Tensor) -> Any:
         """`call` with this predictor's own network."""

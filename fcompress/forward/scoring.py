@@ -204,6 +204,14 @@ class Scoring:
             found = (found > least).long()[:, 0] if found.shape[1] == 1 else found.argmax(1)
         return torch.where(finite, found, -1)
 
+    def of_main(self, labels: Tensor) -> Tensor:
+        """The labels of the scores, where other heads' labels stand beside them (`heads.py`)."""
+        return labels
+
+    def outcomes(self, scores: Tensor) -> int:
+        """How many classes, or labels of a sigmoid head, there are."""
+        return scores.shape[1]
+
     def broken(self, given: Tensor) -> Tensor:
         """Where answers are not finite: bool [n]."""
         rows = given.reshape(len(given), -1)

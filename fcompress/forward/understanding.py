@@ -24,6 +24,7 @@ from torch import Tensor
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.answers import deviations, in_rows
 from fcompress.forward.graph import Step, Value
+from fcompress.forward.heads import Joint
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import record
 from fcompress.forward.scoring import Scoring
@@ -66,6 +67,9 @@ def understood(
     Raises:
         UnsupportedNetworkError: It cannot be told, or the outputs do not fit what was said.
     """
+    if isinstance(predictor.scoring, Joint):
+        main = understood(replace(predictor, scoring=predictor.scoring.main), batches, also)
+        return replace(main, scoring=predictor.scoring.around(main.scoring))
     scoring = predictor.scoring
     spread = scoring.continuous and scoring.deviation is None
     needed = EXAMPLES if spread else LOOK if scoring.labels is None else 2

@@ -413,8 +413,8 @@ def _groups(given: Predictor, inputs: Tensor) -> tuple[dict[str, int], tuple[Ski
     """Units of each group that can be excised, and what cannot with the reason."""
     try:
         # As `shrink` sees it: with local response normalisation that can be excised exactly.
-        prepared = prepare(given.network, inputs, call=given.call)
-        structure = find_groups(prepared, inputs, call=given.call)
+        prepared = prepare(given.network, inputs, call=given.whole)
+        structure = find_groups(prepared, inputs, call=given.whole)
     except UnsupportedNetworkError as error:
         return {}, (Skipped("network", str(error)),)
     skipped = tuple(Skipped(**left) for left in structure.skipped())

@@ -34,6 +34,9 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
         changed, subject, after = of_set, "of examples ", " theirs"
     else:
         changed, subject, after = _LABELS_IN_WORDS[result.labels]
+    if result.heads:
+        changed += f" or that of another head ({', '.join(result.heads)})"
+        subject, after = "of examples ", " a label"
     sentence = (
         f"On {result.n:,} {where} {result.changed:,} changed {changed} "
         f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "

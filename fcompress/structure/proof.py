@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fcompress.errors import UnsupportedNetworkError, first_line
+from fcompress.forward.outputs import output_tensors
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of, tensors_of
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.excision import excise, numbers_of
@@ -365,8 +365,8 @@ class _Experiment:
     def _outputs(run: Callable[..., Any], *args: Any) -> list[Tensor]:
         """Floating point outputs; networks that draw random numbers draw the same every time."""
         torch.default_generator.manual_seed(0)
-        leaves = tree_leaves(run(*args))
-        return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+        leaves = output_tensors(run(*args)).values()
+        return [x for x in leaves if x.is_floating_point() and x.numel()]
 
     def _edited(
         self,

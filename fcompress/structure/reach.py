@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fcompress.errors import first_line
+from fcompress.forward.outputs import output_tensors
 from fcompress.forward.running import as_inputs, dtype_of, quiet_tracing
 from fcompress.structure.groups import Structure, find_groups
 from fcompress.surgery.excision import excise
@@ -188,8 +188,8 @@ def _places(parameters: dict[str, nn.Parameter], groups: Iterable[Group]) -> dic
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> list[Tensor]:
     with quiet_tracing():
-        leaves = tree_leaves(call(model, *inputs))
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        leaves = output_tensors(call(model, *inputs)).values()
+    return [x for x in leaves if x.is_floating_point()]
 
 
 def _change(a: list[Tensor], b: list[Tensor]) -> float:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fcompress.forward.outputs import output_tensors
 from fcompress.structure.parameters import ParameterViews, address, seen_by
 from fcompress.structure.union_find import UnionFind
 from fcompress.structure.unit_ids import (
@@ -262,7 +262,7 @@ class Tracer:
         Args:
             outputs: What the network returned; the units in it are never removed.
         """
-        for tensor in tree_leaves(outputs):
+        for tensor in output_tensors(outputs).values():
             self.refuse(self.of(tensor), "output layer")
         for (name, _, between), uses in self._uses.items():
             for i, one in enumerate(uses):

@@ -85,7 +85,7 @@ def test_several_labels_of_an_example():
     with pytest.raises(UnsupportedNetworkError, match="no output 'other': it gives side, labels"):
         shrink(model, batches(x), output="other")
     with pytest.raises(UnsupportedNetworkError, match=r"dict with side, labels.*--output"):
-        shrink(model, batches(x))
+        shrink(model, batches(x), labels="sigmoid")
     with pytest.raises(DataError, match=r"expected 3 labels \(0 or 1\) an input"):
         shrink(model, batches(x, y[:, :2]), **how)
     with pytest.raises(ValueError, match="labels='both'"):
