@@ -43,7 +43,8 @@ def unvouched(original: Predictor, inputs: Tensor) -> dict[str, bool]:
     if len(named) < 2:
         return {}
     outputs = sorted_outputs(original, inputs)
-    counted = {*heads_of(original.scoring), *(n for n, t in named.items() if t is main)}
+    mine = {id(tensor) for tensor in tensors_of(main).values()}
+    counted = {*heads_of(original.scoring), *(n for n, t in named.items() if id(t) in mine)}
     follows = {name for name, source in outputs.following.items() if source in counted}
     scores = {head.name for head in outputs.heads} | set(outputs.following)
     return {n: n in scores for n in named if n not in counted | follows | outputs.given}

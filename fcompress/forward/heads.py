@@ -247,6 +247,9 @@ def answering(predictor: Predictor, inputs: Tensor) -> Predictor:
     Args:
         predictor: A network.
         inputs: A small batch, as from `Predictor.place`.
+
+    Raises:
+        UnsupportedNetworkError: The main head's scores are not of the shape of its labels.
     """
     scoring = predictor.scoring
     if scoring.output is not None or isinstance(scoring, Joint):
@@ -268,6 +271,7 @@ def answering(predictor: Predictor, inputs: Tensor) -> Predictor:
     heads = [head for head in heads if named[head.name] is not main]
     if not heads or not main.dim():
         return predictor
+    scoring.checked(main, predictor.name, len(inputs))
     classes = main.shape[1] if main.dim() > 1 else 1
     joint = Joint(labels=scoring.labels, main=scoring, heads=tuple(heads), classes=classes)
     return replace(predictor, scoring=joint)

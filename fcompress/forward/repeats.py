@@ -286,12 +286,27 @@ def _aligned(
     Arguments are those of `_picked`.
     """
     found = {}
+    if _by_example(whole, n) and _by_example(part, len(rows)):
+        # A list with an item for each example, as detectors give it.
+        renamed = {}
+        for name, tensor in part.items():
+            number, _, rest = name.partition(".")
+            renamed[f"{int(rows[int(number)])}.{rest}"] = tensor
+        numbers = {str(int(row)) for row in rows}
+        return {k: v for k, v in whole.items() if k.partition(".")[0] in numbers}, renamed
     for name, tensor in whole.items():
         if name in part:
             picked = _picked(tensor, part[name], n, rows, merged=merged)
             if picked is not None:
                 found[name] = picked
     return found, {name: part[name] for name in found}
+
+
+def _by_example(named: dict[str, Tensor], n: int) -> bool:
+    """Whether outputs are those of a list of n items, each of several tensors."""
+    first = [name.partition(".") for name in named]
+    numbers = {number for number, _, rest in first if rest}
+    return len(named) >= len(numbers) > 1 and numbers == {str(i) for i in range(n)}
 
 
 def _calls(predictor: Predictor, inputs: Tensor) -> list[_Call]:

@@ -48,7 +48,7 @@ def test_several_outputs_from_weights_to_a_program(tmp_path):
     torch.save(model.state_dict(), weights)
     own = ("--arch", f"{tmp_path / 'nets.py'}:Net")
     data = ("--data", f"file:{tmp_path / 'x.npy'}")
-    refused = run("shrink", weights, *own, *data, "--out", thin)
+    refused = run("shrink", weights, *own, *data, "--labels", "sigmoid", "--out", thin)
     assert refused.exit_code == 1 and "dict with side, tags" in refused.output
     how = ("--output", "tags", "--labels", "sigmoid")
     report = tmp_path / "thin.json"

@@ -220,6 +220,9 @@ def test_without_a_logits_the_first_head_of_a_mapping_is_the_main_one():
         assert predictor.labels(INPUTS).shape == (5, 2)
     said = Predictor(network, None, Scoring("b"))
     assert answering(said, INPUTS) is said
+    dense = Predictor(Wired(lambda p: (p.two[:, :, None], p.one)).eval())
+    with pytest.raises(UnsupportedNetworkError, match="for a label at every position"):
+        answering(dense, INPUTS)
     alone = Predictor(Wired(lambda p: {"e": p.embedding, "v": p.one[:, :1]}).eval())
     with pytest.raises(UnsupportedNetworkError, match="--output"), alone.evaluating():
         answering(alone, INPUTS).scores(INPUTS)

@@ -131,7 +131,21 @@ def steps(x):
     return x.sign() + (4 * x).round()
 
 
+class Detector(nn.Module):
+    """A list of boxes for each image, as many as there are."""
+
+    def __init__(self, apart=1.0):
+        super().__init__()
+        self.map, self.apart = nn.Conv2d(3, 4, 1), apart
+
+    def forward(self, x):
+        boxes = self.map(x).flatten(2).transpose(1, 2)
+        boxes = boxes - (1 - self.apart) * boxes.mean((0, 1))
+        return [{"boxes": b[b[:, 0] > 0], "scores": b[b[:, 0] > 0, 1]} for b in boxes]
+
+
 ORDINARY = {
+    "detector": Detector(),
     "batch norm": Through(same, nn.BatchNorm2d(6)),
     "dropout": Through(same, nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.1)),
     "layer norm": Through(same, nn.LayerNorm([6, 8, 8])),
@@ -158,6 +172,11 @@ def test_ordinary_networks_are_not_refused(name):
     assert unsteadiness(predictor, predictor.place(X)) is None
     assert unsteadiness(predictor, predictor.place(X[:1])) is None
     assert network.training
+
+
+def test_detections_that_depend_on_the_batch():
+    found = unsteadiness(Predictor(Detector(0.2).eval()), X)
+    assert found is not None and not found.draws
 
 
 def test_a_network_for_one_size_of_batch_is_no_matter_here():
