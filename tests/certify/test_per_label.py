@@ -94,7 +94,10 @@ def test_examples_without_numbers():
     before[0], after[1] = torch.nan, torch.nan
     fares = compared(before, after).by_label
     # The original gives the first no label; what the compressed network cannot say is changed.
-    assert [(f.label, f.n, f.changed, f.given) for f in fares.labels] == [(0, 1, 1, 1), (1, 2, 1, 2)]
+    assert [(f.label, f.n, f.changed, f.given) for f in fares.labels] == [
+        (0, 1, 1, 1),
+        (1, 2, 1, 2),
+    ]
 
 
 @pytest.mark.parametrize("classes", [1, 4])
@@ -159,7 +162,7 @@ def test_memory_grows_with_classes_only():
 
 def fares(*rows, kind="classes", confidence=0.95):
     """Rows of (examples, changed), given as often as what remains."""
-    return by_label(kind, [[n, c, n - c] for n, c in rows] and _columns(rows), confidence)
+    return by_label(kind, _columns(rows), confidence)
 
 
 def _columns(rows):
