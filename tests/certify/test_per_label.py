@@ -147,7 +147,7 @@ def test_positions_of_an_example_without_numbers():
 
 def test_draws_are_uniform_and_independent_of_each_other():
     shares = np.array([drawn_shares(number, np.arange(20)) for number in range(2000)])
-    assert 0 <= shares.min() and shares.max() < 1
+    assert shares.min() >= 0 and shares.max() < 1
     assert abs(shares.mean() - 0.5) < 0.005 and abs(shares.var() - 1 / 12) < 0.002
     between = np.corrcoef(shares.T) - np.eye(20)
     assert abs(between).max() < 4.5 / 2000**0.5
