@@ -162,7 +162,7 @@ def test_memory_grows_with_classes_only():
 
 def fares(*rows, kind="classes", confidence=0.95):
     """Rows of (examples, changed), given as often as what remains."""
-    return by_label(kind, [[n, c, n - c] for n, c in rows] and _columns(rows), confidence)
+    return by_label(kind, _columns(rows), confidence)
 
 
 def _columns(rows):

@@ -24,7 +24,10 @@ def agreement(counts, changed, confidence):
 
 
 def simulate(shares, networks, confidence, runs, seed=0):
-    """How often a certificate was given, was wrong of a label, and would have been if unequal.
+    """How often what happened.
+
+    A certificate was given; a label that it promises is beyond the tolerance; a network with a
+    label beyond it would have passed by the test of all labels together; the bound is too low.
 
     Args:
         shares: Of examples with each label.
@@ -37,14 +40,15 @@ def simulate(shares, networks, confidence, runs, seed=0):
     given = broken = careless = above = 0
     for _ in range(runs):
         counts = random.multinomial(N, shares)
-        passed = None
+        passed, unequal = None, False
         results = []
         for rates in networks:
             results.append(agreement(counts, random.binomial(counts, rates), confidence))
-            careless += holds(results[-1], TOLERANCE) and max(rates) > TOLERANCE and not passed
+            unequal |= holds(results[-1], TOLERANCE) and max(rates) > TOLERANCE
             if not holds(results[-1], TOLERANCE, TOLERANCE):
                 break
             passed = rates, results[-1]
+        careless += unequal
         if passed is None:
             continue
         rates, result = passed
@@ -92,7 +96,7 @@ def test_no_label_is_beyond_the_tolerance_more_often_than_promised(case, confide
 def test_one_hundred_runs():
     given, broken, careless, above = simulate(*CASES["one rare label"], 0.9, 100)
     assert given == 100 and 0 < broken <= 20 and above == 0
-    assert careless > 100
+    assert careless == 100
 
 
 def test_a_single_network_at_the_edge_is_wrong_about_as_often_as_is_allowed():
