@@ -195,15 +195,21 @@ def _check_outside(path: Path) -> None:
 def _stored(message: Any) -> Iterator[Any]:
     """Every tensor in a network of ONNX, however deep in subgraphs and functions."""
     for _, value in message.ListFields():
-        # A number, a text or bytes, one message, or a list of any of them.
-        parts = [value] if hasattr(value, "ListFields") or isinstance(value, str | bytes) else value
-        for part in parts if hasattr(parts, "__iter__") else ():
-            if not hasattr(part, "ListFields"):
-                break
+        if hasattr(value, "ListFields"):
+            parts = [value]
+        elif isinstance(value, str | bytes | int | float):
+            continue
+        else:  # a list, whose entries are all of one kind
+            parts = [value[i] for i in range(len(value))] if _of_messages(value) else []
+        for part in parts:
             if part.DESCRIPTOR.name == "TensorProto":
                 yield part
             else:
                 yield from _stored(part)
+
+
+def _of_messages(values: Any) -> bool:
+    return len(values) > 0 and hasattr(values[0], "ListFields")
 
 
 def _guarded(path: Path, run: Callable[..., Any], size: int | None) -> Callable[..., Any]:

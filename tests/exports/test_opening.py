@@ -1,5 +1,6 @@
 """What people ship is compared like a network: ONNX, .pt2, quantised, any callable."""
 
+import copy
 import functools
 import json
 import pickle
@@ -113,33 +114,44 @@ def test_verify_says_what_a_certificate_is_worth(files, tmp_path):
 # --- in Python ----------------------------------------------------------------------------------
 
 
-def shapes(model):
-    """The same network as callables of all kinds."""
-    program = torch.export.export(
+@functools.cache
+def network_of(seed=0):
+    """A trained network, which no test changes."""
+    return trained(seed)
+
+
+def exported(model):
+    """A program for any number of examples."""
+    return torch.export.export(
         model, (torch.zeros(2, 6),), dynamic_shapes=({0: torch.export.Dim("n")},)
     )
-    return {
-        "function": lambda x: model(x),
-        "partial": functools.partial(nn.Module.__call__, model),
-        "array": lambda x: model(x).detach().numpy(),
-        "array in a list": lambda x: [model(x).detach().numpy()],
-        "tuple of one": lambda x: (model(x),),
-        "read-only array": lambda x: np.broadcast_to(model(x).detach().numpy(), (len(x), CLASSES)),
-        "logits": lambda x: {"logits": model(x), "other": 3},
-        "exported program": program,
-        "its module": program.module(),
-        "script": torch.jit.script(model),
-    }
 
 
-@pytest.mark.parametrize("kind", [*shapes(trained())])
+# The same network as callables of all kinds.
+KINDS = {
+    "function": lambda model: lambda x: model(x),
+    "partial": lambda model: functools.partial(nn.Module.__call__, model),
+    "array": lambda model: lambda x: model(x).detach().numpy(),
+    "array in a list": lambda model: lambda x: [model(x).detach().numpy()],
+    "tuple of one": lambda model: lambda x: (model(x),),
+    "read-only array": lambda model: (
+        lambda x: np.broadcast_to(model(x).detach().numpy(), (len(x), CLASSES))
+    ),
+    "logits": lambda model: lambda x: {"logits": model(x), "other": 3},
+    "exported program": exported,
+    "its module": lambda model: exported(model).module(),
+    "script": torch.jit.script,
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("side", [0, 1])
 def test_callables_on_either_side(kind, side):
-    one, other = trained(), trained(seed=1)
+    one, other = network_of(), network_of(1)
     x, y = examples(300, seed=5)
     expected = fcompress.verify(one, other, (x, y))
     pair = [one, other]
-    pair[side] = shapes(pair[side])[kind]
+    pair[side] = KINDS[kind](pair[side])
     found = fcompress.verify(*pair, (x, y))
     assert (found.n, found.same, found.accuracy) == (300, expected.same, expected.accuracy)
     assert 0 < found.changed < 300
@@ -158,8 +170,8 @@ def test_callables_on_both_sides_in_single_precision():
 
 
 def test_networks_of_two_precisions_are_compared():
-    model = trained()
-    found = fcompress.verify(model, trained().half(), examples(300)[0])
+    model = network_of()
+    found = fcompress.verify(model, copy.deepcopy(network_of()).half(), examples(300)[0])
     assert found.rate > 0.9 and found.largest_difference > 0
 
 
@@ -167,7 +179,7 @@ def test_a_single_output_is_the_one_that_is_asked_for():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = trained()
+            self.inner = network_of()
 
         def forward(self, x):
             return {"embedding": x, "scores": self.inner(x)}
@@ -179,18 +191,18 @@ def test_a_single_output_is_the_one_that_is_asked_for():
 
 def test_what_cannot_be_called_is_refused(tmp_path):
     with pytest.raises(TypeError, match="open_program"):
-        fcompress.verify(trained(), "thin.onnx", examples(10)[0])
+        fcompress.verify(network_of(), "thin.onnx", examples(10)[0])
     with pytest.raises(FcompressError, match="outputs of shape"):
-        fcompress.verify(trained(), lambda x: x, examples(10)[0])
+        fcompress.verify(network_of(), lambda x: x, examples(10)[0])
     with pytest.raises(UnsupportedNetworkError, match="<lambda> gives"):
-        fcompress.verify(trained(), lambda x: "yes", examples(10)[0])
+        fcompress.verify(network_of(), lambda x: "yes", examples(10)[0])
     with pytest.raises(FcompressError, match="does not run on an example of shape"):
-        fcompress.verify(trained(), lambda x: 1 / 0, examples(10)[0])
+        fcompress.verify(network_of(), lambda x: 1 / 0, examples(10)[0])
 
 
 def fixed(folder):
     """Programs of the network that take three examples at a time, by others' tools."""
-    model, x = trained(), torch.zeros(3, 6)
+    model, x = network_of(), torch.zeros(3, 6)
     torch.export.save(torch.export.export(model, (x,)), folder / "fixed.pt2")
     torch.onnx.export(model, (x,), folder / "fixed.onnx", dynamo=True, external_data=False,
                       verbose=False)  # fmt: skip
@@ -230,8 +242,8 @@ def test_only_archives_of_torch_export_are_opened(files, tmp_path):
             return (print, ("run",))
 
     (tmp_path / "pickle.pt2").write_bytes(pickle.dumps(Evil()))
-    torch.jit.save(torch.jit.script(trained()), tmp_path / "script.pt2")
-    torch.save(trained(), tmp_path / "module.pt2")
+    torch.jit.save(torch.jit.script(network_of()), tmp_path / "script.pt2")
+    torch.save(network_of(), tmp_path / "module.pt2")
     (tmp_path / "empty.pt2").write_bytes(b"")
     (tmp_path / "text.onnx").write_text("no network")
     whole = (files / "thin.pt2").read_bytes()
@@ -259,7 +271,7 @@ def test_tensors_outside_the_folder_are_not_read(tmp_path):
     onnx.save_model(proto, folder / "a.onnx", save_as_external_data=True, location="w.bin",
                     size_threshold=0)  # fmt: skip
     x = examples(3)[0]
-    torch.testing.assert_close(open_program(folder / "a.onnx")(x), trained()(x))
+    torch.testing.assert_close(open_program(folder / "a.onnx")(x), network_of()(x))
     (folder / "w.bin").rename(tmp_path / "w.bin")
     with pytest.raises(CheckpointError, match="not there"):
         open_program(folder / "a.onnx")
