@@ -146,12 +146,13 @@ def export(
             f"the network takes several inputs ({given.packing}), and programs are written for "
             "one; keep it by fcompress.save, or by torch.save of its state dict"
         )
-    predictor = understood(predictor, batches)
-    scoring = replace(predictor.scoring, output=None)
     record = content_of(model)
     state = record.pop("state")
     record["params"] = sum(p.numel() for p in model.parameters())
     write, open_again = _writer(kind, predictor, predictor.place(inputs.cpu()), record, state)
+    # Not before: that it cannot be a program has words of its own.
+    predictor = understood(predictor, batches)
+    scoring = replace(predictor.scoring, output=None)
     promised = _promised(record) if tol is None else tol
     found: list[tuple[int, int, float, float, AgreementResult | None]] = []
 

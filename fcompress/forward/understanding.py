@@ -191,10 +191,10 @@ def _finite(outputs: Tensor) -> Tensor:
 
 
 def _ending(predictor: Predictor, inputs: Tensor, dims: int) -> str | None:
-    """The last operator of a network, as far as it says how its outputs are read.
+    """The last operator of a network, as far as it says how its outputs are read; "" for others.
 
     Args:
-        predictor: The network; one that cannot be recorded has no ending.
+        predictor: The network; None for one that cannot be recorded.
         inputs: A few examples.
         dims: Dimensions of its outputs; a softmax has to be one over the second of them.
     """
@@ -212,12 +212,12 @@ def _ending(predictor: Predictor, inputs: Tensor, dims: int) -> str | None:
         if name in _ENDINGS:
             kind = _ENDINGS[name]
             over = kind.endswith("softmax")
-            return None if over and (moved or not _over_classes(step, dims)) else kind
+            return "" if over and (moved or not _over_classes(step, dims)) else kind
         if name not in _MOVES | _COPIES or not isinstance(step.leaves[0], Value):
-            return None
+            return ""
         moved = moved or name in _MOVES
         slot = step.leaves[0].slot
-    return None
+    return ""
 
 
 def _over_classes(step: Step, dims: int) -> bool:

@@ -62,7 +62,7 @@ def _stays(answer: Mapping[str, Any]) -> str | None:
     if kind == "embedding":
         return f"kept a cosine of at least {answer.get('cosine', 0):g} with the original's"
     if kind == "same":
-        return f"are the same to {answer.get('function', 'the given function')}"
+        return f"stayed the same by {answer.get('function', 'the given function')}"
     return None
 
 

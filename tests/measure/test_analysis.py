@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_or_excised_is_in_the_report(made):
         def forward(self, x):
             return self.end(self.out(torch.tensor(self.relu(self.hidden(x)).tolist())))
 
-    result = analyze(Tuple(), made.data[:50])
+    result = analyze(Tuple(), made.data[:50], answer="classes")
     reasons = {s.name: s.reason for s in result.skipped}
     assert reasons["end"] == "it is the network's output"
     assert not result.groups
