@@ -163,7 +163,7 @@ def test_saving_what_was_loaded_gives_the_same_file(folder, tmp_path):
 
 
 def test_json_on_stdout_is_all_there_is_on_stdout(folder, tmp_path):
-    ran = _run("shrink", folder / "w.pt", "--out", tmp_path / "t.pt", "--json", "-")
+    ran = _run("shrink", folder / "w.pt", "--tol", 0.2, "--out", tmp_path / "t.pt", "--json", "-")
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout)["tolerance"] == 0.2
     assert "units removed" in ran.stderr
@@ -174,7 +174,8 @@ def test_own_data_without_labels(folder, tmp_path):
     torch.save({"x": x}, tmp_path / "own.pt")
     spec = f"file:{tmp_path / 'own.pt'}"
     thin = tmp_path / "t.pt"
-    ran = _run("shrink", folder / "w.pt", "--data", spec, "--out", thin, "--json", tmp_path / "j")
+    options = ("--data", spec, "--tol", 0.2, "--out", thin, "--json", tmp_path / "j")
+    ran = _run("shrink", folder / "w.pt", *options)
     assert ran.exit_code == 0, ran.output
     assert "Accuracy" not in ran.stdout
     record = json.loads((tmp_path / "j").read_text())
