@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 CONFIDENCE = 0.95
+MOST_EXAMPLES = 1_000_000  # more are not worth advising
 
 
 def upper_bound(changed: int, n: int, confidence: float = CONFIDENCE) -> float:
@@ -65,3 +66,34 @@ def most_changes(n: int, tolerance: float, confidence: float = CONFIDENCE) -> in
 def examples_needed(tolerance: float, confidence: float = CONFIDENCE) -> int:
     """The fewest examples that can certify a tolerance above 0: none of them may change."""
     return math.ceil(math.log1p(-confidence) / math.log1p(-tolerance))
+
+
+def examples_at(
+    rate: float, tolerance: float, confidence: float = CONFIDENCE, *, more_than: int = 0
+) -> int | None:
+    """How many examples certify a tolerance if so many of them change.
+
+    Args:
+        rate: Share of changed labels, in [0, 1].
+        tolerance: To be certified, in (0, 1).
+        confidence: Of the certificate.
+        more_than: The answer is more than this.
+
+    Returns:
+        About the fewest examples; None if even `MOST_EXAMPLES` are too few.
+    """
+
+    def enough(n: int) -> bool:
+        changed = math.ceil(rate * n - 1e-9)
+        return changed < n and _at_most(changed, n, tolerance) <= 1 - confidence
+
+    high = more_than + 1
+    while not enough(high):
+        if high >= MOST_EXAMPLES:
+            return None
+        high = min(2 * high, MOST_EXAMPLES)
+    low = more_than
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -7,15 +7,16 @@ confidence of a single test.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fcompress.certify.agreement import AgreementResult, compare, with_upper_bound
-from fcompress.certify.bounds import examples_needed
+from fcompress.certify.bounds import examples_at, examples_needed
 from fcompress.certify.per_label import ByLabel, LabelFare
 from fcompress.errors import FcompressError, ToleranceError
 from fcompress.forward.predictor import Predictor
@@ -23,7 +24,7 @@ from fcompress.forward.predictor import Predictor
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of a removal_order.
+    """One network of an order of removal.
 
     Attributes:
         removed: Number of units removed.
@@ -123,21 +124,80 @@ def proven(
     return max(result.upper_bound for result in results)
 
 
-def sequence_to_test(candidates: Sequence[Candidate]) -> list[Candidate]:
+def sequence_to_test(
+    path: Sequence[Candidate], beyond: Callable[[Candidate], bool]
+) -> list[Candidate]:
     """Which candidates meet the certificate, mildest first.
 
     Starting further on would save runs, but a first candidate that fails by bad luck takes all
-    the others with it. For the same reason a candidate does not take part if a thinner one
-    changed clearly fewer labels, by more than two standard deviations.
+    the others with it. For the same reason a candidate does not take part if the next thinner one
+    changed clearly fewer labels, by more than two standard deviations. It is compared with the next
+    one only: then what a longer path adds at its end changes nothing about the beginning, and the
+    sequence of a tighter tolerance is the beginning of that of a looser one.
+
+    Args:
+        path: Candidates, mildest first, at most the last of them beyond hope.
+        beyond: Whether a candidate is beyond hope.
     """
 
-    def beaten(c: Candidate) -> bool:
-        return any(
-            t.removed > c.removed and t.changed + 2 * math.sqrt(t.changed + 1) < c.changed
-            for t in candidates
-        )
+    def beaten(one: Candidate, following: Candidate) -> bool:
+        return following.changed + 2 * math.sqrt(following.changed + 1) < one.changed
 
-    return sorted((c for c in candidates if not beaten(c)), key=lambda c: c.removed)
+    found = [one for one, after in itertools.pairwise(path) if not beaten(one, after)]
+    return found + [one for one in path[-1:] if not beyond(one)]
+
+
+def refusal(
+    tried: Sequence[Candidate],
+    sequence: Sequence[Candidate],
+    results: Sequence[AgreementResult],
+    tolerance: float,
+    confidence: float,
+) -> str:
+    """Why nothing was certified, and what would help, in one line.
+
+    Args:
+        tried: Every candidate.
+        sequence: Those that were to be tested.
+        results: Of those that were: none, or one that failed.
+        tolerance: What it was tested for.
+        confidence: Of the bound.
+    """
+    line = f"no thinner network could be certified within a tolerance of {tolerance:g}: "
+    if not tried:
+        return line + "every group has one unit left; give a network with more units"
+    another = "try another method, or distillation"
+    if not results:
+        least = min(tried, key=lambda c: c.changed)
+        return line + (
+            f"of {len(tried)} candidates the best changed {least.changed} of {least.n} search "
+            f"labels; {another}"
+        )
+    first, result = sequence[0], results[0]
+    which = "the only candidate" if len(tried) == 1 else f"of {len(tried)} candidates the mildest"
+    line += (
+        f"{which} changed {result.changed} of {result.n} certification labels, "
+        f"which proves {_percent(result.upper_bound)}; "
+    )
+    rate = (first.changed + result.changed) / (first.n + result.n)
+    if result.changed < tolerance * result.n:
+        rate = max(rate, result.changed / result.n)
+    needed = examples_at(rate, tolerance, confidence, more_than=result.n)
+    if needed is None:
+        # Whatever passed first passes at every looser tolerance, since the sequence begins alike.
+        return line + (
+            f"1 in {round(1 / rate)} changes, so more data would not help; {another}, or a "
+            f"tolerance of at least {_percent(result.upper_bound)}"
+        )
+    return line + (
+        f"certifying {100 * tolerance:.4g}% needs about {needed:,} certification examples if "
+        f"1 in {round(1 / rate):,} changes; bring more data"
+    )
+
+
+def _percent(bound: float) -> str:
+    """Rounded up, so that it holds as it is read."""
+    return f"{math.ceil(bound * 1e4 - 1e-9) / 1e4:.2%}"
 
 
 class EachLabel:

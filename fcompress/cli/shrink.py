@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,13 @@ from fcompress.cli.output import (
     write_bytes,
     write_json,
 )
-from fcompress.compress.options import DISTILL_SECONDS, METHODS, OBJECTIVES, ShrinkOptions
+from fcompress.compress.options import (
+    DISTILL_SECONDS,
+    METHODS,
+    OBJECTIVES,
+    TOLERANCE,
+    ShrinkOptions,
+)
 from fcompress.errors import ResultWarning
 from fcompress.progress import Progress, Report
 from fcompress.report.text import change_rows, export_lines, verdict
@@ -52,9 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tol",
     type=FloatRange(0, 1, max_open=True),
-    default=0.2,
-    show_default=True,
-    help="Largest share of labels that may change.",
+    help=f"Largest share of labels that may change.  [default: {TOLERANCE:g}]",
 )
 @click.option(
     "--per-label",
@@ -175,6 +179,7 @@ def shrink_command(
     from fcompress.exports.exporting import export
     from fcompress.models import Network
 
+    _not_both(chosen)
     options = checked(ShrinkOptions, **chosen)
     network = open_network(model, how)
     splits = open_data([network], model, how, data, data_root, "compress", say=tell)
@@ -198,6 +203,21 @@ def shrink_command(
         write_bytes(plot, shrink_png(result))
     if write_json(json_file, result.to_dict()):
         _show(result, out, written)
+
+
+def _not_both(chosen: Mapping[str, Any]) -> None:
+    """Refuse a tolerance together with a size.
+
+    Raises:
+        click.UsageError: Both are given.
+    """
+    for name in ("ratio", "max_macs"):
+        if chosen["tol"] is not None and chosen[name] is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"--tol {chosen['tol']:g} and {option} {chosen[name]} contradict each other: "
+                "ask for a tolerance or for a size"
+            )
 
 
 @contextmanager

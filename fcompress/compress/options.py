@@ -23,6 +23,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
     }
 )
 OBJECTIVES = ("macs", "params", "latency")
+TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
 DISTILL_SECONDS = 60.0
 
 
@@ -31,7 +32,8 @@ class ShrinkOptions:
     """How to look for the compressed network; see `shrink` for each in full.
 
     Attributes:
-        tol: Largest share of labels that may change, in [0, 1); None with a size.
+        tol: Largest share of labels that may change, in [0, 1); None for `TOLERANCE`, or with a
+            size.
         method: One of `METHODS`.
         objective: What removing units is to save, one of `OBJECTIVES`.
         round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
@@ -54,10 +56,10 @@ class ShrinkOptions:
         stochastic: Whether a network that draws random numbers is welcome.
 
     Raises:
-        ValueError: One of them is out of its range.
+        ValueError: One of them is out of its range, or a tolerance and a size are asked for.
     """
 
-    tol: float | None = 0.2
+    tol: float | None = None
     method: str = "hybrid"
     objective: str = "macs"
     round_to: int | str = 1
@@ -99,12 +101,16 @@ class ShrinkOptions:
     def _check_aim(self) -> None:
         if self.tol is not None and not 0 <= self.tol < 1:
             raise ValueError(f"tol={self.tol}: expected a share of labels in [0, 1)")
-        if self.tol is None and not self.by_size:
-            raise ValueError("nothing to aim at: give tol, ratio or max_macs")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
         if self.max_macs is not None and self.max_macs < 1:
             raise ValueError(f"max_macs={self.max_macs}: expected at least 1")
+        for name in ("ratio", "max_macs"):
+            if self.tol is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"tol={self.tol:g} and {name}={getattr(self, name)} contradict each other: "
+                    "ask for a tolerance or for a size"
+                )
         if self.tol_label is not None and not 0 < self.tol_label < 1:
             raise ValueError(f"tol_label={self.tol_label}: expected a share of labels in (0, 1)")
         if self.by_size and (self.per_label or self.tol_label is not None):
@@ -126,7 +132,9 @@ class ShrinkOptions:
     @property
     def tolerance(self) -> float | None:
         """What is to be certified; None where a size is asked for."""
-        return None if self.by_size else self.tol
+        if self.by_size:
+            return None
+        return TOLERANCE if self.tol is None else self.tol
 
     @property
     def label_tolerance(self) -> float | None:

@@ -45,7 +45,7 @@ CALIBRATION_BYTES, CALIBRATION_FEWEST = 2 << 30, 64
 def shrink(
     model: nn.Module,
     data: object,
-    tol: float | None = 0.2,
+    tol: float | None = None,
     *,
     method: str = "hybrid",
     objective: str = "macs",
@@ -75,7 +75,8 @@ def shrink(
         data: Inputs as the network takes them, labels optional: `Splits`, a DataLoader, or any
             iterable of batches (tensors or (inputs, labels) pairs). Several inputs stand in a
             dict by keyword, or in a tuple as in ((first, second), labels).
-        tol: Largest share of labels that may change, in [0, 1).
+        tol: Largest share of labels that may change, in [0, 1); None for 0.05, unless a size is
+            asked for.
         method: A name in `options.METHODS`.
         objective: What removing units is to save: "macs", "params" or "latency" (of the layers, as
             measured on the model's device; not repeatable to the unit).
@@ -129,7 +130,7 @@ def shrink(
         DataError: Not enough data, values that are not finite, or many certification examples
             that also stand in the calibration or search data.
         TypeError: The model is no network.
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or both a tolerance and a size are asked for.
 
     Warns:
         ResultWarning: What weakens the result; it stands in `warnings` of the result as well.

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from fcompress.certify.agreement import AgreementResult, changed_labels, compare, reference_labels
 from fcompress.certify.bounds import most_changes
-from fcompress.certify.fixed_sequence import Candidate, EachLabel, certify, sequence_to_test
+from fcompress.certify.fixed_sequence import (
+    Candidate,
+    EachLabel,
+    certify,
+    refusal,
+    sequence_to_test,
+)
 from fcompress.compress.allocation import RemovalOrder
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
@@ -23,10 +29,18 @@ from fcompress.forward.predictor import Predictor
 from fcompress.progress import Progress, Report
 from fcompress.surgery.excision import excise
 
-STEPS = 9
+# The search, tuned on resampled splits of networks for digits. None of it may depend on
+# the tolerance (see `path`).
+SHRINKING = 0.9  # share of the remaining units that the next network keeps
+MILD = 0.01  # share of changed labels up to which networks are not looked at one by one
+WIDE = 0.03  # share of changed labels from which two steps are taken at once
+# From one network to the next no more than this share of labels, and of those that change already.
+JUMP = (0.02, 0.5)
+RUNGS = (1 / 2, 15 / 16)  # milder networks still: how far back to the whole one, logarithmic
+# What the search split may be wrong by, in standard deviations, before the search ends.
+DOUBT = 2.0
 DISTILLED_STEPS = 5
 STRIDE = 0.75  # share of the remaining units that a distilled network is tried with next
-RUNGS = (1 / 2, 1 / 4, 1 / 8)  # milder networks to have: how far back to the whole one, logarithmic
 # Distillation learns from all calibration examples, up to so many and so many bytes of them.
 DISTILL_EXAMPLES = 8192
 DISTILL_BYTES = 1 << 30
@@ -165,6 +179,11 @@ def within(
 ) -> Found:
     """The thinnest network within the tolerance.
 
+    Which networks meet the certification split, and in which order, is decided by the search split
+    alone: those of `path`, mildest first. With a looser tolerance the path goes on further and is
+    the same until there, so that on the same data nothing that was certified is lost. Only
+    distillation, which the clock cuts short, has networks of its own for each tolerance.
+
     Args:
         builder: Makes networks.
         tol: Largest share of labels that may change.
@@ -186,13 +205,24 @@ def within(
         enough = candidate.changed * n <= most * candidate.n
         return enough and (keeps_each is None or keeps_each(candidate))
 
-    good = thinnest(builder.removal_order, builder.make, passes)
+    def beyond(candidate: Candidate) -> bool:
+        allowed = most * candidate.n / n
+        if candidate.changed > allowed + DOUBT * math.sqrt(allowed + 1):
+            return True
+        return keeps_each is not None and not keeps_each(candidate)
+
+    tried = path(builder.steps, builder.make, beyond)
+    sequence = sequence_to_test(tried, beyond)
     if builder.distill_seconds is not None:
+        good = [c for c in tried if passes(c)]
         low = max((c.removed for c in good), default=0)
-        failed = [c.removed for c in builder.tried if c.removed > low]
-        high = min(failed, default=builder.steps + 1)
-        good += thinner(builder.steps, low, high, builder.make_distilled, passes)
-    sequence = sequence_to_test(good)
+        high = min((c.removed for c in tried if c.removed > low), default=builder.steps + 1)
+        distilled = thinner(builder.steps, low, high, builder.make_distilled, passes)
+        # At the edge of what is allowed a distilled network is the better bet.
+        least = min((c.changed for c in distilled), default=None)
+        if least is not None:
+            sequence = [c for c in sequence if passes(c) and c.changed <= least]
+        sequence += distilled
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
         builder.context.original,
@@ -203,23 +233,10 @@ def within(
         label_tolerance,
     )
     if passed is None:
-        least = min(builder.tried, key=lambda c: c.changed, default=None)
-        seen = (
-            "no candidate could be built"
-            if least is None
-            else f"the mildest change tried altered {least.changed} of {least.n} labels"
-        )
-        if results:
-            seen = (
-                f"the best candidate changed {results[0].changed} of {n} certification labels, "
-                f"which bounds the change only by {results[0].upper_bound:.2%}"
-            )
+        line = refusal(builder.tried, sequence, results, tol, confidence)
         if keeps_each is not None:
-            seen += keeps_each.shortfall(results[0] if results else None)
-        raise ToleranceError(
-            f"no thinner network keeps the labels within a tolerance of {tol:g} by this method: "
-            f"{seen}; choose a larger tolerance, another method, or bring more data"
-        )
+            line += keeps_each.shortfall(results[0] if results else None)
+        raise ToleranceError(line)
     return Found(*passed, builder.tried, len(results))
 
 
@@ -268,57 +285,91 @@ def best_multiple(context: Context, removal_order: RemovalOrder) -> int:
     return max(m for m, time in zip(MULTIPLES, times, strict=True) if time <= limit)
 
 
-def thinnest(
-    removal_order: RemovalOrder,
-    make: Callable[[int], Candidate],
-    passes: Callable[[Candidate], bool],
-    *,
-    steps: int = STEPS,
+def path(
+    total: int, make: Callable[[int], Candidate], beyond: Callable[[Candidate], bool]
 ) -> list[Candidate]:
-    """Bisect the number of removed units.
+    """Networks from mild to thin, until one is clearly beyond what is allowed.
 
-    The share that *remains* is halved on a logarithmic scale, so that very compressed networks are
-    found as precisely as wide ones. The thinnest is at the edge by construction and often fails
-    the certificate, so milder ones are built as well: a few rungs on the way back to the whole
-    network, unless the bisection came by there, and with steps that are left the next ones.
+    All are points of one `lattice`. Bisection finds the last point that changes next to nothing
+    (`MILD`). The path begins well before it (`RUNGS`), since a search split may be lucky, and goes
+    on from there point by point, or by two where many labels change (`WIDE`); where the changes
+    jump from one to the next, there are networks in between (`JUMP`).
+
+    The tolerance decides only where the path ends. So the path for a tighter tolerance is the
+    beginning of that for a looser one, and what `sequence_to_test` takes of it as well. Tested in
+    that order until one fails, everything that passes at the tighter tolerance passes at the
+    looser: the result cannot get worse.
 
     Args:
-        removal_order: Nested choices.
-        make: Builds and measures the network with that many units removed.
-        passes: Whether a candidate is good enough.
-        steps: Most candidates to build, rungs apart.
+        total: Units that can go in all.
+        make: Builds and measures the network with that many units removed, the same one whenever
+            it is asked.
+        beyond: Whether a network changes so much that no thinner one is worth a look. Of two
+            tolerances, whatever is beyond the looser must be beyond the tighter.
 
     Returns:
-        The candidates that pass, mildest first; empty if none does.
+        Candidates, mildest first. The last one is beyond, or the thinnest that there is.
     """
-    total = len(removal_order.prices)
-    low, high = 0, total + 1
-    good: list[Candidate] = []
-    left = steps
-    while left and high - low > 1:
-        left -= 1
-        remaining = math.sqrt((total - low + 1) * (total - high + 2))
-        middle = min(max(total + 1 - round(remaining), low + 1), high - 1)
-        candidate = make(middle)
-        if passes(candidate):
-            good.append(candidate)
-            low = middle
-        else:
-            high = middle
+    points = lattice(total)
+    if not points:
+        return []
+    made: dict[int, Candidate] = {}
+
+    def at(removed: int) -> Candidate:
+        if removed not in made:
+            made[removed] = make(removed)
+        return made[removed]
 
     def back(share: float) -> int:
-        return total + 1 - round((total + 1 - low) ** (1 - share) * (total + 1) ** share)
+        left = round((total + 1 - begin) ** (1 - share) * (total + 1) ** share)
+        return max(total + 1 - left, 1)
 
-    tried = {candidate.removed for candidate in good}
-    rungs = {
-        back(share)
-        for share in RUNGS
-        if not any(back(share * 1.4) <= removed <= back(share / 1.4) for removed in tried)
-    }
-    rungs -= {0, low}
-    rest = [n for n in range(low - 1, 0, -1) if n not in tried | rungs]
-    good += [c for c in map(make, [*sorted(rungs), *rest[:left]]) if passes(c)]
-    return sorted(good, key=lambda c: c.removed)
+    low, high = 0, len(points)  # where not even the first point is mild, the path begins there
+    while high - low > 1:
+        middle = (low + high) // 2
+        candidate = at(points[middle])
+        low, high = (middle, high) if candidate.changed <= MILD * candidate.n else (low, middle)
+    begin = points[low]
+    found = [at(n) for n in sorted({begin, *map(back, RUNGS)})]
+    ahead: list[Candidate] = []  # the next one, and before it what closes a jump
+    while ahead or low < len(points) - 1:
+        last = found[-1]
+        if not ahead:
+            low = min(low + (2 if last.changed > WIDE * last.n else 1), len(points) - 1)
+            ahead.append(at(points[low]))
+        middle = (
+            total
+            + 1
+            - round(math.sqrt((total + 1 - last.removed) * (total + 1 - ahead[-1].removed)))
+        )
+        if _jumps(last, ahead[-1]) and last.removed < middle < ahead[-1].removed:
+            ahead.append(at(middle))
+            continue
+        found.append(ahead.pop())
+        if beyond(found[-1]):
+            break
+    return found
+
+
+def _jumps(one: Candidate, following: Candidate) -> bool:
+    """Whether so many more labels change that there should be a network in between."""
+    least, more = JUMP
+    return following.changed > one.changed * (1 + more) + least * one.n
+
+
+def lattice(total: int) -> list[int]:
+    """Numbers of removed units that are looked at, ascending, of `total` that can go.
+
+    What remains shrinks by a tenth from one to the next. Before the first tenth, what goes doubles.
+    """
+    found: set[int] = set()
+    left = float(total + 1)
+    while left > 1 and total:
+        left = max(left * SHRINKING, 1.0)
+        found.add(total + 1 - round(left))
+    first = round((1 - SHRINKING) * (total + 1))
+    found.update(first >> halved for halved in range(1, first.bit_length()))
+    return sorted(found - {0})
 
 
 def thinner(

@@ -1,7 +1,7 @@
 """The certificate in simulation: what it promises is wrong no more often than it says.
 
 Synthetic networks with known true shares of changed labels go through the code that `shrink`
-uses: bisection on the search split, order of the candidates, test on the certification split.
+uses: a path on the search split, order of the candidates, test on the certification split.
 """
 
 import math
@@ -15,7 +15,7 @@ from fcompress.certify.agreement import changed_labels
 from fcompress.certify.bounds import most_changes, upper_bound
 from fcompress.certify.fixed_sequence import certify, sequence_to_test
 from fcompress.compress.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.search import measure, thinnest
+from fcompress.compress.search import DOUBT, measure, path
 from fcompress.forward.predictor import Predictor
 
 SEARCH, N = 200, 400
@@ -98,6 +98,11 @@ def _simulate(rates_of, tolerance, confidence, *, nested, search=True, runs=1000
     """
     generator = torch.Generator().manual_seed(seed)
     most = most_changes(N, tolerance, confidence)
+
+    def beyond(candidate):
+        allowed = most * candidate.n / N
+        return candidate.changed > allowed + DOUBT * math.sqrt(allowed + 1)
+
     found = Tally(runs=runs)
     for _ in range(runs):
         rates = rates_of(generator)
@@ -113,10 +118,10 @@ def _simulate(rates_of, tolerance, confidence, *, nested, search=True, runs=1000
             return measure(removed, kept, Predictor(model), 100 - removed, [seen], labels)
 
         if search:
-            good = thinnest(removal_order, make, lambda c: c.changed * N <= most * c.n)
+            good = path(len(rates), make, beyond)
         else:
             good = [make(removed) for removed in range(1, len(rates) + 1)]
-        sequence = sequence_to_test(good) if search else good
+        sequence = sequence_to_test(good, beyond) if search else good
         passed, results = certify(
             Predictor(WIDE), sequence, [(unseen, None)], tolerance, confidence
         )

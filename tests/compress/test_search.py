@@ -1,86 +1,227 @@
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from cases.trained import examples, trained
 from torch import nn
 
-from fcompress.certify.bounds import most_changes, upper_bound
-from fcompress.certify.fixed_sequence import Candidate, certify, sequence_to_test
-from fcompress.compress.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.search import thinnest
+from fcompress.certify.agreement import changed_labels
+from fcompress.certify.bounds import examples_at, most_changes, upper_bound
+from fcompress.certify.fixed_sequence import Candidate, certify, refusal, sequence_to_test
+from fcompress.compress import search
+from fcompress.compress.pipeline import shrink
+from fcompress.compress.search import RUNGS, SHRINKING, lattice, path, within
+from fcompress.errors import FcompressError, ToleranceError
 from fcompress.forward.predictor import Predictor
-
-
-def _removal_order(units):
-    prices = torch.cat([torch.tensor([torch.inf]), torch.arange(units, 0, -1).double()])
-    return RemovalOrder.of({"g": GroupOrder(torch.arange(units + 1), prices)})
+from fcompress.progress import silent
 
 
 def _candidate(removed, changed=0, n=1000, model=None):
     return Candidate(removed, {}, model or nn.Identity(), 1000 - removed, changed, n)
 
 
-@pytest.mark.parametrize("units", [1, 2, 3, 40, 500])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.98, 1.0])
-def test_the_thinnest_that_passes_is_found(units, share):
-    limit, tried = round(share * units), []
+def _maker(changed_at):
+    """Makes candidates that change `changed_at(removed)` of 1000, each at most once."""
+    tried = []
 
     def make(removed):
-        assert 0 < removed <= units
         assert removed not in tried
         tried.append(removed)
-        return _candidate(removed)
+        return _candidate(removed, changed_at(removed))
 
-    good = thinnest(_removal_order(units), make, lambda c: c.removed <= limit, steps=30)
-    assert len(tried) <= 33
-    assert [c.removed for c in good] == sorted(r for r in tried if r <= limit)
-    assert (good[-1].removed if good else 0) == limit
+    return make, tried
 
 
-def test_the_search_is_fine_where_little_remains():
-    tried = []
-
-    def make(removed):
-        tried.append(removed)
-        return _candidate(removed)
-
-    for limit in (10_000, 9_990, 9_900, 5_000):
-        good = thinnest(_removal_order(10_000), make, lambda c, limit=limit: c.removed <= limit)
-        left = 10_001 - limit
-        assert left <= 10_001 - good[-1].removed <= 1.05 * left + 1
-    assert len(tried) <= 4 * 12
+def _never(candidate):
+    return False
 
 
-def test_steps_that_are_left_go_to_the_next_milder_networks():
-    good = thinnest(_removal_order(12), _candidate, lambda c: c.removed <= 8, steps=20)
-    assert [c.removed for c in good] == list(range(1, 9))
-    tried = []
-
-    def make(removed):
-        tried.append(removed)
-        return _candidate(removed)
-
-    # Only those that pass count.
-    good = thinnest(_removal_order(12), make, lambda c: c.removed in (2, 3, 5, 6, 8), steps=6)
-    assert len(tried) <= 9
-    assert {c.removed for c in good} <= {2, 3, 5, 6, 8}
+@pytest.mark.parametrize("total", [1, 2, 3, 12, 40, 1023, 20_000])
+def test_the_lattice_goes_from_one_unit_to_everything(total):
+    points = lattice(total)
+    assert points == sorted(set(points))
+    assert points[0] == 1 or total == 0
+    assert points[-1] == total
+    left = [total + 1 - removed for removed in points]
+    assert all(a * SHRINKING - b <= 1 for a, b in zip([total + 1, *left], left, strict=False))
 
 
-@pytest.mark.parametrize("limit", [130, 1000, 3500, 3990])
-def test_milder_networks_are_at_hand_if_the_thinnest_fails(limit):
-    good = thinnest(_removal_order(4000), _candidate, lambda c: c.removed <= limit)
-    left = [4001 - c.removed for c in good]
-    thinnest_left = left[-1]
-    for share in (1 / 2, 1 / 4, 1 / 8):
-        wanted = thinnest_left * (4001 / thinnest_left) ** share
-        nearest = min(left, key=lambda n: abs(n - wanted))
-        ratio = math.log(nearest / thinnest_left) / math.log(4001 / thinnest_left)
-        assert share / 1.5 <= ratio <= share * 1.5
+@pytest.mark.parametrize("units", [1, 2, 3, 40, 500])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.98, 1.0])
+def test_the_path_leads_to_the_last_point_that_is_allowed(units, share):
+    limit = round(share * units)
+    make, tried = _maker(lambda removed: 0 if removed <= limit else 100)
+    found = path(units, make, lambda c: c.changed > 50)
+    assert [c.removed for c in found] == sorted({c.removed for c in found})
+    assert max((c.removed for c in found if not c.changed), default=0) == limit
+    # Whatever is beyond is the last.
+    assert sum(c.changed > 50 for c in found[len(RUNGS) + 1 :]) <= 1
+    assert len(tried) <= 18
 
 
 def test_nothing_to_remove_is_no_candidate():
-    assert thinnest(RemovalOrder.of({}), _candidate, lambda c: True) == []
+    assert lattice(0) == []
+    assert path(0, _candidate, _never) == []
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_the_path_begins_well_before_labels_change(power):
+    make, tried = _maker(lambda removed: round(900 * (removed / 4000) ** power))
+    found = path(4000, make, lambda c: c.changed > 70)
+    assert found[0].removed <= 0.1 * found[len(RUNGS)].removed
+    assert found[len(RUNGS)].changed <= 10
+    assert found[-1].changed > 70 >= found[-2].changed
+    # Nothing is tried twice, and little that does not meet the certificate.
+    assert len(tried) <= len(found) + 7
+
+
+def test_the_path_takes_wider_steps_where_many_labels_change():
+    make, _ = _maker(lambda removed: round(200 * removed / 1000))
+    found = path(1000, make, _never)
+    for a, b in zip(found[len(RUNGS) :], found[len(RUNGS) + 1 : -1], strict=False):
+        left = 1001 - b.removed
+        if a.removed >= 100 and left > 100:
+            steps = 2 if a.changed > 30 else 1
+            assert left / (1001 - a.removed) == pytest.approx(SHRINKING**steps, abs=0.02)
+
+
+def test_where_changes_jump_networks_in_between_are_tried():
+    for cliff in (13, 137, 500, 777, 995):
+        make, tried = _maker(lambda removed, cliff=cliff: 0 if removed < cliff else 400)
+        found = path(1000, make, lambda c: c.changed > 70)
+        assert found[-2].removed == cliff - 1
+        assert found[-1].removed == cliff
+        assert len(tried) < 20
+
+
+def test_a_tighter_tolerance_takes_the_beginning_of_the_same_sequence():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        noise = (1 + torch.rand(601, generator=generator)).tolist()
+        power = 1 + 4 * float(torch.rand(1, generator=generator))
+        before = []
+        for most in (0, 3, 10, 30, 100, 300, 1000):
+
+            def beyond(candidate, most=most):
+                return candidate.changed > most
+
+            make, _ = _maker(
+                lambda r, p=power, z=noise: min(1000, round(600 * (r / 600) ** p * z[r]))
+            )
+            sequence = [c.removed for c in sequence_to_test(path(600, make, beyond), beyond)]
+            assert sequence[: len(before)] == before
+            before = sequence
+        assert len(before) > 10
+
+
+class Flips(nn.Module):
+    """Gives label 1 to the share `rate` of all examples, by their column's uniform number."""
+
+    def __init__(self, rate, column):
+        super().__init__()
+        self.rate, self.column = rate, column
+
+    def forward(self, x):
+        one = (x[:, self.column] < self.rate).float()
+        return torch.stack([1 - one, one], 1)
+
+
+COLUMNS = 5
+
+
+class Builder:
+    """As much of a `CandidateBuilder` as `within` needs, over networks of given true shares."""
+
+    def __init__(self, rates, seen, unseen, columns):
+        self.rates, self.seen, self.columns = rates, seen, columns
+        self.steps, self.distill_seconds, self.report, self.tried = len(rates), None, silent, []
+        self.context = SimpleNamespace(original=Predictor(Flips(0.0, 0)))
+        self.roles = SimpleNamespace(certification=_Split(unseen))
+
+    def make(self, removed):
+        model = Flips(self.rates[removed - 1], removed % self.columns)
+        changed, n = changed_labels(model, [self.seen], torch.zeros(len(self.seen)))
+        found = _candidate(removed, changed, n, model)
+        self.tried.append(found)
+        return found
+
+
+class _Split(list):
+    """One batch, with the number of its examples as length."""
+
+    def __init__(self, inputs):
+        super().__init__([(inputs, None)])
+        self.count = len(inputs)
+
+    def __len__(self):
+        return self.count
+
+
+def _curves(generator):
+    """True shares of changed labels: smooth, in steps, with bumps, by accident falling."""
+    total = int(torch.randint(1, 400, (1,), generator=generator))
+    at = torch.arange(1, total + 1) / total
+    power = 0.5 + 6 * float(torch.rand(1, generator=generator))
+    rates = float(torch.rand(1, generator=generator)) * at**power
+    kind = int(torch.randint(3, (1,), generator=generator))
+    if kind == 1:
+        rates = rates * (0.3 + 1.4 * torch.rand(total, generator=generator))
+    if kind == 2:
+        rates = torch.round(rates * 8) / 8 + 0.002
+    return rates.clamp(0, 1).tolist()
+
+
+TOLERANCES = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.2, 0.3, 0.5, 0.8)
+
+
+def _certified(seed, tolerances=TOLERANCES):
+    """Units removed at each tolerance, 0 where nothing is certified."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = _curves(generator)
+    seen, unseen = (torch.rand(n, COLUMNS, generator=generator) for n in (200, 300))
+    columns = 1 if seed % 2 else COLUMNS
+    found = []
+    for tolerance in tolerances:
+        try:
+            found.append(
+                within(Builder(rates, seen, unseen, columns), tolerance, 0.95).candidate.removed
+            )
+        except ToleranceError as error:
+            assert "\n" not in str(error)
+            found.append(0)
+    return found
+
+
+def test_a_looser_tolerance_never_gives_less():
+    results = [_certified(seed) for seed in range(60)]
+    assert all(found == sorted(found) for found in results)
+    # It was no empty exercise.
+    assert sum(len(set(found)) > 3 for found in results) > 30
+    assert sum(found[0] == 0 for found in results) > 5
+
+
+def test_a_sequence_that_depends_on_the_tolerance_can_give_less(monkeypatch):
+    # As a control: the three last points of the path only, as bisection might have found them.
+    monkeypatch.setattr(search, "path", lambda *arguments: path(*arguments)[-4:])
+    results = [_certified(seed) for seed in range(60)]
+    assert any(found != sorted(found) for found in results)
+
+
+@pytest.mark.parametrize("method", ["hybrid", "prune"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_looser_tolerance_never_gives_less_of_a_real_network(method, seed):
+    x, _ = examples(1000, seed=seed + 50)
+    macs = []
+    for tolerance in (0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.4):
+        try:
+            result = shrink(trained(seed), [x], tolerance, method=method, seed=seed)
+            macs.append(result.macs["after"])
+        except FcompressError:
+            macs.append(result.macs["before"] if macs else math.inf)
+    assert macs == sorted(macs, reverse=True)
+    assert len(set(macs)) > 2
 
 
 class Labels(nn.Module):
@@ -153,12 +294,73 @@ def test_the_bound_of_the_certificate_is_the_tolerance_where_one_failed():
 
 
 def test_the_mildest_is_tested_first():
-    chain = [_candidate(40, 12), _candidate(20, 5), _candidate(10, 0), _candidate(30, 4)]
-    assert [c.removed for c in sequence_to_test(chain)] == [10, 20, 30, 40]
-    assert sequence_to_test([]) == []
+    chain = [_candidate(10, 0), _candidate(20, 5), _candidate(30, 4), _candidate(40, 12)]
+    assert sequence_to_test(chain, _never) == chain
+    assert sequence_to_test([], _never) == []
 
 
-def test_a_candidate_that_a_thinner_one_clearly_beats_is_left_out():
+def test_what_is_beyond_hope_is_not_tested():
+    chain = [_candidate(10, 0), _candidate(20, 5), _candidate(30, 40)]
+    assert [c.removed for c in sequence_to_test(chain, lambda c: c.changed > 9)] == [10, 20]
+
+
+def test_a_candidate_that_the_next_one_clearly_beats_is_left_out():
     # Luck explains 5 changes against 4, not 30.
     chain = [_candidate(10, 30), _candidate(20, 5), _candidate(30, 4), _candidate(40, 12)]
-    assert [c.removed for c in sequence_to_test(chain)] == [20, 30, 40]
+    assert [c.removed for c in sequence_to_test(chain, _never)] == [20, 30, 40]
+    # What comes later says nothing, so that a longer path begins like a shorter one.
+    chain = [_candidate(10, 5), _candidate(20, 9), _candidate(30, 0), _candidate(40, 12)]
+    assert [c.removed for c in sequence_to_test(chain, _never)] == [10, 30, 40]
+
+
+def _refusal(seen, unseen, tolerance, n=300, candidates=18):
+    tried = [_candidate(i + 1, seen + i, 200, Labels(unseen)) for i in range(candidates)]
+    data = [(torch.arange(n).float()[:, None], None)]
+    passed, results = certify(Predictor(Labels(0)), tried, data, tolerance, 0.95)
+    assert passed is None
+    return refusal(tried, tried, results, tolerance, 0.95)
+
+
+def test_an_error_says_what_was_shown_and_what_would_help():
+    said = _refusal(seen=1, unseen=1, tolerance=0.01)
+    assert said == (
+        "no thinner network could be certified within a tolerance of 0.01: of 18 candidates the "
+        "mildest changed 1 of 300 certification labels, which proves 1.58%; certifying 1% needs "
+        "about 913 certification examples if 1 in 250 changes; bring more data"
+    )
+    # What it asks for is enough, at that rate.
+    assert upper_bound(math.ceil(913 / 250), 913) <= 0.01 < upper_bound(4, 912)
+
+
+def test_more_data_is_not_advised_where_it_would_not_help():
+    said = _refusal(seen=20, unseen=30, tolerance=0.05)
+    proven = upper_bound(30, 300)
+    assert "1 in 10 changes, so more data would not help" in said
+    assert f"a tolerance of at least {math.ceil(1e4 * proven) / 100:.2f}%" in said
+    assert "bring more data" not in said
+
+
+def test_a_looser_tolerance_is_not_advised_where_data_is_missing():
+    for tolerance in (0.01, 0.02, 0.05):
+        unseen = most_changes(300, tolerance) + 1
+        said = _refusal(seen=0, unseen=unseen, tolerance=tolerance)
+        assert said.endswith("bring more data")
+        assert "a tolerance of at least" not in said
+
+
+def test_an_error_without_a_test_speaks_of_the_search():
+    said = refusal([_candidate(1, 70), _candidate(2, 30)], [], [], 0.05, 0.95)
+    assert "of 2 candidates the best changed 30 of 1000 search labels" in said
+    assert "every group has one unit left" in refusal([], [], [], 0.05, 0.95)
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.8, 1.0, 2.0])
+def test_how_many_examples_certify_at_a_rate(tolerance, share):
+    rate = share * tolerance
+    needed = examples_at(rate, tolerance, more_than=40)
+    if share >= 1:
+        assert needed is None
+    else:
+        assert needed > 40
+        assert upper_bound(math.ceil(rate * needed - 1e-9), needed) <= tolerance + 1e-12
