@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import fcompress
-from fcompress.certify.agreement import changed_labels, reference_labels
+from fcompress.certify.labels import changed_labels, reference_labels
 from fcompress.compress import divergence, fisher, least_squares, methods, reconstruct, samples
 from fcompress.compress.allocation import RemovalOrder, merge
 from fcompress.compress.least_squares import Fit, fit

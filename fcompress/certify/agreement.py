@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
@@ -25,9 +24,9 @@ from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.asked import asked
 from fcompress.forward.callables import Called, as_network
-from fcompress.forward.draws import Draws, drawing_apart
+from fcompress.forward.draws import Draws
 from fcompress.forward.heads import Joint, answering, heads_of, main_of
-from fcompress.forward.predictor import Predictor, as_predictor
+from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import cannot_run
 from fcompress.forward.scoring import Scoring, resolved
@@ -395,107 +394,3 @@ def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:
     while 1.0 - lower > bound:
         lower = math.nextafter(lower, 1.0)
     return replace(result, lower_bound=lower)
-
-
-def predicted(scores: Tensor, scoring: Scoring | None = None, first: int = 0) -> Tensor:
-    """The labels that examples are compared by.
-
-    Args:
-        scores: Of a network.
-        scoring: How they are read.
-        first: Number of the first of these examples among all.
-
-    Returns:
-        Integers [N], or [N, labels] where an example has several; -1 where the outputs are not
-        finite. Answers that are no labels: the outputs.
-    """
-    scoring = scoring or Scoring()
-    found = scoring.compared(scoring.labels_of(scores), first)
-    return found.squeeze(1) if found.shape[1] == 1 and not scoring.continuous else found
-
-
-def changed_labels(
-    model: nn.Module | Predictor, batches: Iterable[Tensor], reference: Tensor
-) -> tuple[int, int]:
-    """How many labels differ from the reference, and of how many examples.
-
-    Args:
-        model: A network in eval mode.
-        batches: Inputs, on any device.
-        reference: As from `reference_labels`, of the original network in the same order.
-    """
-    labels = torch.cat(list(_labels(model, batches, apart=True)))
-    return int(as_predictor(model).scoring.changed(reference, labels).sum()), len(labels)
-
-
-def reference_labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Tensor:
-    """Answers of the original network: integers [N], or [N, labels] where there are several.
-
-    Answers that are no labels are its outputs.
-
-    Raises:
-        FcompressError: An output is not finite.
-    """
-    labels = torch.cat(list(_labels(model, batches)))
-    broken = int(as_predictor(model).scoring.broken(labels).sum())
-    if broken:
-        raise FcompressError(
-            f"the network's outputs are not finite for {broken} of "
-            f"{len(labels)} examples; repair the network or the data first"
-        )
-    return labels
-
-
-def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None:
-    """Refuse a network whose labels say nothing.
-
-    Args:
-        model: The original network.
-        parts: Inputs in batches; a part is only run if all before it got one label.
-
-    Raises:
-        FcompressError: All examples get the same label, or an output is not finite.
-    """
-    n = 0
-    seen: set[tuple[int, ...]] = set()
-    for part in parts:
-        labels = reference_labels(model, part)
-        n += len(labels)
-        seen.update(tuple(row) for row in labels.reshape(len(labels), -1).unique(dim=0).tolist())
-        if len(seen) > 1:
-            return
-    if as_predictor(model).scoring.continuous:
-        raise FcompressError(
-            f"the network gives the same output to all {n:,} calibration and search examples, so "
-            "there is nothing to keep; check its training, and that the data is prepared as the "
-            "network expects"
-        )
-    (same,) = seen
-    raise FcompressError(
-        f"the network gives the same label, {', '.join(map(str, same))}, to all {n:,} calibration "
-        "and search examples, so there is nothing to keep; check its training, and that the data "
-        "holds more than one class and is prepared as the network expects"
-    )
-
-
-def _labels(
-    model: nn.Module | Predictor, batches: Iterable[Tensor], *, apart: bool = False
-) -> Iterator[Tensor]:
-    """Labels of each batch.
-
-    Args:
-        model: A network.
-        batches: Inputs.
-        apart: Whether a network that draws draws otherwise than without it.
-    """
-    predictor = as_predictor(model)
-    done = 0
-    with predictor.evaluating():
-        if predictor.draws:
-            batches = (one for batch in batches for one in batch.split(1))
-            if apart:
-                drawing_apart(predictor.network)
-        for batch in batches:
-            scores = predictor.scores(predictor.place(batch))
-            yield predicted(scores, predictor.scoring, done).cpu()
-            done += len(scores)

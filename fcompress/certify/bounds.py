@@ -85,7 +85,7 @@ def examples_at(
 
     def enough(n: int) -> bool:
         changed = math.ceil(rate * n - 1e-9)
-        return changed < n and _at_most(changed, n, tolerance) <= 1 - confidence
+        return changed < n and at_most(changed, n, tolerance) <= 1 - confidence
 
     high = more_than + 1
     while not enough(high):

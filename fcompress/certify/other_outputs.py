@@ -43,7 +43,7 @@ def unvouched(original: Predictor, inputs: Tensor) -> dict[str, bool]:
     if len(named) < 2:
         return {}
     outputs = sorted_outputs(original, inputs)
-    mine = {id(tensor) for tensor in tensors_of(main).values()}
+    mine = {id(tensor) for tensor in output_tensors(main).values()}
     counted = {*heads_of(original.scoring), *(n for n, t in named.items() if id(t) in mine)}
     follows = {name for name, source in outputs.following.items() if source in counted}
     scores = {head.name for head in outputs.heads} | set(outputs.following)

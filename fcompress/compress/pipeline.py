@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from fcompress.certify.agreement import check_labels
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.methods import METHODS, Context

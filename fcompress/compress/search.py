@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fcompress.certify.agreement import AgreementResult, changed_labels, compare, reference_labels
+from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.bounds import most_changes
 from fcompress.certify.fixed_sequence import (
     Candidate,
@@ -19,6 +19,7 @@ from fcompress.certify.fixed_sequence import (
     refusal,
     sequence_to_test,
 )
+from fcompress.certify.labels import changed_labels, reference_labels
 from fcompress.compress.allocation import RemovalOrder
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method

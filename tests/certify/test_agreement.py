@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fcompress.certify.agreement import changed_labels, predicted, reference_labels, verify
+from fcompress.certify.agreement import verify
 from fcompress.certify.bounds import examples_needed, most_changes, upper_bound
+from fcompress.certify.labels import changed_labels, predicted, reference_labels
 from fcompress.errors import DataError, FcompressError
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from fcompress.certify.agreement import changed_labels
 from fcompress.certify.bounds import most_changes, upper_bound
 from fcompress.certify.fixed_sequence import certify, sequence_to_test
+from fcompress.certify.labels import changed_labels
 from fcompress.compress.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.search import DOUBT, measure, path
 from fcompress.forward.predictor import Predictor

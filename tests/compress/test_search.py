@@ -7,9 +7,9 @@ import torch
 from cases.trained import examples, trained
 from torch import nn
 
-from fcompress.certify.agreement import changed_labels
 from fcompress.certify.bounds import examples_at, most_changes, upper_bound
 from fcompress.certify.fixed_sequence import Candidate, certify, refusal, sequence_to_test
+from fcompress.certify.labels import changed_labels
 from fcompress.compress import search
 from fcompress.compress.pipeline import shrink
 from fcompress.compress.search import RUNGS, SHRINKING, lattice, path, within
