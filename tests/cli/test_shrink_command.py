@@ -49,6 +49,7 @@ def _hash(path):
         ("--objective", "beauty"),
         ("--distill-seconds", "0"),
         ("--distill-seconds", "nan"),
+        ("--tol-label", "0"),
     ],
 )
 def test_choices_that_do_not_exist(folder, options):
@@ -62,12 +63,14 @@ def test_choices_reach_the_result(folder, tmp_path):
     ran = _run(
         *("shrink", folder / "w.pt", "--tol", 0.15, "--out", tmp_path / "thin.pt"),
         *("--json", report, "--round-to", 4, "--objective", "params"),
-        *("--distill", "--distill-seconds", 3),
+        *("--distill", "--distill-seconds", 3, "--per-label", "--tol-label", 0.4),
     )
     assert ran.exit_code == 0, ran.output
+    assert "At most 40% of each of the 10 labels may change" in ran.stdout
     record = json.loads(report.read_text())
     assert (record["round_to"], record["objective"]) == (4, "params")
     assert record["method"] == "hybrid" and record["certified"] is True
+    assert record["agreement"]["by_label"]["promise"]["tolerance"] == 0.4
     assert any(c["polished"] for c in record["candidates"])
     kept = [layer["units_after"] for layer in record["layers"] if not layer["reason"]]
     assert kept and all(units % 4 == 0 for units in kept)
