@@ -28,7 +28,7 @@ from fcompress.forward.draws import Draws
 from fcompress.forward.heads import Joint, answering, heads_of, main_of
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
-from fcompress.forward.running import cannot_run
+from fcompress.forward.running import runs_on
 from fcompress.forward.scoring import Scoring, resolved
 from fcompress.forward.understanding import understood
 
@@ -234,7 +234,8 @@ def _with_heads(
     """Both networks with all heads that count, unless an output was named."""
     if compressed.scoring.output is not None:
         return original, compressed
-    original = answering(original, inputs)
+    with runs_on(inputs):
+        original = answering(original, inputs)
     if heads_of(original.scoring):
         compressed = replace(compressed, scoring=original.scoring)
     return original, compressed
@@ -254,7 +255,9 @@ def _repeating(
     """
     draws = False
     for network in (original, compressed):
-        found = unsteadiness(network, inputs)
+        placed = network.place(inputs)
+        with runs_on(placed):
+            found = unsteadiness(network, placed)
         if found is None:
             continue
         draws = draws or found.draws
@@ -380,12 +383,8 @@ class Tally:
 def _scores(predictor: Predictor, inputs: Tensor) -> Tensor:
     """Scores of a batch, of a network that may not run on it at all."""
     placed = predictor.place(inputs)
-    try:
+    with runs_on(placed):
         return predictor.scores(placed)
-    except FcompressError:
-        raise
-    except Exception as error:  # of any network's code
-        raise cannot_run((placed,), error) from error
 
 
 def with_upper_bound(result: AgreementResult, bound: float) -> AgreementResult:

@@ -34,7 +34,7 @@ from fcompress.surgery.excision import excise
 # the tolerance (see `path`).
 SHRINKING = 0.9  # share of the remaining units that the next network keeps
 MILD = 0.01  # share of changed labels up to which networks are not looked at one by one
-WIDE = 0.03  # share of changed labels from which two steps are taken at once
+TWO_AT_ONCE = 0.03  # share of changed labels from which two steps are taken at once
 # From one network to the next no more than this share of labels, and of those that change already.
 JUMP = (0.02, 0.5)
 RUNGS = (1 / 2, 15 / 16)  # milder networks still: how far back to the whole one, logarithmic
@@ -293,7 +293,7 @@ def path(
 
     All are points of one `lattice`. Bisection finds the last point that changes next to nothing
     (`MILD`). The path begins well before it (`RUNGS`), since a search split may be lucky, and goes
-    on from there point by point, or by two where many labels change (`WIDE`); where the changes
+    on from there point by point, or by two where many labels change (`TWO_AT_ONCE`); where the changes
     jump from one to the next, there are networks in between (`JUMP`).
 
     The tolerance decides only where the path ends. So the path for a tighter tolerance is the
@@ -336,7 +336,7 @@ def path(
     while ahead or low < len(points) - 1:
         last = found[-1]
         if not ahead:
-            low = min(low + (2 if last.changed > WIDE * last.n else 1), len(points) - 1)
+            low = min(low + (2 if last.changed > TWO_AT_ONCE * last.n else 1), len(points) - 1)
             ahead.append(at(points[low]))
         middle = (
             total

@@ -27,6 +27,21 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
+@contextmanager
+def runs_on(inputs: Any) -> Iterator[None]:
+    """Whatever a network's own code raises becomes the error that it does not run on its inputs.
+
+    Raises:
+        UnsupportedNetworkError: Something was raised that is no `FcompressError`.
+    """
+    try:
+        yield
+    except FcompressError:
+        raise
+    except Exception as error:  # of any network's code
+        raise cannot_run((inputs,), error) from error
+
+
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones once."""
     return dict(model.named_parameters()) | dict(model.named_buffers())

@@ -27,6 +27,7 @@ from fcompress.forward.graph import Step, Value
 from fcompress.forward.heads import Joint
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import record
+from fcompress.forward.running import runs_on
 from fcompress.forward.scoring import Scoring
 from fcompress.models import Network
 
@@ -83,7 +84,8 @@ def understood(
             if seen < needed:
                 placed = predictor.place(inputs[: needed - seen])
                 first = placed[:2] if first is None else first
-                found.append(predictor.scores(placed))
+                with runs_on(placed):
+                    found.append(predictor.scores(placed))
             if truth is not None:
                 truths.append(truth.cpu())
             seen += len(inputs)

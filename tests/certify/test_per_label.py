@@ -28,6 +28,7 @@ class Half(nn.Module):
 def compared(before, after, labels=None, size=64):
     """Agreement of two networks that give these scores."""
     both = torch.cat([before, after], 1)
+    labels = labels or ("classes" if before.shape[1] > 1 else "sigmoid")
     return verify(Half(0), Half(1), list(both.split(size)), labels=labels)
 
 

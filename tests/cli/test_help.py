@@ -20,7 +20,6 @@ from fcompress.compress.options import ShrinkOptions
 from fcompress.data import load_data
 from fcompress.errors import FcompressError
 from fcompress.exports import exporting
-from fcompress.forward import scoring
 from fcompress.models import build, external
 
 HEAVY = {"torch", "torchvision", "matplotlib", "numpy", "timm", "ray"}
@@ -49,7 +48,6 @@ def test_help_waits_for_nothing_heavy(command):
 
 
 def test_what_help_says_without_torch_is_what_holds():
-    assert network_options.LABELS == scoring.LABELS
     assert network_options.FORMS == external.FORMS
     assert EXAMPLES == exporting.EXAMPLES
 
