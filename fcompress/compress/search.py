@@ -293,8 +293,8 @@ def path(
 
     All are points of one `lattice`. Bisection finds the last point that changes next to nothing
     (`MILD`). The path begins well before it (`RUNGS`), since a search split may be lucky, and goes
-    on from there point by point, or by two where many labels change (`TWO_AT_ONCE`); where the changes
-    jump from one to the next, there are networks in between (`JUMP`).
+    on from there point by point, or by two where many labels change (`TWO_AT_ONCE`); where the
+    changes jump from one to the next, there are networks in between (`JUMP`).
 
     The tolerance decides only where the path ends. So the path for a tighter tolerance is the
     beginning of that for a looser one, and what `sequence_to_test` takes of it as well. Tested in
