@@ -91,6 +91,7 @@ class OtherOutputs:
 def moved_outputs(
     original: Predictor,
     compressed: Predictor,
+    some: Tensor,
     batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> tuple[dict[str, Any], ...]:
     """How far the outputs that nobody vouches for are apart (`OtherOutputs.result`).
@@ -98,14 +99,14 @@ def moved_outputs(
     Args:
         original: The reference, as its labels were compared.
         compressed: The other network.
-        batches: (inputs, labels or None) pairs.
+        some: A few inputs that tell which outputs these are.
+        batches: (inputs, labels or None) pairs; not read where there are no such outputs.
     """
-    others: OtherOutputs | None = None
-    for inputs, _ in batches:
-        if others is None:
-            others = OtherOutputs(unvouched(original, original.place(inputs[:4])))
+    names = unvouched(original, original.place(some))
+    others = OtherOutputs(names)
+    for inputs, _ in batches if names else ():
         others.compare(original, compressed, inputs)
-    return () if others is None else others.result()
+    return others.result()
 
 
 class _Moved:

@@ -155,7 +155,7 @@ def outcome(
     original, compressed = context.original, found.candidate.model
     both = (original, original.of(compressed))
     test = None if roles.test is None else compare(*both, roles.test, options.confidence)
-    others = moved_outputs(*both, roles.certification)
+    others = moved_outputs(*both, context.batches[0][:4], roles.certification)
     before, after = (cost.count(one, context.batches[0]) for one in both)
     example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
     many, single = cost.latency(both, example), cost.latency(both, example[:1])
