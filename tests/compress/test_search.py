@@ -194,18 +194,19 @@ def _certified(seed, tolerances=TOLERANCES):
     return found
 
 
-def test_a_looser_tolerance_never_gives_less():
-    results = [_certified(seed) for seed in range(60)]
+@pytest.mark.parametrize("networks", [15, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_looser_tolerance_never_gives_less(networks):
+    results = [_certified(seed) for seed in range(networks)]
     assert all(found == sorted(found) for found in results)
     # It was no empty exercise.
-    assert sum(len(set(found)) > 3 for found in results) > 30
-    assert sum(found[0] == 0 for found in results) > 5
+    assert sum(len(set(found)) > 3 for found in results) > networks / 2
+    assert sum(found[0] == 0 for found in results) > networks / 12
 
 
 def test_a_sequence_that_depends_on_the_tolerance_can_give_less(monkeypatch):
     # As a control: the three last points of the path only, as bisection might have found them.
     monkeypatch.setattr(search, "path", lambda *arguments: path(*arguments)[-4:])
-    results = [_certified(seed) for seed in range(60)]
+    results = map(_certified, range(60))
     assert any(found != sorted(found) for found in results)
 
 
