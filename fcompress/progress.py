@@ -41,14 +41,14 @@ def silent(event: Progress) -> None:
     """Report to nobody."""
 
 
-def one_event(report: Callable[..., object]) -> Report:
-    """A callback as it is now, from one of three arguments as `analyze` had, with a warning."""
+def takes(report: Callable[..., object], number: int) -> bool:
+    """Whether a callback needs so many arguments, as some did in earlier versions; warns if so."""
     try:
         parameters = inspect.signature(report).parameters.values()
     except (TypeError, ValueError):  # a builtin: it takes what it is given
-        return report
+        return False
     needed = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    if len(needed) != 3:
-        return report
-    warn("a progress callback of (phase, done, total)", "one of a single Progress", stacklevel=3)
-    return lambda event: report(event.stage, event.done, event.of)
+    if len(needed) != number:
+        return False
+    warn(f"a progress callback of {number} arguments", "one of a single Progress", stacklevel=3)
+    return True

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fcompress.errors import ArchitectureError, CheckpointError
 from fcompress.models.external import REGISTERED, Architecture, bounded, build_network
-from fcompress.models.fingerprint import tensors_of
+from fcompress.models.fingerprint import every_tensor
 from fcompress.models.provenance import described
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import ADAPTED, FOLDED, adapt
@@ -56,7 +56,7 @@ def needed_numbers(model: nn.Module, state: Mapping[str, Tensor]) -> Numbers:
 
     Args:
         model: The network.
-        state: What `tensors_of` gave.
+        state: What `every_tensor` gave.
 
     Returns:
         Those that differ when it is rebuilt without them, and what was done to its modules.
@@ -96,7 +96,7 @@ def rebuild(
     Args:
         architecture: How the original network was built; of a registered kind unless `make` is
             given.
-        state: What `tensors_of` gave.
+        state: What `every_tensor` gave.
         numbers: What `numbers_of` gave, or the part that differs.
         make: Builds the original network instead, by code that the user named.
 
@@ -143,7 +143,7 @@ def _registered(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.M
             raise
         if not _lacks_values(network, state):
             return network
-        size = sum(t.nbytes for t in tensors_of(network).values())
+        size = sum(t.nbytes for t in every_tensor(network).values())
         if size > max(_BYTES, _TIMES * sum(t.nbytes for t in state.values())):
             raise CheckpointError(
                 f"its architecture takes {size:,} bytes, far more than its tensors; "
@@ -175,7 +175,7 @@ def _check_sizes(args: Any) -> None:
 
 def _lacks_values(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether a network of shapes holds tensors that `state` does not bring the values of."""
-    if any(name not in state for name in tensors_of(network)):
+    if any(name not in state for name in every_tensor(network)):
         return True
     return any(
         isinstance(value, Tensor) and value.is_meta
@@ -197,7 +197,7 @@ def _exact_norms(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _check(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """See that the tensors are those of the network, none larger than in the original one."""
-    expected = tensors_of(network)
+    expected = every_tensor(network)
     for name, tensor in expected.items():
         if name not in state:
             raise CheckpointError(f"state: {name!r} is missing")

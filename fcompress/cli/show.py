@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fcompress.cli.output import FILE, json_option, stdout, write_json
-from fcompress.report.text import rounded_up
+from fcompress.report.labels import rounded_up
 
 if TYPE_CHECKING:
     from fcompress.exports.describe import Contents

@@ -24,7 +24,8 @@ from fcompress.cli.output import (
     write_json,
 )
 from fcompress.errors import ResultWarning
-from fcompress.report.text import agreement_sentence, rounded_up
+from fcompress.report.labels import rounded_up
+from fcompress.report.text import agreement_sentence
 
 if TYPE_CHECKING:
     from torch import nn

@@ -232,9 +232,7 @@ def compress(
     weak += unequal
     _tell(report, "measuring the compressed network")
     result = outcome(model, builder, found, not_pruned, (copies, weak), options)
-    for line in result.warnings[len(weak) :]:
-        _tell(report, f"warning: {line}")
-        warnings.warn(line, ResultWarning, stacklevel=4)
+    _warn(report, result.warnings[len(weak) :])
     return result
 
 

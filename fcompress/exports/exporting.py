@@ -25,6 +25,7 @@ from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
 from fcompress.forward.asked import asked
+from fcompress.forward.callables import Called
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.scoring import resolved
 from fcompress.forward.understanding import understood
@@ -164,7 +165,8 @@ def export(
             chosen = resolved(output, said, (original, model))[0].output
             reading = replace(scoring, output=chosen, ending=None)
             reference = understood(Predictor(plain_copy(original), None, reading), batches)
-            running = Predictor(_Running(run, predictor.dtype), None, scoring)
+            file = Called(run, f"the written {kind} file", predictor.dtype)
+            running = Predictor(file, None, scoring)
             agreement = compare(reference, running, batches, CONFIDENCE)
             _check_promise(agreement, promised, kind)
         found.append((n, alike, largest, allowed, agreement))
@@ -195,18 +197,6 @@ def format_of(path: str | os.PathLike[str]) -> str:
         endings = "; ".join(f"{ending} ({what})" for ending, what in FORMATS.items())
         raise FcompressError(f"{path}: unknown format; end the name in one of: {endings}")
     return kind
-
-
-class _Running(nn.Module):
-    """An opened file, to be compared like a network."""
-
-    def __init__(self, run: Runner, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._run = lambda inputs: run(inputs)  # not a submodule: programs have no modes
-        self._dtype = dtype
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._run(inputs.to(self._dtype) if inputs.is_floating_point() else inputs)
 
 
 def _first(batches: Batches, most: int) -> Iterator[tuple[Tensor, Tensor | None]]:

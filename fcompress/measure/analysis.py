@@ -32,7 +32,7 @@ from fcompress.measure.options import (
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
 from fcompress.models.provenance import described, origin_of
-from fcompress.progress import Progress, Report, one_event, silent
+from fcompress.progress import Progress, Report, silent, takes
 from fcompress.structure.groups import find_groups
 from fcompress.surgery.preparation import prepare
 
@@ -196,7 +196,13 @@ def analyze(
         cosine=cosine,
         same=same,
     )
-    return measure(model, data, options, one_event(progress), root=root)
+    if not takes(progress, 3):
+        return measure(model, data, options, progress, root=root)
+
+    def told(event: Progress) -> None:
+        progress(event.stage, event.done, event.of)
+
+    return measure(model, data, options, told, root=root)
 
 
 def measure(
@@ -269,7 +275,7 @@ def gain(
     *,
     tolerance: float = TOLERANCES[0],
     redundancy_tolerance: float = REDUNDANCY_TOLERANCES[0],
-    progress: Report = silent,
+    progress: Callable[..., object] = silent,
     **options: Any,
 ) -> GainResult:
     """Measure how frivolous units grow with the width of a family (docs/protocol.md section 3).
@@ -298,13 +304,17 @@ def gain(
         ((0.25, 0.5, 1.0), ['prunable', 'non_prunable', 'redundant', 'non_redundant'])
     """
     doublings([(n.family, n.args) if isinstance(n, AnalyzeResult) else _built(n) for n in networks])
+    numbered = takes(progress, 4)
     measured = []
-    for number, network in enumerate(networks, 1):
+    for number, network in enumerate(networks):
         if isinstance(network, nn.Module):
-            of_all = f"network {number} of {len(networks)}"
 
-            def tell(event: Progress, of_all: str = of_all) -> None:
-                progress(replace(event, stage=f"{of_all}: {event.stage}"))
+            def tell(event: Progress, number: int = number) -> None:
+                if numbered:
+                    progress(number, event.stage, event.done, event.of)
+                    return
+                stage = f"network {number + 1} of {len(networks)}: {event.stage}"
+                progress(replace(event, stage=stage))
 
             network = analyze(
                 network, data, progress=tell, **{**widened_layers(network), **options}

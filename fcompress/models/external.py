@@ -21,7 +21,7 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,8 +326,3 @@ def _paths(architecture: Architecture) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def with_args(architecture: Architecture, args: Mapping[str, Any] | None) -> Architecture:
-    """The same architecture, with other arguments unless they are None."""
-    return architecture if args is None else Architecture(architecture.name, dict(args))

@@ -22,15 +22,15 @@ REWRITTEN = "the program was changed after it was exported"
 _COUNTER = "num_batches_tracked"
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name; unlike a state dict, also buffers that are not saved."""
+def every_tensor(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, a shared one by each of its names, also what no state dict has."""
     found = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What a file of the network holds: its state dict, or all that there is if it is not ours."""
-    return dict(model.state_dict()) if isinstance(model, Network) else tensors_of(model)
+    return dict(model.state_dict()) if isinstance(model, Network) else every_tensor(model)
 
 
 def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:
@@ -115,10 +115,3 @@ def certified_weights(entry: Mapping[str, Any], which: str = "compressed") -> st
     certificate = entry.get("certificate")
     found = certificate.get(which) if isinstance(certificate, dict) else None
     return found if isinstance(found, str) else None
-
-
-def void_reason(history: Sequence[Any]) -> str | None:
-    """Why the certificate of the last compression in a history is void; None if it is not."""
-    last = last_shrink(history)
-    reason = None if last is None else history[last].get("void")
-    return None if reason is None else str(reason)

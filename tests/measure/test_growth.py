@@ -160,6 +160,14 @@ def test_networks_are_measured_or_taken_as_measured():
     assert result.family == "mlp"
     assert {event.stage.partition(":")[0] for event in numbers} == {"network 2 of 2"}
     assert Progress("network 2 of 2: ablation", 60, 60, "examples") in numbers
+    former = []
+    with pytest.deprecated_call():
+        gain(
+            [analyze(networks[0], data), networks[1]],
+            data,
+            progress=lambda number, phase, done, of: former.append((number, phase, done, of)),
+        )
+    assert {number for number, *_ in former} == {1} and (1, "ablation", 60, 60) in former
     again = gain([analyze(network, data) for network in networks])
     assert again == result
 
