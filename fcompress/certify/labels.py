@@ -53,13 +53,16 @@ def reference_labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) ->
         FcompressError: An output is not finite.
     """
     labels = torch.cat(list(_labels(model, batches)))
-    broken = int(as_predictor(model).scoring.broken(labels).sum())
+    _check_finite(int(as_predictor(model).scoring.broken(labels).sum()), len(labels))
+    return labels
+
+
+def _check_finite(broken: int, n: int) -> None:
     if broken:
         raise FcompressError(
             f"the network's outputs are not finite for {broken} of "
-            f"{len(labels)} examples; repair the network or the data first"
+            f"{n} examples; repair the network or the data first"
         )
-    return labels
 
 
 def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None:
@@ -72,15 +75,23 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
     Raises:
         FcompressError: All examples get the same label, or an output is not finite.
     """
-    n = 0
+    scoring = as_predictor(model).scoring
+    n = broken = 0
     seen: set[tuple[int, ...]] = set()
     for part in parts:
-        labels = reference_labels(model, part)
-        n += len(labels)
-        seen.update(tuple(row) for row in labels.reshape(len(labels), -1).unique(dim=0).tolist())
+        # Of dense answers every position: a rare class need not be among those that are drawn.
+        for labels in _labels(model, part, every=True):
+            n += len(labels)
+            broken += int(scoring.broken(labels).sum())
+            if scoring.labels == "positions":
+                rows = scoring.of_main(labels).reshape(-1, 1)
+            else:
+                rows = labels.reshape(len(labels), -1)
+            seen.update(tuple(row) for row in rows.unique(dim=0).tolist())
+        _check_finite(broken, n)
         if len(seen) > 1:
             return
-    if as_predictor(model).scoring.continuous:
+    if scoring.continuous:
         raise FcompressError(
             f"the network gives the same output to all {n:,} calibration and search examples, so "
             "there is nothing to keep; check its training, and that the data is prepared as the "
@@ -95,7 +106,11 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
 
 
 def _labels(
-    model: nn.Module | Predictor, batches: Iterable[Tensor], *, apart: bool = False
+    model: nn.Module | Predictor,
+    batches: Iterable[Tensor],
+    *,
+    apart: bool = False,
+    every: bool = False,
 ) -> Iterator[Tensor]:
     """Labels of each batch.
 
@@ -103,6 +118,7 @@ def _labels(
         model: A network.
         batches: Inputs.
         apart: Whether a network that draws draws otherwise than without it.
+        every: All labels of an example, not those that it is compared by.
     """
     predictor = as_predictor(model)
     done = 0
@@ -113,5 +129,8 @@ def _labels(
                 drawing_apart(predictor.network)
         for batch in batches:
             scores = predictor.scores(predictor.place(batch))
-            yield predicted(scores, predictor.scoring, done).cpu()
+            if every:
+                yield predictor.scoring.labels_of(scores).cpu()
+            else:
+                yield predicted(scores, predictor.scoring, done).cpu()
             done += len(scores)

@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fcompress.certify.agreement import verify
 from fcompress.certify.bounds import examples_needed, most_changes, upper_bound
-from fcompress.certify.labels import changed_labels, predicted, reference_labels
+from fcompress.certify.labels import changed_labels, check_labels, predicted, reference_labels
 from fcompress.errors import DataError, FcompressError
+from fcompress.forward.predictor import Predictor
+from fcompress.forward.scoring import Scoring, drawn_positions
 
 
 def _tail(changed, n, p):
@@ -225,3 +227,14 @@ def test_what_cannot_be_compared_is_named():
     for confidence in (0.0, 1.0, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"expected a number in \(0, 1\)"):
             verify(wide, thin, [x], confidence=confidence)
+
+
+def test_a_class_that_is_rare_at_every_position_is_a_label_all_the_same():
+    scores = torch.zeros(40, 2, 16)
+    scores[:, 0] = 1
+    network = Predictor(nn.Identity(), scoring=Scoring(labels="positions"))
+    with pytest.raises(FcompressError, match="the same label, 0, to all 40"):
+        check_labels(network, [scores])
+    drawn = int(drawn_positions(7, 1, 16))
+    scores[7, 1, (drawn + 1) % 16] = 2  # one position of one example, and not the one drawn for it
+    check_labels(network, [scores])
