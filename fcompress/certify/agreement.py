@@ -22,15 +22,15 @@ from fcompress.certify.per_label import ByLabel, LabelCounts
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
-from fcompress.forward.asked import asked
+from fcompress.forward.answers.asked import asked
+from fcompress.forward.answers.heads import Joint, answering, heads_of, main_of
+from fcompress.forward.answers.scoring import Scoring, resolved
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called, as_network
 from fcompress.forward.draws import Draws
-from fcompress.forward.heads import Joint, answering, heads_of, main_of
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import runs_on
-from fcompress.forward.scoring import Scoring, resolved
-from fcompress.forward.understanding import understood
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class AgreementResult:
         mean_difference: Mean absolute difference of logits, the same.
         accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
         labels: The kind of answer: "classes", "top-K", "sigmoid" (all labels of an example have
-            to be the same), "positions", or one that is no label (`forward/scoring.py`). Of
+            to be the same), "positions", or one that is no label (`forward/answers/scoring.py`). Of
             "positions" an example counts by one position that is drawn for it, so that the bound
             holds for the share of changed positions.
         positions: Share of equal labels over all positions of all examples; None for other labels.
@@ -58,7 +58,7 @@ class AgreementResult:
             of a "function"; "ending" is the network's last operator where that matters.
         by_label: How each of the original's labels fares; None for answers that are no labels.
         heads: Outputs whose labels count beside the main one's: an example is the same where all
-            of them are (`forward/heads.py`).
+            of them are (`forward/answers/heads.py`).
         other_outputs: From `verify`: every output that the bound says nothing about, with how far
             it moved (`other_outputs.moved_outputs`).
         warnings: From `verify`: what weakens the result, in words.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import FcompressError
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.draws import drawing_apart
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.scoring import Scoring
 
 
 def predicted(scores: Tensor, scoring: Scoring | None = None, first: int = 0) -> Tensor:

@@ -1,7 +1,7 @@
 """Outputs that no certificate speaks of: how far they moved, measured and said.
 
 A certificate is about labels: of the scores, and of all other heads unless `output=` named one
-(`forward/heads.py`). What else a network returns keeps its shape, but not its values.
+(`forward/answers/heads.py`). What else a network returns keeps its shape, but not its values.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcompress.forward.answers.heads import heads_of, sorted_outputs
 from fcompress.forward.draws import Draws
-from fcompress.forward.heads import heads_of, sorted_outputs
 from fcompress.forward.outputs import is_scores, output_tensors
 from fcompress.forward.predictor import Predictor
 

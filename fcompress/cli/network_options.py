@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcompress.forward.asked import ANSWERS, COSINE, NAMES, Asked, asked, top_k
+from fcompress.forward.answers.asked import ANSWERS, COSINE, NAMES, Asked, asked, top_k
 
 # torch takes seconds to import, so what needs it is imported when it is used.
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcompress.errors import DataError, FcompressError
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.running import now
-from fcompress.forward.scoring import Scoring
 from fcompress.progress import Progress, Report, silent
 
 EPOCHS = 60

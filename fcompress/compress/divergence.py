@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.compress.samples import Target
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.graph import run
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.recording import Recording, copies, recordings_for, to_end
-from fcompress.forward.scoring import Scoring
 from fcompress.structure.groups import Group
 
 KEPT = (0.75, 0.5, 0.33, 0.2, 0.1, 0.05)  # shares of a group's units to measure at

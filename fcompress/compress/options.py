@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.forward.asked import Asked, asked
+from fcompress.forward.answers.asked import Asked, asked
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {

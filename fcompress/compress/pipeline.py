@@ -20,14 +20,14 @@ from fcompress.data.roles import Roles, batches_of, roles_of
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
+from fcompress.forward.answers.heads import answering
+from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.draws import averaged
-from fcompress.forward.heads import answering
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
 from fcompress.forward.repeats import EXAMPLES, check_repeats
 from fcompress.forward.running import cannot_run
-from fcompress.forward.scoring import resolved
-from fcompress.forward.understanding import understood
 from fcompress.models import Network
 from fcompress.progress import Progress, Report, silent
 from fcompress.structure.groups import Structure, find_groups
@@ -93,7 +93,7 @@ def shrink(
         seed: Random seed: it cuts the data and samples rows and labels.
         output: Which of several outputs are the scores: a key, the name of an attribute or a
             number; None for what the network was compressed with, or else `logits` or the first,
-            and an example's label changed if that of any other head did (`forward/heads.py`).
+            and an example's label changed if that of any other head did (`forward/answers/heads.py`).
             All outputs keep their shapes in any case.
         labels: The same as `answer`, by its older name.
         answer: What of the outputs counts: "classes" (the largest of scores [N, classes]), "top-5"

@@ -24,11 +24,11 @@ from fcompress.exports import programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
-from fcompress.forward.asked import asked
+from fcompress.forward.answers.asked import asked
+from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.scoring import resolved
-from fcompress.forward.understanding import understood
 from fcompress.models.external import REGISTERED, Architecture
 from fcompress.models.fingerprint import last_shrink
 from fcompress.surgery.preparation import plain_copy

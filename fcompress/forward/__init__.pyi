@@ -1,3 +1,4 @@
+from .answers.scoring import Scoring as Scoring
 from .cost import Cost as Cost
 from .cost import count as count
 from .cost import latency as latency
@@ -7,4 +8,3 @@ from .predictor import as_predictor as as_predictor
 from .recording import Recording as Recording
 from .recording import Replay as Replay
 from .recording import record as record
-from .scoring import Scoring as Scoring

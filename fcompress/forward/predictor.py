@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.data.packing import Packing
+from fcompress.forward.answers.scoring import BY_SHAPE, Scoring
 from fcompress.forward.callables import Called
 from fcompress.forward.running import dtype_of, tensors_of
-from fcompress.forward.scoring import BY_SHAPE, Scoring
 
 
 @dataclass(frozen=True)

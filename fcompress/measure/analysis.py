@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, UnsupportedNetworkError
+from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.running import device_of
-from fcompress.forward.scoring import resolved
-from fcompress.forward.understanding import understood
 from fcompress.measure.ablation import AblationResult, measure_ablation
 from fcompress.measure.growth import GainResult, doublings, gain_of
 from fcompress.measure.hooks import trace_calls

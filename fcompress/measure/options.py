@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fcompress.forward.asked import Asked, asked
+from fcompress.forward.answers.asked import Asked, asked
 
 Unit = Literal["element", "map"]
 

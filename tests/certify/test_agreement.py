@@ -13,8 +13,8 @@ from fcompress.certify.agreement import verify
 from fcompress.certify.bounds import examples_needed, most_changes, upper_bound
 from fcompress.certify.labels import changed_labels, check_labels, predicted, reference_labels
 from fcompress.errors import DataError, FcompressError
+from fcompress.forward.answers.scoring import Scoring, drawn_positions
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.scoring import Scoring, drawn_positions
 
 
 def _tail(changed, n, p):

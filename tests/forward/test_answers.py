@@ -9,11 +9,10 @@ from torch.nn import functional as F
 
 from fcompress import analyze, build, verify
 from fcompress.errors import FcompressError, UnsupportedNetworkError
-from fcompress.forward import answers
-from fcompress.forward.asked import Asked, asked
+from fcompress.forward.answers.asked import Asked, asked
+from fcompress.forward.answers.scoring import Scoring
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.scoring import Scoring
-from fcompress.forward.understanding import understood
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(400, 8, generator=GENERATOR)
@@ -171,27 +170,27 @@ def test_fisher_information_is_the_curvature_of_the_divergence(kind):
 def test_how_far_outputs_may_move():
     one = torch.zeros(4, 2)
     other = torch.tensor([[0.1, 0.0], [0.1, 0.3], [0.0, 0.4], [torch.nan, 0.0]])
-    moved = answers.moved(one, other, "regression", (0.11, 0.31))
+    moved = continuous.moved(one, other, "regression", (0.11, 0.31))
     assert moved.tolist() == [False, False, True, True]
-    assert answers.moved(one, other, "regression-norm", (0.35,)).tolist() == [
+    assert continuous.moved(one, other, "regression-norm", (0.35,)).tolist() == [
         False,
         False,
         True,
         True,
     ]
-    assert answers.allowed("10%", "regression", (1.0, 3.0)) == pytest.approx((0.1, 0.3))
-    assert answers.allowed("50%", "regression-norm", (3.0, 4.0)) == pytest.approx((2.5,))
-    assert answers.deviations(torch.tensor([1.0, -1.0]), "regression") == (1.0,)
+    assert continuous.allowed("10%", "regression", (1.0, 3.0)) == pytest.approx((0.1, 0.3))
+    assert continuous.allowed("50%", "regression-norm", (3.0, 4.0)) == pytest.approx((2.5,))
+    assert continuous.deviations(torch.tensor([1.0, -1.0]), "regression") == (1.0,)
     dense = torch.randn(50, 2, 6, 6, generator=GENERATOR) * torch.tensor([1.0, 3.0])[:, None, None]
-    assert answers.deviations(dense, "regression") == pytest.approx((1.0, 3.0), rel=0.1)
+    assert continuous.deviations(dense, "regression") == pytest.approx((1.0, 3.0), rel=0.1)
     with pytest.raises(FcompressError, match="same output to all"):
-        answers.deviations(torch.ones(9, 3), "regression")
+        continuous.deviations(torch.ones(9, 3), "regression")
 
 
 def test_embeddings_are_compared_by_their_direction():
     one = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     other = torch.tensor([[5.0, 0.1], [1.0, 1.0], [0.0, 0.0], [torch.inf, 0.0]])
-    assert answers.turned(one, other, 0.95).tolist() == [False, True, True, True]
+    assert continuous.turned(one, other, 0.95).tolist() == [False, True, True, True]
     scoring = Scoring(labels="embedding", cosine=0.7)
     assert scoring.changed(one, other).tolist() == [False, False, True, True]
     with pytest.raises(UnsupportedNetworkError, match="a vector for each example"):

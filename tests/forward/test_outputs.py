@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.heads import Joint, answering, sorted_outputs
+from fcompress.forward.answers.heads import Joint, answering, sorted_outputs
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.scoring import Scoring
 from fcompress.structure.groups import find_groups
 from fcompress.structure.reach import coverage
 

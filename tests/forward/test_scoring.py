@@ -11,7 +11,7 @@ from fcompress import analyze, shrink, verify
 from fcompress.certify.bounds import upper_bound
 from fcompress.data.packing import Packing
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
-from fcompress.forward.scoring import Scoring, drawn_positions
+from fcompress.forward.answers.scoring import Scoring, drawn_positions
 
 N = 600
 

@@ -11,7 +11,7 @@ Answers that are labels:
                example stands with one position, drawn by a hash of its number
     top-K      scores [n, classes]: the set of the K classes with the largest ones
 
-and others, in `answers.py`: "regression", "regression-norm", "embedding" and "same".
+and others, in `continuous.py`: "regression", "regression-norm", "embedding" and "same".
 
 Scores are logits, or probabilities where the network ends in a sigmoid or a softmax (`ending`):
 labels are then decided at 0.5, and divergences are those of the logits before it.
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
-from fcompress.forward import answers
-from fcompress.forward.answers import in_rows
-from fcompress.forward.asked import CONTINUOUS, COSINE, Asked, top_k
+from fcompress.forward.answers import continuous
+from fcompress.forward.answers.asked import CONTINUOUS, COSINE, Asked, top_k
+from fcompress.forward.answers.continuous import in_rows
 from fcompress.models.provenance import reading_of
 
 _EXPECTED = {
@@ -61,7 +61,7 @@ class Scoring:
         cosine: The least cosine of embeddings that are the same; None for `asked.COSINE`.
         same: A function of the user's.
         ending: "sigmoid" or "softmax" where that is the network's last operator.
-        deviation: Of each output over the calibration examples (`answers.deviations`), where
+        deviation: Of each output over the calibration examples (`continuous.deviations`), where
             answers are no labels; None for 1.
     """
 
@@ -99,7 +99,7 @@ class Scoring:
         """Plain values: the kind of answer, with what it takes to read it again."""
         found: dict[str, Any] = {"kind": self.kind(scores)}
         if self.within is not None:
-            distance = answers.allowed(self.within, found["kind"], self.deviation)
+            distance = continuous.allowed(self.within, found["kind"], self.deviation)
             found["within"] = distance[0] if len(set(distance)) == 1 else list(distance)
             found["said"] = str(self.within) if isinstance(self.within, str) else None
         if self.labels == "embedding":
@@ -231,12 +231,14 @@ class Scoring:
                     "what counts as the same answer was said by a function, which no file holds; "
                     "name it again: same= (--same file.py:FUNCTION)"
                 )
-            return answers.told_apart(self.same, reference, found)
+            return continuous.told_apart(self.same, reference, found)
         if self.labels == "embedding":
-            return answers.turned(reference, found, COSINE if self.cosine is None else self.cosine)
+            return continuous.turned(
+                reference, found, COSINE if self.cosine is None else self.cosine
+            )
         if self.within is not None:
-            distance = answers.allowed(self.within, str(self.labels), self.deviation)
-            return answers.moved(reference, found, str(self.labels), distance)
+            distance = continuous.allowed(self.within, str(self.labels), self.deviation)
+            return continuous.moved(reference, found, str(self.labels), distance)
         differ = (reference != found).reshape(len(reference), -1).any(1)
         return differ | self.broken(reference)
 
@@ -272,7 +274,7 @@ class Scoring:
             truth: As from `truth`.
         """
         if str(self.labels).startswith("top-"):
-            return answers.top_right(given, truth)
+            return continuous.top_right(given, truth)
         same = given == truth
         return (same.double().mean(1) if self.labels == "positions" else same.all(1)).double()
 
@@ -306,9 +308,9 @@ class Scoring:
         Answers that are no labels: outputs in units of their deviations, [n, values].
         """
         if self.continuous:
-            return answers.scaled(scores, str(self.labels), self.deviation) / temperature
+            return continuous.scaled(scores, str(self.labels), self.deviation) / temperature
         kind = self.kind(scores)
-        scores = in_rows(answers.logits_of(scores, self.ending, kind)) / temperature
+        scores = in_rows(continuous.logits_of(scores, self.ending, kind)) / temperature
         if kind == "sigmoid":
             return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)], 1)
         found = _by_position(scores)
@@ -320,7 +322,7 @@ class Scoring:
         """Mean Kullback-Leibler divergence of `found` from `wanted` over examples, in nats.
 
         That of an example is summed over labels, and averaged over positions. Answers that are no
-        labels are means of Gaussians (`answers.py`).
+        labels are means of Gaussians (`continuous.py`).
 
         Args:
             found: As from `log_probabilities`.

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.graph import Named, Step, Value
 from fcompress.forward.outputs import is_scores, output_tensors
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import record
-from fcompress.forward.scoring import Scoring
 
 _LAYERS = frozenset(("convolution", "addmm", "mm", "bmm", "baddbmm"))
 _CLOSING = frozenset(("_softmax", "_log_softmax"))

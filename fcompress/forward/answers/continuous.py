@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fcompress.errors import FcompressError
-from fcompress.forward.asked import distance_of
+from fcompress.forward.answers.asked import distance_of
 
 FAINT = 1e-6  # deviations below this share of the largest are rounding
 

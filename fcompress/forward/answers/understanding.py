@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from fcompress.errors import UnsupportedNetworkError
-from fcompress.forward.answers import deviations, in_rows
+from fcompress.forward.answers.continuous import deviations, in_rows
+from fcompress.forward.answers.heads import Joint
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.graph import Step, Value
-from fcompress.forward.heads import Joint
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import record
 from fcompress.forward.running import runs_on
-from fcompress.forward.scoring import Scoring
 from fcompress.models import Network
 
 EXAMPLES = 1024  # enough for a standard deviation to 2%

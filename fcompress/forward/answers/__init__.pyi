@@ -1,0 +1,2 @@
+from .asked import Asked as Asked
+from .scoring import Scoring as Scoring
