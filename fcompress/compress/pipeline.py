@@ -93,7 +93,7 @@ def shrink(
         seed: Random seed: it cuts the data and samples rows and labels.
         output: Which of several outputs are the scores: a key, the name of an attribute or a
             number; None for what the network was compressed with, or else `logits` or the first,
-            and an example's label changed if that of any other head did (`forward/answers/heads.py`).
+            and an example's label changed if that of any other head did (`answers/heads.py`).
             All outputs keep their shapes in any case.
         labels: The same as `answer`, by its older name.
         answer: What of the outputs counts: "classes" (the largest of scores [N, classes]), "top-5"
