@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fcompress import analyze, build, verify
 from fcompress.errors import FcompressError, UnsupportedNetworkError
+from fcompress.forward.answers import continuous
 from fcompress.forward.answers.asked import Asked, asked
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.answers.understanding import understood
