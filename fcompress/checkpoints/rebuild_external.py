@@ -20,7 +20,8 @@ from fcompress.models.external import REGISTERED, Architecture, bounded, build_n
 from fcompress.models.fingerprint import every_tensor
 from fcompress.models.provenance import described
 from fcompress.nn.local_response_norm import LocalResponseNorm
-from fcompress.surgery.adapting import ADAPTED, FOLDED, adapt
+from fcompress.surgery.adapting import ADAPTED, adapt
+from fcompress.surgery.folding import FOLDED
 from fcompress.surgery.resizing import resize
 
 Numbers = dict[str, dict[str, Any]]

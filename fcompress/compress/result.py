@@ -25,6 +25,7 @@ from fcompress.models.provenance import (
     versions,
 )
 from fcompress.structure.groups import Structure
+from fcompress.surgery.folding import folded_weights
 
 LATENCY_BATCH = 64
 
@@ -81,6 +82,8 @@ class ShrinkResult:
             network's tensors (`models/fingerprint.py`) and of the `data`, None where it has none.
         other_outputs: Outputs that the certificate says nothing about, with how far they moved on
             the certification split (`certify/other_outputs.py`).
+        folded: Weights that the original network computes at every call, and that are plain
+            parameters of the compressed one (`surgery/folding.py`).
     """
 
     model: nn.Module
@@ -110,6 +113,7 @@ class ShrinkResult:
     versions: dict[str, str]
     certificate: dict[str, str | None] = field(default_factory=dict)
     other_outputs: tuple[dict[str, Any], ...] = ()
+    folded: tuple[str, ...] = ()
 
     @property
     def polish(self) -> dict[str, Any] | None:
@@ -128,6 +132,7 @@ class ShrinkResult:
         found["warnings"] = list(self.warnings)
         found["skipped"] = list(self.skipped)
         found["other_outputs"] = list(self.other_outputs)
+        found["folded"] = list(self.folded)
         found["candidates"] = list(self.candidates)
         return found
 
@@ -240,6 +245,7 @@ def outcome(
         versions=versions(),
         certificate=certificate,
         other_outputs=others,
+        folded=folded_weights(model, original.network),
     )
 
 

@@ -41,7 +41,7 @@ class Step:
         func: The operator.
         leaves: Its flattened arguments; tensors stand as `Value`, `Named` or themselves.
         spec: How to put the arguments together again.
-        outs: Slot of each returned tensor, in order.
+        outs: Slot of each value that was returned, in order, whether it was a tensor or not.
         frees: Slots that nothing needs after this step.
     """
 
@@ -231,7 +231,7 @@ def run(steps: Sequence[Step], values: dict[int, Tensor], tensors: Mapping[str, 
     """Execute steps on the values of one batch, dropping what nothing needs any more."""
     for step in steps:
         results = step.call(values, tensors)
-        made = [r for r in tree_leaves(results) if isinstance(r, Tensor)]
-        values.update(zip(step.outs, made, strict=True))
+        made = zip(step.outs, tree_leaves(results), strict=True)
+        values.update((slot, found) for slot, found in made if isinstance(found, Tensor))
         for slot in step.frees:
             values.pop(slot, None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fcompress.data.packing import Packing
 from fcompress.forward.answers.scoring import BY_SHAPE, Scoring
 from fcompress.forward.callables import Called
-from fcompress.forward.running import dtype_of, tensors_of
+from fcompress.forward.running import dtype_of, own_copies, tensors_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Predictor:
 
         Args:
             network: It is run as it is: mode, gradients and devices are the caller's business.
-            inputs: What it takes; where there is a packing, one tensor [n, bytes].
+            inputs: What it takes, left as it is; where there is a packing, one tensor [n, bytes].
 
         Returns:
             The output that holds the scores, unchecked.
@@ -71,6 +71,7 @@ class Predictor:
 
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
         """`call` without a choice: all that the network returns."""
+        inputs = own_copies(inputs)
         if self.packing is None:
             return network(*inputs)
         kinds = (p.dtype for p in network.parameters() if p.is_floating_point())

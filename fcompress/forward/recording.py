@@ -83,7 +83,12 @@ class _Recorder(TorchDispatchMode):
         references = [self.reference(leaf) for leaf in leaves]
         out = func(*args, **(kwargs or {}))
         outs = []
-        for result in (r for r in tree_leaves(out) if isinstance(r, Tensor)):
+        for result in tree_leaves(out):
+            if not isinstance(result, Tensor):
+                # What an operator leaves out here it may return elsewhere, under gradients.
+                self._count += 1
+                outs.append(self._count)
+                continue
             outs.append(self.slot(result, new=True))
             name = self._storages.get(result.untyped_storage().data_ptr())
             if name is not None and result.numel() == self._tensors[name].numel():
@@ -201,6 +206,9 @@ def frontier_bytes(
 ) -> int:
     """The most bytes of activations that have to be kept at once to go on with a forward.
 
+    What is the same for all examples (parameters, their transposes, what is computed from them or
+    made by the network itself) is not counted: it does not grow with them.
+
     Args:
         model: A network in eval mode.
         example: Inputs [1, ...], on its device.
@@ -209,12 +217,17 @@ def frontier_bytes(
     recording = recordings_for(model, [example], known)[len(example)]
     tensors = as_predictor(model).tensors()
     values = {recording.inputs[0]: example.clone()}
+    reached = set(values)
     most = 0
     with torch.no_grad():
         for step in recording.steps:
             run([step], values, tensors)
+            if any(isinstance(leaf, Value) and leaf.slot in reached for leaf in step.leaves):
+                reached.update(step.outs)
             storages = {
-                v.untyped_storage().data_ptr(): v.untyped_storage() for v in values.values()
+                v.untyped_storage().data_ptr(): v.untyped_storage()
+                for slot, v in values.items()
+                if slot in reached
             }
             most = max(most, sum(storage.nbytes() for storage in storages.values()))
     return most

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
 
 
+def own_copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs for one pass, so that a network that works on them in place leaves the caller's."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
 def device_of(name: str | torch.device) -> torch.device:
     """The device that a name stands for: "auto" is a GPU if there is one.
 

@@ -1,6 +1,5 @@
 """analyze() and gain(): the whole measuring sequence on one screen."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from fcompress.measure.options import (
 )
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
+from fcompress.models.copying import deep_copy
 from fcompress.models.provenance import described, origin_of
 from fcompress.progress import Progress, Report, silent, takes
 from fcompress.structure.groups import find_groups
@@ -389,7 +389,7 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     wanted = device_of(device)
     if all(p.device == wanted for p in model.parameters()):
         return model
-    return copy.deepcopy(model).to(wanted)
+    return deep_copy(model).to(wanted)
 
 
 def _layer_costs(

@@ -16,7 +16,6 @@ random values in the experiment's own copy of the network.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from fcompress.errors import UnsupportedNetworkError, first_line
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of, tensors_of
+from fcompress.models.copying import deep_copy
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.excision import excise, numbers_of
 from fcompress.surgery.preparation import Call, is_large, plainly
@@ -425,7 +425,7 @@ def _converted(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
         memo[id(tensor)] = convert(tensor)
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=False)
-    converted = copy.deepcopy(model, memo)
+    converted = deep_copy(model, memo)
     for module in converted.modules():
         forget_caches(module)
     return converted

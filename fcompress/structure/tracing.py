@@ -9,7 +9,6 @@ pruned, and it is named.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of
+from fcompress.models.copying import deep_copy
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.structure.rules_elementwise import (
@@ -187,4 +187,4 @@ def _with_exact_normalisation(model: nn.Module, mode: _OnUnitIds) -> nn.Module:
         return model
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     memo |= {id(m): _Through(m, mode) for m in norms}
-    return copy.deepcopy(model, memo)
+    return deep_copy(model, memo)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fcompress.forward.running import as_inputs, cannot_run, dtype_of, quiet_tracing
+from fcompress.forward.running import (
+    as_inputs,
+    cannot_run,
+    dtype_of,
+    own_copies,
+    quiet_tracing,
+)
+from fcompress.models.copying import deep_copy
 from fcompress.models.provenance import hand_on
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import adapt
@@ -24,7 +30,7 @@ _LARGE = 10**8
 
 def plainly(model: nn.Module, *inputs: Any) -> Any:
     """The `Call` of a network that takes its inputs by position and whose outputs all count."""
-    return model(*inputs)
+    return model(*own_copies(inputs))
 
 
 def is_large(model: nn.Module) -> bool:
@@ -51,7 +57,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         >>> copied.training, copied.weight.is_contiguous(), copied.weight.equal(model.weight)
         (False, True, True)
     """
-    model = copy.deepcopy(model, _in_place(model) if is_large(model) else None).cpu().eval()
+    model = deep_copy(model, _in_place(model) if is_large(model) else None).cpu().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
@@ -101,7 +107,7 @@ def prepare(
         True
     """
     memo = _in_place(model) if share else {}
-    copied = copy.deepcopy(model, memo | _exact_norms(model, example, call or plainly))
+    copied = deep_copy(model, memo | _exact_norms(model, example, call or plainly))
     adapt(copied)
     hand_on(model, copied)
     return copied
@@ -113,7 +119,7 @@ def _exact_norms(model: nn.Module, example: Any, call: Call) -> dict[int, Any]:
     if not norms:
         return {}
     watched = {id(norm): _Watched(norm) for norm in norms}
-    seen = copy.deepcopy(model, dict(watched)).cpu().eval()
+    seen = deep_copy(model, dict(watched)).cpu().eval()
     inputs = as_inputs(example, dtype_of(seen))
     try:
         with quiet_tracing():
@@ -137,7 +143,7 @@ class _Watched(nn.Module):
 
     def __init__(self, norm: nn.LocalResponseNorm) -> None:
         super().__init__()
-        self.norm = copy.deepcopy(norm)
+        self.norm = deep_copy(norm)
         self.channels: set[int] = set()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -21,6 +20,7 @@ from fcompress.data import Split, Splits
 from fcompress.errors import DataError, FcompressError, TrainingError
 from fcompress.forward.running import device_of
 from fcompress.models import Network, families
+from fcompress.models.copying import deep_copy
 from fcompress.progress import Progress, Report, silent
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume
@@ -141,7 +141,7 @@ def train(
     run = _run(model, splits, config)
     state = None if out is None else read_resume(out, run, resume)
     earlier = list(model.origin.get("history", [])) if isinstance(model, Network) else []
-    model = copy.deepcopy(model).to(device).train()
+    model = deep_copy(model).to(device).train()
     optimizer = _optimizer(model, config)
     records: list[EpochRecord] = []
     if out is not None and state is not None:

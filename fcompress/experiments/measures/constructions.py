@@ -20,7 +20,6 @@ The doubled units of a layer are its last half. What the paper leaves open is se
   alike, which changes no label.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +38,7 @@ from fcompress.measure.analysis import AnalyzeResult, analyze
 from fcompress.measure.hooks import ablate
 from fcompress.measure.redundancy import SHARE_SLACK
 from fcompress.models import Network, build
+from fcompress.models.copying import deep_copy
 from fcompress.models.mlp import MLP
 from fcompress.models.provenance import origin_of, set_origin
 
@@ -139,7 +139,7 @@ def constructions(model: nn.Module, splits: Splits, settings: Mapping[str, Any])
     """
     split = splits.test or splits.need("calibration")
     inputs = torch.cat([x for x, _ in split.batches(limit=settings.get("examples"))])
-    narrow = copy.deepcopy(model).cpu()
+    narrow = deep_copy(model).cpu()
     networks: dict[str, nn.Module] = {NARROW: narrow}
     for which in KINDS:
         balance = settings.get("balance", BALANCE)

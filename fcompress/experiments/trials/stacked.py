@@ -5,7 +5,6 @@ rather than with arithmetic. Here every operator works on all networks at once, 
 out is, to rounding, what `fcompress.train` gives for each of them.
 """
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from fcompress.experiments.trials.stacked_weights import (
 )
 from fcompress.forward.running import device_of
 from fcompress.models import Network
+from fcompress.models.copying import deep_copy
 from fcompress.models.mlp import MLP
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.loop import (
@@ -206,7 +206,7 @@ class _Stack:
     @torch.no_grad()
     def _result(self, i: int) -> TrainResult:
         run = self._runs[i]
-        model = copy.deepcopy(run.model).eval()
+        model = deep_copy(run.model).eval()
         model.get_parameter(self._name).copy_(self._first.weight(i))
         for name, tensor in zip(self._names, self._tensors, strict=True):
             model.get_parameter(name).copy_(tensor[i])
