@@ -176,8 +176,14 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
     unused = {}
     for name, _ in model.named_parameters():
         if name not in in_groups:
-            touched = name in tracer.parameters.touched
-            why = "belongs to no unit" if touched else "not used in the forward pass"
+            reader = tracer.parameters.readers.get(name)
+            why = "not used in the forward pass"
+            if name in tracer.parameters.touched:
+                why = "belongs to no unit"
+            elif reader is not None:
+                why = f"read by {reader}, where it cannot be told which of it belongs to which unit"
+            elif name in tracer.parameters.idle:
+                why = "no output depends on it"
             unused[name] = tracer.parameters.aside.get(name, why)
     return groups, unused
 
@@ -237,5 +243,7 @@ def _lack(slots: tuple[Slot, ...], size: int, bundles: Sequence[str]) -> str | N
     if "producer" not in roles:
         return "no layer writes it"
     if size == 1:
-        return "; ".join(["a single unit", *(f"tied by {operator}" for operator in bundles)])
+        if bundles:
+            return f"its units can only go all together, because of {' and '.join(bundles)}"
+        return "a single unit"
     return None

@@ -83,7 +83,7 @@ def of_parameters(tracer: Tracer, func: Any, known: list[Tensor], out: Any) -> N
 
 def unknown(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """An operator in none of the classes: the units that go in or come out are not pruned."""
-    reason = f"operator not understood: {func.overloadpacket}"
+    reason = tracer.placed(f"operator not understood: {func.overloadpacket}")
     found = False
     operands = tensors_in((args, kwargs))
     known = [ids for a in operands if (ids := tracer.of(a)) is not None]

@@ -260,6 +260,18 @@ def resample(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: 
     tracer.set(result, made)
 
 
+# What a reduction is called in a reason.
+_REDUCED = {
+    "mean": "a mean",
+    "sum": "a sum",
+    "prod": "a product",
+    **dict.fromkeys(("amax", "max"), "a maximum"),
+    **dict.fromkeys(("amin", "min"), "a minimum"),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "a variance"),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), "a norm"),
+}
+
+
 def reduction(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Means, sums, norms: units that are reduced to one number become one."""
     ids = tracer.of(args[0])
@@ -270,7 +282,8 @@ def reduction(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out:
     if not isinstance(dims, (int, list, tuple)) or isinstance(dims, bool) or dims == []:
         dims = list(range(ids.dim()))
     dims = [d % ids.dim() for d in ([dims] if isinstance(dims, int) else dims)]
-    first = tracer.tie_along(ids, dims, str(func.overloadpacket))
+    name = operator_name(func)
+    first = tracer.tie_along(ids, dims, f"{_REDUCED.get(name, f'the operator {name}')} over them")
     first = first.expand([1 if d in dims else size for d, size in enumerate(ids.shape)])
     for result in tensors_in(out):
         tracer.set(result, first.reshape(result.shape))

@@ -83,6 +83,7 @@ class Tracer:
         reasons: Ids of units that are not pruned, and why.
         bundles: Ids of units that an operator ties into bundles, and which operator.
         splits: int64 [parts, units in each]: units that the code cuts into equal parts.
+        place: The module that is running, its class and its name; empty outside of all.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -93,6 +94,7 @@ class Tracer:
         self.reasons: list[tuple[Tensor, str]] = []
         self.bundles: list[tuple[Tensor, str]] = []
         self.splits: list[Tensor] = []
+        self.place = ""
         self._mixing: list[tuple[Tensor, Sequence[int], str]] = []
         self._meetings: list[tuple[str, Tensor, Tensor]] = []
         self._not_understood: dict[str, str] = {}
@@ -100,6 +102,10 @@ class Tracer:
         self._ids: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
         self._element_ids: dict[str, Tensor] = {}
+
+    def placed(self, operator: str) -> str:
+        """An operator, and the module that is running."""
+        return f"{operator} in {self.place}" if self.place else operator
 
     # Unit ids of tensors ---------------------------------------------------------------
 
@@ -187,7 +193,7 @@ class Tracer:
         first = representative(ids, dims)
         if not self.same_along(ids, dims):
             self.tie(compact(ids), compact(first))
-            self.bundles.append((units_in(first), operator))
+            self.bundles.append((units_in(first), self.placed(operator)))
         return first
 
     def mixes(self, ids: Tensor, dims: Sequence[int], reason: str) -> None:

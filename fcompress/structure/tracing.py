@@ -9,16 +9,23 @@ pruned, and it is named.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of
 from fcompress.models.copying import deep_copy
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
+from fcompress.structure.liveness import Executed, executed
 from fcompress.structure.rules_elementwise import (
     MOVES,
     Rule,
@@ -46,6 +53,7 @@ from fcompress.structure.rules_mixing import (
 from fcompress.structure.tracer import Tracer
 from fcompress.structure.unit_ids import INPUT
 from fcompress.surgery.preparation import Call, plainly
+from fcompress.surgery.resizing import forget_caches
 
 FIXED_WIDTH = "nn.MultiheadAttention is made for one width"
 
@@ -95,10 +103,10 @@ def trace(model: nn.Module, example: Any, *, call: Call = plainly) -> Tracer:
     tracer = Tracer(model)
     for tensor in tensors_in(inputs):
         tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
-    mode = _OnUnitIds(tracer)
+    mode = _OnUnitIds(tracer, _known_steps(model, inputs, call))
     run = _with_exact_normalisation(model, mode)
     try:
-        with mode:
+        with _places(model, tracer), mode:
             outputs = call(run, *inputs)
     except Exception as error:
         raise cannot_run(inputs, error) from error
@@ -110,19 +118,64 @@ def trace(model: nn.Module, example: Any, *, call: Call = plainly) -> Tracer:
     return tracer
 
 
+def _known_steps(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> Sequence[Executed]:
+    """What `liveness.executed` says, or nothing of a network that does not run."""
+    try:
+        return executed(model, inputs, call)
+    except Exception:  # said by the run that follows
+        return ()
+    finally:
+        for module in model.modules():
+            forget_caches(module)
+
+
+@contextmanager
+def _places(model: nn.Module, tracer: Tracer) -> Iterator[None]:
+    """Let the tracer know which module of a network is running."""
+    names = {id(module): path for path, module in model.named_modules()}
+    inside: list[str] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        path = names.get(id(module))
+        inside.append(tracer.place if path is None else f"{type(module).__name__} {path}".rstrip())
+        tracer.place = inside[-1]
+
+    def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        inside.pop()
+        tracer.place = inside[-1] if inside else ""
+
+    hooks = (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class _OnUnitIds(TorchDispatchMode):
     """Executes every operator, then says what it does to unit ids."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, steps: Sequence[Executed]) -> None:
         super().__init__()
         self.tracer = tracer
         self.paused = False
+        self._steps = steps
+        self._at = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.paused:
+        step = self._steps[self._at] if self._at < len(self._steps) else None
+        self._at += 1
+        dead = step is not None and step.func is func and not step.live
+        if dead:
+            for operand in tensors_in((args, kwargs or {})):
+                self.tracer.parameters.idle.update(self.tracer.parameters.names_in(operand))
+        elif not self.paused:
             _propagate(self.tracer, func, args, kwargs or {}, out)
         return out
 
@@ -132,6 +185,10 @@ def _propagate(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
     if operator_name(func) in _FACTORIES or not operands:
         return
     rule = _rule(func)
+    if rule is not move:
+        for operand in operands:
+            for name in tracer.parameters.names_in(operand):
+                tracer.parameters.readers.setdefault(name, tracer.placed(operator_name(func)))
     if rule not in _FOR_PARAMETERS:
         known = [a for a in operands if tracer.parameters.is_parameter(a)]
         others = [a for a in operands if not tracer.parameters.is_parameter(a)]

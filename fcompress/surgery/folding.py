@@ -105,7 +105,7 @@ def _parametrized(module: nn.Module, prefix: str, given: Collection[str]) -> lis
         inside = f"{prefix}parametrizations.{name}."
         if any(one.startswith(inside) for one in given):
             continue
-        parameters = bool(list(module.parametrizations[name].parameters()))  # type: ignore[index]
+        parameters = bool(list(module.parametrizations[name].parameters()))  # type: ignore[index,union-attr]
         with torch.no_grad():
             first, second = getattr(module, name), getattr(module, name)
         if not first.is_meta and not torch.equal(first, second):

@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
+from cases.trained import examples
 from torch import nn
 
 import fcompress
-from cases.trained import examples
 from fcompress.errors import FcompressError
 from fcompress.models.copying import deep_copy
 

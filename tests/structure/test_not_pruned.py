@@ -111,7 +111,7 @@ def spatial_attention(x):
         (nn.GroupNorm(2, 8), "group normalisation mixes its channels"),
         (
             lambda x: F.rms_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
-            "tied by aten.mean",
+            "can only go all together, because of a mean over them",
         ),
         (lambda x: F.layer_norm(x, x.shape[1:]), "layer normalisation mixes its channels"),
         (nn.Softmax(1), "softmax over units mixes them"),
@@ -125,9 +125,12 @@ def spatial_attention(x):
         ),
         (lambda x: F.local_response_norm(x, 3), "pools over units"),
         (lambda x: F.max_pool1d(x.flatten(2).mT, 3, 1, 1).mT.view_as(x), "pools over units"),
-        (spatial_attention, "a single unit; tied by aten.mean"),
-        (lambda x: F.normalize(x, dim=1), "a single unit; tied by aten.linalg_vector_norm"),
-        (Efficient(), "a single unit; tied by a convolution that slides over units"),
+        (spatial_attention, "can only go all together, because of a mean over them"),
+        (lambda x: F.normalize(x, dim=1), "can only go all together, because of a norm over them"),
+        (
+            Efficient(),
+            "all together, because of a convolution that slides over units in Conv1d something.",
+        ),
         (HandWeightNorm(), "its weight is computed from other parameters"),
         (nn.utils.parametrizations.weight_norm(conv(8, 8)), "computed from other parameters"),
         (nn.utils.parametrizations.spectral_norm(conv(8, 8)), "computed from other parameters"),
@@ -285,7 +288,50 @@ def test_units_that_nobody_reads():
             self.ignored(x)
             return self.head(self.used(x))
 
-    assert reasons(find(Ignored(), *IMAGES))["ignored"] == "no layer reads it that could do without"
+    structure = find(Ignored(), *IMAGES)
+    assert structure.unused == dict.fromkeys(
+        ("ignored.weight", "ignored.bias"), "no output depends on it"
+    )
+
+
+class Aside(nn.Module):
+    """Computes something of its hidden units that it does not return."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.conv1, self.conv2, self.head = conv(3, 8), conv(8, 6), head(6)
+        self.what, self.log = what, {}
+
+    def forward(self, x):
+        x = torch.relu(self.conv1(x))
+        self.log["last"] = self.what(x)
+        return self.head(torch.relu(self.conv2(x)))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: x.square().mean(),
+        lambda x: x.softmax(1).sum((2, 3)),
+        lambda x: torch.linalg.svdvals(x),
+        lambda x: x.clone().mul_(x.mean(1, keepdim=True)),
+        lambda x: x.flatten(1) @ x.flatten(1).T,
+    ],
+)
+def test_what_no_output_depends_on_ties_nothing(what):
+    structure = find(Aside(what), *IMAGES)
+    assert [(g.name, g.size) for g in structure.groups] == [("conv1", 8), ("conv2", 6)]
+
+
+def test_what_is_written_into_an_output_counts():
+    class Written(Aside):
+        def forward(self, x):
+            x = torch.relu(self.conv1(x))
+            view = x.view(x.shape)  # another tensor of the same memory
+            view.mul_(x.mean(1, keepdim=True))
+            return self.head(torch.relu(self.conv2(x)))
+
+    assert "all together" in reasons(find(Written(None), *IMAGES))["conv1"]
 
 
 # Negative controls: rules that are wrong give groups that are wrong, and the proof must say so.
@@ -320,7 +366,7 @@ def forgetful(*which: int):
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_reader_that_was_missed(monkeypatch, silent):
-    assert "single unit" in reasons(find(Reader(), *IMAGES))["conv1"]
+    assert "all together" in reasons(find(Reader(), *IMAGES))["conv1"]
     monkeypatch.setattr(tracing, "reduction", forgetful(0))
     model = Reader().double()
     if silent:  # zeros hide the wiring, so the experiment replaces them
@@ -359,7 +405,7 @@ def test_a_culprit_does_not_spoil_the_others(monkeypatch):
     structure = find(Many(), *IMAGES)
     left = reasons(structure)
     assert left["blocks.2.conv1"].startswith("somebody else reads")
-    tied = {n for n, why in left.items() if "single unit" in why}
+    tied = {n for n, why in left.items() if "all together" in why}
     assert tied == {f"blocks.{i}.conv1" for i in (0, 1, 3, 4)}
     assert {g.name for g in structure.groups} == {
         *(f"blocks.{i}.conv2" for i in range(5)),
