@@ -344,3 +344,61 @@ def test_the_frontier_is_what_is_alive_at_once():
     # The input stays; the convolution's output and the ReLU's are there at once.
     most = frontier_bytes(model.eval(), example)
     assert 4 * (300 + 800) <= most <= 4 * (300 + 2 * 800)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer between linear ones; its operator returns more under gradients."""
+
+    def __init__(self, kind, **settings):
+        super().__init__()
+        self.before, self.cell = nn.Linear(5, 6), kind(6, 8, batch_first=True, **settings)
+        width = settings.get("proj_size", 8) * (2 if settings.get("bidirectional") else 1)
+        self.after, self.head = nn.Linear(width, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        found, _ = self.cell(torch.relu(self.before(x)))
+        return self.head(torch.relu(self.after(found[:, -1])))
+
+
+RECURRENT = {
+    "LSTM": (nn.LSTM, {}),
+    "stacked": (nn.LSTM, {"num_layers": 2}),
+    "both ways": (nn.LSTM, {"bidirectional": True}),
+    "projected": (nn.LSTM, {"proj_size": 4}),
+    "GRU": (nn.GRU, {}),
+    "RNN": (nn.RNN, {"num_layers": 2, "bidirectional": True}),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_recording_holds_under_gradients(kind):
+    torch.manual_seed(0)
+    module, settings = RECURRENT[kind]
+    model, x = Recurrent(module, **settings).eval(), torch.randn(4, 7, 5)
+    recording = record(model, x)
+    tensors = dict(model.named_parameters())
+    values = {recording.inputs[0]: x.clone()}
+    run(recording.steps, values, tensors)
+    found = values[recording.outputs[0]]
+    torch.testing.assert_close(found, model(x))
+    (ours,) = torch.autograd.grad(found.square().sum(), [tensors["before.weight"]])
+    (wanted,) = torch.autograd.grad(model(x).square().sum(), [tensors["before.weight"]])
+    torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (
+            nn.Sequential(nn.Linear(30, 200), nn.ReLU(), nn.Linear(200, 200), nn.Linear(200, 3)),
+            [30],
+        ),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(144, 50), nn.ReLU()), [2, 8, 8]),
+    ],
+)
+def test_the_frontier_grows_with_examples_and_not_with_weights(model, shape):
+    model = model.eval()
+    one, four = (frontier_bytes(model, torch.randn(n, *shape)) for n in (1, 4))
+    assert four == 4 * one
+    largest = max(p.numel() for p in model.parameters()) * 4
+    assert one < largest
