@@ -94,7 +94,7 @@ def layer_loads(
     objective: str = "macs",
     recordings: dict[int, Recording] | None = None,
 ) -> list[Load]:
-    """What every layer costs, by a run.
+    """What every layer costs, by a run; one that is used several times costs each time.
 
     Args:
         original: The original network, in eval mode.
@@ -109,15 +109,18 @@ def layer_loads(
     tensors = as_predictor(original).tensors()
     values = {recording.inputs[0]: inputs.clone()}
     loads, at = [], 0
+    counted: set[str] = set()
     with torch.no_grad():
-        for layer in recording.layers:
+        for layer in recording.maps:
             run(recording.steps[at : layer.step], values, tensors)
             at = layer.step + 1
             weight, step = tensors[layer.weight], recording.steps[layer.step]
             seconds = _fastest(step, values, tensors) if objective == "latency" else 0.0
+            before = values.get(layer.places)
             run([step], values, tensors)
-            out = values[layer.out]
-            positions = out.numel() // out.shape[1]
+            places = values.get(layer.places, before)
+            assert places is not None
+            positions = places.numel() // places.shape[1]
             reads: dict[str, float] = {}
             writes: dict[str, float] = {}
             for group in groups:
@@ -126,6 +129,9 @@ def layer_loads(
                         share = float((slot.units >= 0).double().mean())
                         (reads if slot.role == "consumer" else writes)[group.name] = share
             costs = {"macs": weight.numel() * positions, "params": weight.numel()}
+            if objective == "params" and layer.weight in counted:
+                continue
+            counted.add(layer.weight)
             loads.append(Load(costs.get(objective, seconds), reads, writes))
     return loads
 

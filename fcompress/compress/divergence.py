@@ -61,7 +61,8 @@ def measured_costs(
     Args:
         original: The original network, in eval mode.
         groups: The groups to measure.
-        readings: The consumers of each group, by its name.
+        readings: The consumers of each group, by its name; a group that is not among them loses
+            its units without being folded into the others.
         orders: The units of each group, those that stay longest first: int64 [C].
         predicted: For each group float64 [C]: entry k is the cost when only the first k stay.
         inputs: Examples [N, ...], all run as one batch.
@@ -86,14 +87,36 @@ def measured_costs(
             measured = {}
             for k in sorted({max(1, round(share * group.size)) for share in KEPT}):
                 thin = dict(tensors)
-                for reading in readings[group.name]:
-                    thin |= folded(reading, orders[group.name][:k].sort().values, thin)
+                order = orders[group.name]
+                for reading in readings.get(group.name, ()):
+                    thin |= folded(reading, order[:k].sort().values, thin)
+                if group.name not in readings:
+                    thin |= silenced(group, order[k:], thin)
                 start = copies(values) if written else dict(values)
                 outputs = to_end(recording, first, start, thin).double()
                 loss = scoring.divergence(scoring.log_probabilities(outputs), reference)
                 measured[k] = float(loss.nan_to_num(torch.inf, torch.inf))
             costs[group.name] = rescaled(predicted[group.name], measured)
     return costs
+
+
+def silenced(group: Group, removed: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The consumers of a group with the columns of some units set to 0.
+
+    Args:
+        group: The group.
+        removed: int64: the units.
+        tensors: Parameters and buffers by name.
+
+    Returns:
+        The tensors that change.
+    """
+    changed: dict[str, Tensor] = {}
+    for slot in group.consumers:
+        stored = changed.get(slot.tensor, tensors[slot.tensor])
+        columns = torch.isin(slot.units, removed.cpu()).nonzero().flatten().to(stored.device)
+        changed[slot.tensor] = stored.index_fill(slot.dim, columns, 0.0)
+    return changed
 
 
 def folded(reading: Reading, kept: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -231,9 +254,7 @@ def _group(
     effects = torch.zeros(group.size, dtype=torch.float64)
     for unit in range(group.size):
         own = dict(tensors)
-        for slot in group.consumers:
-            columns = (slot.units == unit).nonzero().flatten().to(own[slot.tensor].device)
-            own[slot.tensor] = own[slot.tensor].index_fill(slot.dim, columns, 0.0)
+        own |= silenced(group, torch.tensor([unit]), own)
         start = copies(values) if written else dict(values)
         ablated = scoring.log_probabilities(to_end(recording, first, start, own).double())
         effects[unit] = scoring.divergence(ablated, reference)

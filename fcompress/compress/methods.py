@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fcompress.compress.allocation import Load, RemovalOrder, layer_loads, merge
 from fcompress.compress.divergence import KEPT, Reading, ablation_effects, dense, measured_costs
-from fcompress.compress.fisher import output_fisher
+from fcompress.compress.fisher import output_fisher, unit_fisher
 from fcompress.compress.reconstruct import refit_network
 from fcompress.compress.samples import (
     Target,
@@ -188,15 +188,20 @@ class Hybrid(Factor):
     budget = 4.0  # sweeps over the calibration data to spend on measuring
     least, most = 64, 512  # examples to measure on
 
+    def not_pruned(self, context: Context) -> dict[str, str]:
+        """Nothing: what cannot be refitted loses units by their effect alone."""
+        return {}
+
     def removal_order(self, context: Context) -> RemovalOrder:
         """Weighted greedy choices, joined by measured divergence."""
-        skipped = self.not_pruned(context)
-        groups = [g for g in context.structure.groups if g.name not in skipped]
-        readings = {g.name: readings_of(context, g) for g in groups}
-        chosen = {g.name: self.rank(context, readings[g.name]) for g in groups}
+        groups = context.structure.groups
+        plain = super().not_pruned(context)
+        readings = {g.name: readings_of(context, g) for g in groups if g.name not in plain}
+        chosen = {name: self.rank(context, found) for name, found in readings.items()}
+        inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
+        chosen |= self.by_effect(context, [g for g in groups if g.name in plain], inputs)
         orders = {name: order for name, (order, _) in chosen.items()}
         predicted = {name: cost for name, (_, cost) in chosen.items()}
-        inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
         costs = measured_costs(
             context.original, groups, readings, orders, predicted, inputs, context.recordings
         )
@@ -206,6 +211,19 @@ class Hybrid(Factor):
         """Order and predicted cost, in nats, of one group."""
         importances = [importance(context, reading) for reading in readings]
         return weighted([r.covariance for r in readings], importances)
+
+    def by_effect(
+        self, context: Context, groups: Sequence[Group], inputs: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Order and predicted cost of groups whose readers cannot be refitted."""
+        if not groups:
+            return {}
+        found = unit_fisher(
+            context.original, groups, inputs, seed=context.seed, recordings=context.recordings
+        )
+        orders = {n: e.argsort(descending=True, stable=True) for n, e in found.items()}
+        # The cost of keeping the first k is the sum of the effects of the others.
+        return {n: (orders[n], e[orders[n]].flip(0).cumsum(0).flip(0)) for n, e in found.items()}
 
     def examples(self, context: Context, groups: int) -> int:
         """How many examples the budget allows to measure every group on."""

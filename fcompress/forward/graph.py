@@ -185,6 +185,48 @@ def find_layers(steps: list[Step], aliases: Mapping[int, str]) -> list[Layer]:
     return layers
 
 
+@dataclass(frozen=True)
+class Map:
+    """A convolution, of either direction, or a product with a parameter.
+
+    Attributes:
+        weight: Name of the parameter.
+        step: Index of the step.
+        places: Slot of the tensor at each of whose positions the whole weight is used once: the
+            output, or the input of a transposed convolution.
+        rows: Whether that is [rows, features] and not [N, C, *spatial].
+    """
+
+    weight: str
+    step: int
+    places: int
+    rows: bool
+
+
+def find_maps(steps: Sequence[Step], aliases: Mapping[int, str]) -> list[Map]:
+    """Everything in a forward that multiplies with a parameter, used once or often.
+
+    Args:
+        steps: What was recorded.
+        aliases: Slot -> name of the parameter or buffer that it is a whole view of.
+    """
+    found = []
+    for index, step in enumerate(steps):
+        name = step.func.overloadpacket.__name__
+        if name not in ("convolution", "addmm", "mm"):
+            continue
+        x, w = (step.argument(i) for i in ((1, 2) if name == "addmm" else (0, 1)))
+        weight = w.name if isinstance(w, Named) else None
+        if isinstance(w, Value):
+            weight = aliases.get(w.slot)
+        if weight is None or not isinstance(x, Value):
+            continue
+        transposed = name == "convolution" and bool(step.argument(6))
+        places = x.slot if transposed else step.outs[0]
+        found.append(Map(weight, index, places, name != "convolution"))
+    return found
+
+
 def _norm_after(
     out: int, readers: Mapping[int, list[Step]], parameter: Callable[[Any], str | None]
 ) -> tuple[Norm | None, int]:

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from fcompress.forward.graph import Layer, Named, Step, Value, find_layers, run
+from fcompress.forward.graph import (
+    Layer,
+    Map,
+    Named,
+    Step,
+    Value,
+    find_layers,
+    find_maps,
+    run,
+)
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.running import quiet_tracing, tensors_of
 
@@ -33,12 +42,14 @@ class Recording:
         outputs: Slots of the output tensors.
         layers: Convolutions and linear maps in order whose weight is a whole parameter, and whose
             weight and bias nothing else uses.
+        maps: All convolutions and products with a parameter, in order, layers or not.
     """
 
     steps: list[Step]
     inputs: list[int]
     outputs: list[int]
     layers: list[Layer]
+    maps: list[Map]
 
     def layer(self, weight: str) -> Layer:
         """The layer with that weight."""
@@ -128,7 +139,7 @@ def record(model: nn.Module | Predictor, inputs: Tensor) -> Recording:
     for layer in layers:
         if layer.out in steps[layer.step].frees:  # nothing reads it, but whoever asks for it may
             steps[layer.step].frees.remove(layer.out)
-    return Recording(steps, [first], slots, layers)
+    return Recording(steps, [first], slots, layers, find_maps(steps, recorder.aliases))
 
 
 def _note_last_uses(steps: list[Step], keep: set[int]) -> None:

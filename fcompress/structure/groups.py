@@ -182,8 +182,6 @@ def _assemble(model: nn.Module, tracer: Tracer) -> tuple[list[Group], dict[str, 
                 why = "belongs to no unit"
             elif reader is not None:
                 why = f"read by {reader}, where it cannot be told which of it belongs to which unit"
-            elif name in tracer.parameters.idle:
-                why = "no output depends on it"
             unused[name] = tracer.parameters.aside.get(name, why)
     return groups, unused
 

@@ -1,7 +1,8 @@
-"""Which operators of a forward have a part in its outputs.
+"""Which operators of a forward matter to where its units stand.
 
 A network may compute on the way what it does not return: a loss, statistics for a log. What such
-operators do to units is nobody's business.
+operators do to units is nobody's business, unless a layer reads it: that layer has to run at
+other widths too, even if nobody asks for its outputs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fcompress.forward.outputs import output_tensors
+from fcompress.forward.running import tensors_of
 from fcompress.surgery.preparation import Call
 
 
@@ -22,7 +24,7 @@ class Executed(NamedTuple):
 
     Attributes:
         func: The operator.
-        live: Whether an output depends on it.
+        live: Whether an output, or an operator that has parameters, depends on it.
     """
 
     func: Any
@@ -30,7 +32,7 @@ class Executed(NamedTuple):
 
 
 def executed(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> list[Executed]:
-    """Run a network and say of each of its operators whether an output depends on it.
+    """Run a network and say of each of its operators whether anything that counts depends on it.
 
     Tensors that share memory count as one, whose value is that of all that was written into it.
 
@@ -54,9 +56,13 @@ def executed(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> list[Exec
     with watch:
         outputs = call(model, *inputs)
     needed = {watch.memory(tensor) for tensor in output_tensors(outputs).values()}
+    parameters = {watch.memory(tensor) for tensor in tensors_of(model).values()}
+    for _, read, written in watch.steps:
+        if read and read <= parameters:
+            parameters |= written  # a function of parameters alone
     found = []
     for func, read, written in reversed(watch.steps):
-        live = bool(written & needed)
+        live = bool(written & needed or read & parameters)
         if live:
             needed |= read
         found.append(Executed(func, live))

@@ -47,7 +47,6 @@ class ParameterViews:
         tensors: Parameters and buffers by qualified name.
         touched: Names of those that the network used in a way that is understood.
         readers: Names of those that an operator was given, and the first that was.
-        idle: Names of those that something reads on which no output depends.
         aside: Names of those that cannot be cut, and why.
     """
 
@@ -56,7 +55,6 @@ class ParameterViews:
         self.tensors.update(model.named_buffers())
         self.touched: set[str] = set()
         self.readers: dict[str, str] = {}
-        self.idle: set[str] = set()
         self.aside: dict[str, str] = {}
         self._names = {address(t): name for name, t in self.tensors.items() if t.numel()}
         self._buffers = {address(t) for t in model.buffers() if t.numel()}

@@ -98,7 +98,7 @@ class Tracer:
         self._mixing: list[tuple[Tensor, Sequence[int], str]] = []
         self._meetings: list[tuple[str, Tensor, Tensor]] = []
         self._not_understood: dict[str, str] = {}
-        self._uses: dict[tuple[str, int, bool], list[Tensor]] = {}
+        self._uses: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
         self._ids: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
         self._element_ids: dict[str, Tensor] = {}
@@ -226,10 +226,7 @@ class Tracer:
         if wraps:
             self.tie(full[at], ids)
         self.axes.append(Axis(name, dim, full, role))
-        uses = self._uses.setdefault((name, dim, role == "between"), [])
-        if role == "between" and uses:
-            self.tie(uses[0], full)
-        uses.append(full)
+        self._uses.setdefault((name, dim), []).append((role, full))
 
     def meets(self, ids: Tensor, parameter: Tensor, operator: str) -> None:
         """A parameter met elementwise: each of its elements belongs to the unit that it meets.
@@ -270,12 +267,13 @@ class Tracer:
         """
         for tensor in output_tensors(outputs).values():
             self.refuse(self.of(tensor), "output layer")
-        for (name, _, between), uses in self._uses.items():
-            for i, one in enumerate(uses):
-                for other in uses[: 0 if between else i]:
-                    if (is_unit(one) & is_unit(other)).any():
-                        self.refuse(one, f"shared weight: {name} is used more than once")
-                        self.refuse(other, f"shared weight: {name} is used more than once")
+        for (name, _), uses in self._uses.items():
+            roles = {role for role, _ in uses}
+            for _, ids in uses[1:]:
+                self.tie(uses[0][1], ids)  # of all uses the same rows or columns go
+            if {"producer", "consumer"} <= roles:
+                for _, ids in uses:
+                    self.refuse(ids, f"shared weight: {name} writes units and reads them elsewhere")
         self._balance_splits()
         for name, element, unit in self._meetings:
             self._belong(name, element, self.units.roots(unit))

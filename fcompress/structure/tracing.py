@@ -172,10 +172,7 @@ class _OnUnitIds(TorchDispatchMode):
         step = self._steps[self._at] if self._at < len(self._steps) else None
         self._at += 1
         dead = step is not None and step.func is func and not step.live
-        if dead:
-            for operand in tensors_in((args, kwargs or {})):
-                self.tracer.parameters.idle.update(self.tracer.parameters.names_in(operand))
-        elif not self.paused:
+        if not self.paused and not dead:
             _propagate(self.tracer, func, args, kwargs or {}, out)
         return out
 

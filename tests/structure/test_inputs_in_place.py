@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from cases.trained import examples
 from torch import nn
 
 import fcompress
-from cases.trained import examples
 from fcompress.structure.groups import find_groups
 
 

@@ -302,7 +302,14 @@ def sorted_outputs(predictor: Predictor, inputs: Tensor) -> Outputs:
     graph = _Graph(recording.steps)
     heads: list[Head] = []
     following: dict[str, str] = {}
-    given = frozenset(name for name, slot in slots.items() if slot in recording.inputs)
+    # A network works on copies of its inputs of its own (`Predictor.whole`).
+    inside = {
+        slot
+        for step in recording.steps
+        if _name(step) == "clone" and set(_read(step)) <= set(recording.inputs)
+        for slot in step.outs
+    }.union(recording.inputs)
+    given = frozenset(name for name, slot in slots.items() if slot in inside)
     taken: dict[int, str] = {}
     for name, slot in slots.items():
         if slot in taken:
@@ -313,7 +320,7 @@ def sorted_outputs(predictor: Predictor, inputs: Tensor) -> Outputs:
         if source is not None:
             following[name] = source
         elif (
-            slot not in recording.inputs
+            slot not in inside
             and is_scores(named[name], len(inputs))
             and not any(word in name.lower() for word in _NOT_SCORES)
         ):
