@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -27,13 +27,17 @@ from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
 from fcompress.forward.repeats import EXAMPLES, check_repeats
-from fcompress.forward.running import cannot_run
+from fcompress.forward.running import cannot_run, runs_on
 from fcompress.models import Network
 from fcompress.progress import Progress, Report, silent
 from fcompress.structure.groups import Structure, find_groups
-from fcompress.surgery.preparation import prepare
+from fcompress.structure.paths import commonest_way, different_ways
+from fcompress.surgery.preparation import Call, prepare
 
 # Calibration examples: as many as this many multiply-adds allow, within bounds.
+# Single examples and whole batches on which the network is watched for other ways through it.
+SINGLES, LOOKED_AT = 4, 8
+NAMED = 5  # modules that a sentence names
 CALIBRATION_MACS = 6e10
 CALIBRATION_LEAST, CALIBRATION_MOST = 1024, 8192
 # Refitting holds the activations between two layers for all of them: no more than so many bytes,
@@ -192,16 +196,26 @@ def compress(
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
     call = averaged(original.whole) if original.draws else original.whole
-    structure = find_groups(original.network, inputs[:4], seed=options.seed, call=call)
+    ways, unreached = _ways(original, inputs, call)
+    lines = tuple(_said_of_ways(ways, unreached))
+    _warn(report, lines)
+    weak += lines
+    structure = find_groups(
+        original.network, inputs[:4], seed=options.seed, call=call, also=ways[1:]
+    )
     _check_something(structure)
     units = sum(g.size for g in structure.groups)
     _tell(report, f"{units} units in {len(structure.groups)} groups")
     macs = cost.count(original, inputs).macs
     method = METHODS[options.method]
+    batches = batches_of(inputs)
+    if len(ways) > 1:
+        with original.evaluating():
+            batches = commonest_way(original.network, batches, call=call)
     context = Context(
         original,
         structure,
-        batches_of(inputs),
+        batches,
         options.seed,
         macs,
         options.objective,
@@ -245,6 +259,29 @@ def _warn(report: Report, lines: tuple[str, ...]) -> None:
     for line in lines:
         _tell(report, f"warning: {line}")
         warnings.warn(line, ResultWarning, stacklevel=5)
+
+
+def _ways(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tensor], set[str]]:
+    """Batches on which the network executes different operators, the first four among them."""
+    tried = [inputs[:4], *inputs[4 : 4 + SINGLES].split(1), *batches_of(inputs)[:LOOKED_AT]]
+    with original.evaluating(), runs_on(inputs):
+        return different_ways(original.network, tried, call=call)
+
+
+def _said_of_ways(ways: Sequence[Tensor], unreached: set[str]) -> Iterator[str]:
+    if len(ways) > 1:
+        yield (
+            f"the network takes different ways through its code (at least {len(ways)} were seen); "
+            "units fit on those, and what the compressed network does on another is not known"
+        )
+    modules = sorted({name.rpartition(".")[0] or name for name in unreached})
+    if modules:
+        more = f" and {len(modules) - NAMED} more" if len(modules) > NAMED else ""
+        some = ", ".join(modules[:NAMED]) + more
+        yield (
+            f"no calibration example reached {some}; where that reads units that are "
+            "removed, the compressed network does not run if an example reaches it"
+        )
 
 
 def _affordable(original: Predictor, roles: Roles, recordings: dict[int, Recording]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ BATCH_NORMS = frozenset(
     ).split()
 )
 RECTIFIERS = frozenset(("relu", "relu_", "hardtanh", "hardtanh_"))
+
+
+_SIZED = frozenset(("view", "_unsafe_view", "reshape"))
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Step:
             for leaf in self.leaves
         ]
         args, kwargs = tree_unflatten(leaves, self.spec)
+        if self.func.overloadpacket.__name__ in _SIZED:
+            args = _as_many_rows(*args)
         return self.func(*args, **kwargs)
 
     @property
@@ -72,6 +78,17 @@ class Step:
     def argument(self, position: int) -> Any:
         """Positional argument with tensors as `Value` or `Named`."""
         return tree_unflatten(self.leaves, self.spec)[0][position]
+
+
+def _as_many_rows(tensor: Tensor, sizes: Any, *rest: Any) -> tuple[Any, ...]:
+    """Arguments of a view whose first dimension has as many rows as came this time.
+
+    How many examples a network sends one way or the other depends on the examples.
+    """
+    listed = isinstance(sizes, list | tuple) and len(sizes) > 0 and -1 not in sizes
+    if listed and math.prod(sizes) != tensor.numel():
+        return tensor, [-1, *sizes[1:]], *rest
+    return tensor, sizes, *rest
 
 
 @dataclass(frozen=True)

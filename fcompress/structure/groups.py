@@ -78,7 +78,12 @@ class Structure:
 
 
 def find_groups(
-    model: nn.Module, example: Any, *, seed: int = 0, call: Call | None = None
+    model: nn.Module,
+    example: Any,
+    *,
+    seed: int = 0,
+    call: Call | None = None,
+    also: Sequence[Any] = (),
 ) -> Structure:
     """Find the groups of a network and prove them.
 
@@ -96,6 +101,8 @@ def find_groups(
             the network or a copy of it on any device and in any type. It can unpack several
             inputs out of one tensor, pass keywords, and return only those outputs that count;
             units of other outputs need not stay. None for `module(*inputs)`, all outputs.
+        also: Further batches, on which the network executes other operators
+            (`paths.different_ways`): groups hold, and are proven, on all of them.
 
     Returns:
         The proven groups, and what is not pruned with reasons.
@@ -130,10 +137,19 @@ def find_groups(
     """
     model, call = plain_copy(model), call or plainly
     with quiet_tracing():
-        tracer = trace(model, example, call=call)
+        tracer = trace(model, example, call=call, also=also)
         groups, unused = _assemble(model, tracer)
         candidates = [g for g in groups if g.reason is None]
         proven, failed, measured = prove(model, candidates, example, seed=seed, call=call)
+        for other in also:
+            agreed, more, again = prove(model, proven, other, seed=seed, call=call)
+            through = {g.name: g.zero_through for g in proven}
+            proven = [replace(g, zero_through=g.zero_through and through[g.name]) for g in agreed]
+            failed |= {name: f"on other examples: {why}" for name, why in more.items()}
+            if again["units"]:
+                measured["error"] = max(measured["error"], again["error"])
+                measured["change"] = min(measured["change"], again["change"])
+            measured["units"] = again["units"]
     order = {g.name: i for i, g in enumerate(groups)}
     left = [g for g in groups if g.reason is not None]
     left += [replace(g, reason=failed[g.name]) for g in candidates if g.name in failed]

@@ -259,14 +259,13 @@ class Tracer:
 
     # Closing the books -------------------------------------------------------------------
 
-    def finish(self, outputs: Any) -> None:
-        """Draw the conclusions that need the whole run: outputs, shared weights, splits.
-
-        Args:
-            outputs: What the network returned; the units in it are never removed.
-        """
+    def returned(self, outputs: Any) -> None:
+        """A run has ended; the units in what it returned are never removed."""
         for tensor in output_tensors(outputs).values():
             self.refuse(self.of(tensor), "output layer")
+
+    def finish(self) -> None:
+        """Draw the conclusions that need all runs: shared weights, splits."""
         for (name, _), uses in self._uses.items():
             roles = {role for role, _ in uses}
             for _, ids in uses[1:]:

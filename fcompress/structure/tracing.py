@@ -85,22 +85,36 @@ _FACTORIES = frozenset(
 _FOR_PARAMETERS = (move, convolution, matmul, embedding)
 
 
-def trace(model: nn.Module, example: Any, *, call: Call = plainly) -> Tracer:
-    """Run a network once on unit ids.
+def trace(
+    model: nn.Module, example: Any, *, call: Call = plainly, also: Sequence[Any] = ()
+) -> Tracer:
+    """Run a network on unit ids, once for each way through it.
 
     Args:
         model: A plain copy (`preparation.plain_copy`); run within `running.quiet_tracing`.
         example: A real input batch, a tensor [N, ...] or a tuple of positional inputs.
         call: Runs the network, `call(model, *inputs)`; what it returns counts as the output.
+        also: Further batches, on which the network executes other operators.
 
     Returns:
-        Everything that was learned.
+        Everything that was learned; places of units in a parameter that several runs found
+        belong together.
 
     Raises:
         UnsupportedNetworkError: The network does not run on the example.
     """
-    inputs = as_inputs(example, dtype_of(model))
     tracer = Tracer(model)
+    for one in (example, *also):
+        _run(model, as_inputs(one, dtype_of(model)), call, tracer)
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttention):
+            for parameter in module.parameters():
+                tracer.not_understood(parameter, FIXED_WIDTH)
+    tracer.finish()
+    return tracer
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...], call: Call, tracer: Tracer) -> None:
     for tensor in tensors_in(inputs):
         tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
     mode = _OnUnitIds(tracer, _known_steps(model, inputs, call))
@@ -110,12 +124,9 @@ def trace(model: nn.Module, example: Any, *, call: Call = plainly) -> Tracer:
             outputs = call(run, *inputs)
     except Exception as error:
         raise cannot_run(inputs, error) from error
+    tracer.returned(outputs)
     for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttention):
-            for parameter in module.parameters():
-                tracer.not_understood(parameter, FIXED_WIDTH)
-    tracer.finish(outputs)
-    return tracer
+        forget_caches(module)
 
 
 def _known_steps(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> Sequence[Executed]:

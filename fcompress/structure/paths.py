@@ -1,0 +1,117 @@
+"""Ways that a forward takes: which examples make a network execute other operators.
+
+A network may branch on values or sizes, skip a layer, choose experts. One run shows one way; units
+have to fit on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fcompress.forward.running import quiet_tracing, tensors_of
+from fcompress.surgery.preparation import Call, plainly
+
+MOST_WAYS = 4
+Way = tuple[tuple[str, ...], ...]
+
+
+def different_ways(
+    model: nn.Module, batches: Iterable[Tensor], *, call: Call = plainly, most: int = MOST_WAYS
+) -> tuple[list[Tensor], set[str]]:
+    """One batch for each way through the forward that these batches take.
+
+    Two runs went the same way if they executed the same operators on the same parameters, in the
+    same order.
+
+    Args:
+        model: The network, in eval mode, on the device of the batches.
+        batches: Inputs [N, ...].
+        call: Runs the network, `call(model, inputs)`.
+        most: Ways after which no more are looked for.
+
+    Returns:
+        The batches, the first one among them, and the names of the parameters that none reached.
+
+    Example:
+        >>> import torch
+        >>> class Either(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.dark, self.bright, self.never = (nn.Linear(1, 1) for _ in range(3))
+        ...
+        ...     def forward(self, x):
+        ...         return self.bright(x) if x.mean() > 0 else self.dark(x)
+        >>> batches = torch.tensor([-2.0, -1, 1]).view(3, 1, 1)
+        >>> ways, unreached = different_ways(Either().eval(), batches)
+        >>> [float(way) for way in ways], sorted(unreached)
+        ([-2.0, 1.0], ['never.bias', 'never.weight'])
+    """
+    left = {name for name, _ in model.named_parameters()}
+    seen: set[Way] = set()
+    found: list[Tensor] = []
+    for batch in batches:
+        way, reached = _way(model, batch, call)
+        left -= reached
+        if way not in seen:
+            seen.add(way)
+            found.append(batch)
+            if len(found) == most:
+                break
+    return found, left
+
+
+def commonest_way(
+    model: nn.Module, batches: Iterable[Tensor], *, call: Call = plainly
+) -> list[Tensor]:
+    """Those of some batches on which the network goes the way that most examples go.
+
+    Args:
+        model: The network, in eval mode, on the device of the batches.
+        batches: Inputs [N, ...].
+        call: Runs the network, `call(model, inputs)`.
+
+    Example:
+        >>> import torch
+        >>> twice = lambda model, x: model(x) if x[0, 0] > 0 else model(model(x))
+        >>> batches = [torch.ones(3, 1), -torch.ones(2, 1), torch.ones(1, 1)]
+        >>> [len(batch) for batch in commonest_way(nn.Linear(1, 1), batches, call=twice)]
+        [3, 1]
+    """
+    by_way: dict[Way, list[Tensor]] = {}
+    for batch in batches:
+        by_way.setdefault(_way(model, batch, call)[0], []).append(batch)
+    return max(by_way.values(), key=lambda some: sum(len(batch) for batch in some))
+
+
+def _way(model: nn.Module, batch: Tensor, call: Call) -> tuple[Way, set[str]]:
+    """The operators of a run with the parameters that they are given, and all of the latter."""
+    watch = _Watch({id(tensor): name for name, tensor in tensors_of(model).items()})
+    with quiet_tracing(), watch:
+        call(model, batch)
+    return tuple(watch.steps), watch.reached
+
+
+class _Watch(TorchDispatchMode):
+    """Notes which operators are executed on which parameters."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.steps: list[tuple[str, ...]] = []
+        self.reached: set[str] = set()
+        self._names = names
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        leaves = tree_leaves((args, kwargs or {}))
+        used = [
+            self._names[id(x)] for x in leaves if isinstance(x, Tensor) and id(x) in self._names
+        ]
+        self.reached.update(used)
+        self.steps.append((str(func), *used))
+        return func(*args, **(kwargs or {}))
