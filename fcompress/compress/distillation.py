@@ -24,9 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcompress.errors import DataError, FcompressError
 from fcompress.forward.answers.scoring import Scoring
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.running import now
-from fcompress.models.copying import deep_copy
 from fcompress.progress import Progress, Report, silent
 
 EPOCHS = 60

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.draws import has_drawn, states_of
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
-from fcompress.models.copying import deep_copy
 
 EXAMPLES = 8
 # How far outputs may be apart, relative to the largest one, and be the same.

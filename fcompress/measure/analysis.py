@@ -12,6 +12,7 @@ from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, UnsupportedNetworkError
 from fcompress.forward.answers.scoring import resolved
 from fcompress.forward.answers.understanding import understood
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.running import device_of
@@ -30,7 +31,6 @@ from fcompress.measure.options import (
 )
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
-from fcompress.models.copying import deep_copy
 from fcompress.models.provenance import described, origin_of
 from fcompress.progress import Progress, Report, silent, takes
 from fcompress.structure.groups import find_groups

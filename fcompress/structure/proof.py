@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError, first_line
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of, tensors_of
-from fcompress.models.copying import deep_copy
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.excision import excise, numbers_of
 from fcompress.surgery.preparation import Call, is_large, plainly

@@ -21,8 +21,8 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of
-from fcompress.models.copying import deep_copy
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.structure.liveness import Executed, executed

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import tensors_of
-from fcompress.models.copying import deep_copy
 from fcompress.models.provenance import hand_on
 from fcompress.surgery.resizing import resize
 from fcompress.surgery.units import Group, Number

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import (
     as_inputs,
     cannot_run,
@@ -15,7 +16,6 @@ from fcompress.forward.running import (
     own_copies,
     quiet_tracing,
 )
-from fcompress.models.copying import deep_copy
 from fcompress.models.provenance import hand_on
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import adapt

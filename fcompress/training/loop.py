@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
 from fcompress.errors import DataError, FcompressError, TrainingError
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of
 from fcompress.models import Network, families
-from fcompress.models.copying import deep_copy
 from fcompress.progress import Progress, Report, silent
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume

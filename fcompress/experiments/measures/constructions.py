@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from fcompress.data import Splits
 from fcompress.errors import UnsupportedNetworkError
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.predictor import Predictor
 from fcompress.measure.ablation import NETWORK, ORDERS
 from fcompress.measure.analysis import AnalyzeResult, analyze
 from fcompress.measure.hooks import ablate
 from fcompress.measure.redundancy import SHARE_SLACK
 from fcompress.models import Network, build
-from fcompress.models.copying import deep_copy
 from fcompress.models.mlp import MLP
 from fcompress.models.provenance import origin_of, set_origin
 

@@ -25,9 +25,9 @@ from fcompress.experiments.trials.stacked_weights import (
     Stream,
     finite,
 )
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of
 from fcompress.models import Network
-from fcompress.models.copying import deep_copy
 from fcompress.models.mlp import MLP
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.loop import (

@@ -10,7 +10,7 @@ from torch import nn
 
 import fcompress
 from fcompress.errors import FcompressError
-from fcompress.models.copying import deep_copy
+from fcompress.forward.copying import deep_copy
 
 
 class Keeps(nn.Module):
