@@ -217,7 +217,7 @@ def layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
 
 
 def group_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-    """Mixes the channels of each normalisation group, if it has several."""
+    """Mixes the channels of each normalisation group, which can only go as a whole."""
     ids = tracer.known(args[0])
     channels, groups = ids.shape[1], args[6]
     operator = str(func.overloadpacket)
@@ -226,7 +226,10 @@ def group_norm(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out
     for operand in args[1:3]:
         if isinstance(operand, Tensor):
             meet(tracer, line, operand, operator)
-    tracer.mixes(line.reshape(groups, -1), [1], "group normalisation mixes its channels")
+    if groups == 1:
+        tracer.mixes(line, [0], "group normalisation mixes its channels")
+    else:
+        tracer.tie_along(line.reshape(groups, -1), [1], "a group of channels normalised together")
     tracer.set(out[0], ids)
 
 

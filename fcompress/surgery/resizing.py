@@ -35,7 +35,8 @@ def resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     attention that goes by its weights (`nn.attention`); any other module only gets its
     tensors. What modules on the way have cached is forgotten. A depthwise convolution (as many
     groups as input channels) keeps its number of outputs for each input channel, group
-    normalisation of single channels stays that; other grouped layers keep their number of groups.
+    normalisation the size of its groups where that is possible; other grouped layers, and norms
+    that lose a part of each group, keep their number of groups.
     Nothing is changed if a name is wrong.
 
     Args:
@@ -86,11 +87,11 @@ def forget_caches(module: nn.Module) -> None:
 
 
 def _outputs_each(layer: nn.Module) -> int | None:
-    """Outputs for each input channel of a layer that treats every channel on its own."""
+    """Outputs for each input channel of a depthwise layer, channels in each group of a norm."""
     if isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1:
         return layer.out_channels // layer.groups
-    if isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels > 1:
-        return 1
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels // layer.num_groups
     return None
 
 
@@ -208,8 +209,8 @@ def _refresh_group_norm(module: nn.GroupNorm, outputs_each: int | None) -> None:
     if module.weight is None:
         return
     module.num_channels = len(module.weight)
-    if outputs_each is not None:
-        module.num_groups = module.num_channels
+    if outputs_each is not None and module.num_channels % outputs_each == 0:
+        module.num_groups = module.num_channels // outputs_each  # whole groups went
     if module.num_channels % module.num_groups:
         raise ValueError(
             f"{module.num_channels} channels do not divide among {module.num_groups} groups; "

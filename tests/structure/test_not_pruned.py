@@ -108,7 +108,7 @@ def spatial_attention(x):
     ("something", "reason"),
     [
         (Channels(8), "layer normalisation mixes its channels"),
-        (nn.GroupNorm(2, 8), "group normalisation mixes its channels"),
+        (nn.GroupNorm(1, 8), "group normalisation mixes its channels"),
         (
             lambda x: F.rms_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
             "can only go all together, because of a mean over them",
