@@ -71,7 +71,7 @@ class Asked:
             if not -1 < self.cosine < 1:
                 raise ValueError(f"cosine={self.cosine}: expected a number between -1 and 1")
         if self.pad is not None and (self.kind != "tokens" or self.pad < 0):
-            raise ValueError(f"pad={self.pad}: expected a token id, with answer='tokens'")
+            raise ValueError(f"pad={self.pad} (--pad): expected a token id, with answer='tokens'")
         if self.same is not None and (self.kind != "same" or not callable(self.same)):
             raise ValueError(
                 "same=: expected a function (original, compressed) -> bool [n], and no answer="
