@@ -55,7 +55,7 @@ def betting_bound(shares: ArrayLike, confidence: float = CONFIDENCE) -> float:
 
     Example:
         >>> round(betting_bound([0.0, 0.02, 0.04, 0.02] * 100), 4)
-        0.0284
+        0.0283
     """
     ordered = _ordered(shares)
     put, gain = _put(ordered, confidence), 1.0 - ordered
@@ -208,7 +208,7 @@ def examples_for_mean(
 
     Example:
         >>> examples_for_mean(0.04, 0.05, 0.05)
-        849
+        600
     """
     if expected_bound(mean, deviation, MOST_EXAMPLES, confidence) > tolerance:
         return None

@@ -205,8 +205,8 @@ def test_the_bound_covers_the_share_of_changed_positions():
     wrong = careless = 0
     for _ in range(200):
         # A tenth of the positions change on average, in some examples all and in most none.
-        changed = torch.rand(150, 1, generator=generator) < 0.1
-        before = torch.zeros(150, 2, 16)
+        changed = torch.rand(60, 1, generator=generator) < 0.1
+        before = torch.zeros(60, 2, 16)
         before[:, 0] = 1
         after = torch.where(changed[:, None], -before, before)
         tally = Tally()
@@ -214,10 +214,10 @@ def test_the_bound_covers_the_share_of_changed_positions():
             Predictor(Given(scores), scoring=Scoring(labels="positions"))
             for scores in (before, after)
         ]
-        tally.compare(*networks, torch.arange(150), None)
+        tally.compare(*networks, torch.arange(60), None)
         result = tally.result(0.95)
         wrong += result.upper_bound < 0.1
-        careless += upper_bound(round(result.changed * 16), 150 * 16) < 0.1
+        careless += upper_bound(round(result.changed * 16), 60 * 16) < 0.1
     assert wrong <= 20  # 5% expected; 20 of 200 would come once in 500 times
     assert careless > 40
 
