@@ -1,20 +1,25 @@
 """Label agreement of two networks and what it proves.
 
 Disagreement is a coin with unknown bias; that so many of n examples changed their label bounds
-the bias from above (Clopper and Pearson 1934, exact, one-sided).
+the bias from above (Clopper and Pearson 1934, exact, one-sided). Where an answer may change in part
+(positions, tokens), an example counts by the share that changed, and what is bounded is the mean of
+these shares (`bounded_mean.py`).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fcompress.certify.bounded_mean import betting_bound
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.certify.other_outputs import OtherOutputs, unvouched
 from fcompress.certify.other_outputs import said as said_of
@@ -22,6 +27,7 @@ from fcompress.certify.per_label import ByLabel, LabelCounts
 from fcompress.data import as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
+from fcompress.forward.answers import parts
 from fcompress.forward.answers.asked import asked
 from fcompress.forward.answers.heads import Joint, answering, heads_of, main_of
 from fcompress.forward.answers.scoring import Scoring, resolved
@@ -39,7 +45,8 @@ class AgreementResult:
 
     Attributes:
         n: Examples compared.
-        same: Examples with the same label.
+        same: Examples with the same label; of answers in parts, the sum of the shares of each
+            example that are the same.
         rate: same / n.
         lower_bound: With `confidence`, at least this share of all examples agrees. From `verify`
             the bound of one network that these examples had no part in choosing; from `shrink` one
@@ -50,10 +57,13 @@ class AgreementResult:
         mean_difference: Mean absolute difference of logits, the same.
         accuracy: {"before": , "after": } in [0, 1] where the data has labels, else None.
         labels: The kind of answer: "classes", "top-K", "sigmoid" (all labels of an example have
-            to be the same), "positions", or one that is no label (`forward/answers/scoring.py`). Of
-            "positions" an example counts by one position that is drawn for it, so that the bound
-            holds for the share of changed positions.
-        positions: Share of equal labels over all positions of all examples; None for other labels.
+            to be the same), "positions", "tokens", or one that is no label
+            (`forward/answers/scoring.py`). Of "positions" and "tokens" an example counts by the
+            share of its positions that changed, and the bound is one on the mean of these shares.
+        positions: Share of equal labels over all positions of all examples, where a long example
+            weighs more than a short one; None for other labels.
+        deviation: Standard deviation of the changed shares; None where there are no parts.
+        empty: Examples without a position that counts, which are not among n.
         answer: The kind, with when two answers of it are the same: "within", "cosine" or the name
             of a "function"; "ending" is the network's last operator where that matters.
         by_label: How each of the original's labels fares; None for answers that are no labels.
@@ -65,7 +75,7 @@ class AgreementResult:
     """
 
     n: int
-    same: int
+    same: float
     rate: float
     lower_bound: float
     confidence: float
@@ -74,6 +84,8 @@ class AgreementResult:
     accuracy: dict[str, float] | None
     labels: str = "classes"
     positions: float | None = None
+    deviation: float | None = None
+    empty: int = 0
     answer: dict[str, Any] | None = None
     by_label: ByLabel | None = None
     heads: tuple[str, ...] = ()
@@ -81,8 +93,8 @@ class AgreementResult:
     warnings: tuple[str, ...] = ()
 
     @property
-    def changed(self) -> int:
-        """Examples whose label changed."""
+    def changed(self) -> float:
+        """Examples whose label changed; of answers in parts the sum of the shares that did."""
         return self.n - self.same
 
     @property
@@ -114,6 +126,7 @@ def verify(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    pad: int | None = None,
     stochastic: bool = False,
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
@@ -138,6 +151,7 @@ def verify(
             on this data, unless a network was compressed with it.
         cosine: Of answer="embedding", as for `shrink`.
         same: What else decides whether two answers are the same, as for `shrink`.
+        pad: Of answer="tokens", as for `shrink`.
         stochastic: Whether networks that draw random numbers are expected, and no warning.
 
     Returns:
@@ -165,7 +179,7 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    said = asked(answer, labels, within, cosine, same)
+    said = asked(answer, labels, within, cosine, same, pad)
     networks = as_network(original), as_network(compressed)
     readings = resolved(output, said, networks)
     for network, reading in zip(networks, readings, strict=True):
@@ -192,6 +206,7 @@ def verify(
     moved = others.result()
     line = said_of(moved)
     weak += [] if line is None else [line]
+    weak += list(empty_examples(result))
     for line in weak:
         warnings.warn(line, ResultWarning, stacklevel=3)
     return replace(result, other_outputs=moved, warnings=tuple(weak))
@@ -294,8 +309,12 @@ class Tally:
     """Counts of equal and of right labels, summed over batches."""
 
     def __init__(self) -> None:
-        self._n = self._same = self._labelled = self._count = 0
-        self._right_before = self._right_after = self._positions = 0.0
+        self._n = self._changed = self._count = self._empty = 0
+        self._with_truth = self._labelled = 0
+        self._right_before = self._right_after = 0.0
+        self._places = self._same_places = 0
+        # Of answers in parts, the share of each example that changed.
+        self._shares: list[NDArray[np.float64]] | None = None
         self._largest = self._total = 0.0
         self._kind = "classes"
         self._answer: dict[str, Any] = {"kind": "classes"}
@@ -342,41 +361,73 @@ class Tally:
         self._kind, self._answer = scoring.kind(before), scoring.described(before)
         self._heads = heads_of(scoring)
         ours, theirs = scoring.labels_of(before), others.labels_of(after)
-        changed = scoring.changed(*(scoring.compared(one, self._n) for one in (ours, theirs)))
-        self._same += int((~changed).sum())
-        if self._kind == "positions":
-            self._positions += float(scoring.shares(ours, theirs).sum())
+        lost = scoring.lost(ours, theirs)
+        if scoring.in_parts:
+            valid = ~lost.isnan()
+            self._empty += int((~valid).sum())
+            self._shares = self._shares or []
+            self._shares.append(lost[valid].cpu().numpy())
+            mine, others_labels = scoring.of_main(ours), others.of_main(theirs)
+            self._places += int(parts.kept(mine).sum())
+            self._same_places += int(((mine == others_labels) & (mine >= 0)).sum())
+        else:
+            self._changed += int(lost.sum())
         labels = scoring.of_main(ours), others.of_main(theirs)
         self._by_label.add(self._kind, *labels, scoring.outcomes(before), self._n)
         self._n += len(before)
         if truth is not None and not scoring.continuous:
             right = scoring.truth(truth.to(ours.device), ours.shape[1])
-            self._right_before += float(scoring.right(ours, right).sum())
-            self._right_after += float(scoring.right(theirs, right).sum())
-            self._labelled += len(truth)
+            before_right, after_right = scoring.right(ours, right), scoring.right(theirs, right)
+            self._right_before += float(before_right.nansum())
+            self._right_after += float(after_right.nansum())
+            self._with_truth += len(truth)
+            self._labelled += int((~before_right.isnan()).sum())
 
     def result(self, confidence: float) -> AgreementResult:
         """What was counted."""
-        n, same = self._n, self._same
+        n = self._n - self._empty
         if n == 0:
-            raise DataError("no examples to compare the networks on; expected at least one")
+            what = " with a position that is no padding" if self._empty else ""
+            raise DataError(f"no examples{what} to compare the networks on; expected at least one")
         accuracy = None
-        if self._labelled == n:
-            accuracy = {"before": self._right_before / n, "after": self._right_after / n}
+        if self._with_truth == self._n and self._labelled:
+            right = self._right_before, self._right_after
+            accuracy = {
+                k: r / self._labelled for k, r in zip(("before", "after"), right, strict=True)
+            }
+        same: float = n - self._changed
+        deviation = None
+        if self._shares is None:
+            bound = upper_bound(self._changed, n, confidence)
+        else:
+            shares = np.concatenate(self._shares)
+            same, deviation = n - float(shares.sum()), float(shares.std())
+            bound = betting_bound(shares, confidence)
         return AgreementResult(
             n=n,
             same=same,
             rate=same / n,
-            lower_bound=1.0 - upper_bound(n - same, n, confidence),
+            lower_bound=1.0 - bound,
             confidence=confidence,
             largest_difference=self._largest,
             mean_difference=self._total / self._count,
             accuracy=accuracy,
             labels=self._kind,
-            positions=self._positions / n if self._kind == "positions" else None,
+            positions=self._same_places / self._places if self._places else None,
+            deviation=deviation,
+            empty=self._empty,
             answer=self._answer,
             by_label=self._by_label.result(confidence),
             heads=self._heads,
+        )
+
+
+def empty_examples(result: AgreementResult) -> Iterator[str]:
+    """A line on examples that do not count, if there are any."""
+    if result.empty:
+        yield (
+            f"{result.empty:,} of {result.n + result.empty:,} examples have no position that is no "
+            "padding; they do not count"
         )
 
 

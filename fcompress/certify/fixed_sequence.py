@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fcompress.certify.agreement import AgreementResult, compare, with_upper_bound
+from fcompress.certify.bounded_mean import examples_for_mean
 from fcompress.certify.bounds import examples_at, examples_needed
 from fcompress.certify.per_label import ByLabel, LabelFare
 from fcompress.errors import FcompressError, ToleranceError
@@ -31,8 +32,10 @@ class Candidate:
         kept: Kept units of each group.
         model: The network.
         macs: Its multiply-adds.
-        changed: Changed labels on the search split.
+        changed: Changed labels on the search split; of answers in parts, the sum of the shares of
+            each example that changed.
         n: Examples of the search split.
+        deviation: Standard deviation of these shares; None where there are no parts.
         distill: What distillation did (`Distilled.to_dict`), None for a network as it was refitted.
     """
 
@@ -40,9 +43,17 @@ class Candidate:
     kept: dict[str, Tensor]
     model: nn.Module
     macs: int
-    changed: int
+    changed: float
     n: int
+    deviation: float | None = None
     distill: dict[str, Any] | None = None
+
+
+def counted(found: Candidate | AgreementResult, split: str) -> str:
+    """How much changed, in words: "3 of 120 search labels"."""
+    if found.deviation is None:
+        return f"{found.changed:.0f} of {found.n} {split} labels"
+    return f"{found.changed / found.n:.2%} of the positions of {found.n:,} {split} examples"
 
 
 def certify(
@@ -170,19 +181,22 @@ def refusal(
     if not results:
         least = min(tried, key=lambda c: c.changed)
         return line + (
-            f"of {len(tried)} candidates the best changed {least.changed} of {least.n} search "
-            f"labels; {another}"
+            f"of {len(tried)} candidates the best changed {counted(least, 'search')}; {another}"
         )
     first, result = sequence[0], results[0]
     which = "the only candidate" if len(tried) == 1 else f"of {len(tried)} candidates the mildest"
     line += (
-        f"{which} changed {result.changed} of {result.n} certification labels, "
+        f"{which} changed {counted(result, 'certification')}, "
         f"which proves {_percent(result.upper_bound)}; "
     )
     rate = (first.changed + result.changed) / (first.n + result.n)
     if result.changed < tolerance * result.n:
         rate = max(rate, result.changed / result.n)
-    needed = examples_at(rate, tolerance, confidence, more_than=result.n)
+    if result.deviation is None:
+        needed = examples_at(rate, tolerance, confidence, more_than=result.n)
+    else:
+        spread = max(result.deviation, first.deviation or 0.0)
+        needed = examples_for_mean(rate, spread, tolerance, confidence, more_than=result.n)
     if needed is None:
         # Whatever passed first passes at every looser tolerance, since the sequence begins alike.
         return line + (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import FcompressError
+from fcompress.forward.answers.parts import kept
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.draws import drawing_apart
 from fcompress.forward.predictor import Predictor, as_predictor
@@ -27,13 +28,37 @@ def predicted(scores: Tensor, scoring: Scoring | None = None, first: int = 0) ->
     """
     scoring = scoring or Scoring()
     found = scoring.compared(scoring.labels_of(scores), first)
-    return found.squeeze(1) if found.shape[1] == 1 and not scoring.continuous else found
+    return (
+        found.squeeze(1)
+        if found.shape[1] == 1 and not (scoring.continuous or scoring.in_parts)
+        else found
+    )
 
 
 def changed_labels(
     model: nn.Module | Predictor, batches: Iterable[Tensor], reference: Tensor
-) -> tuple[int, int]:
+) -> tuple[float, int]:
     """How many labels differ from the reference, and of how many examples.
+
+    Args:
+        model: A network in eval mode.
+        batches: Inputs, on any device.
+        reference: As from `reference_labels`, of the original network in the same order.
+
+    Returns:
+        Examples whose label changed, a whole number; of answers in parts the sum of the shares that
+        did.
+    """
+    lost = changed_shares(model, batches, reference)
+    return float(lost.sum()), len(lost)
+
+
+def changed_shares(
+    model: nn.Module | Predictor, batches: Iterable[Tensor], reference: Tensor
+) -> Tensor:
+    """How much of each example's answer differs from the reference: float64 [N].
+
+    0 or 1 but for answers in parts, of which examples without a position that counts are left out.
 
     Args:
         model: A network in eval mode.
@@ -41,7 +66,8 @@ def changed_labels(
         reference: As from `reference_labels`, of the original network in the same order.
     """
     labels = torch.cat(list(_labels(model, batches, apart=True)))
-    return int(as_predictor(model).scoring.changed(reference, labels).sum()), len(labels)
+    lost = as_predictor(model).scoring.lost(reference, labels)
+    return lost[~lost.isnan()]
 
 
 def reference_labels(model: nn.Module | Predictor, batches: Iterable[Tensor]) -> Tensor:
@@ -83,8 +109,9 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
         for labels in _labels(model, part, every=True):
             n += len(labels)
             broken += int(scoring.broken(labels).sum())
-            if scoring.labels == "positions":
+            if scoring.in_parts:
                 rows = scoring.of_main(labels).reshape(-1, 1)
+                rows = rows[kept(rows)].unsqueeze(1)
             else:
                 rows = labels.reshape(len(labels), -1)
             seen.update(tuple(row) for row in rows.unique(dim=0).tolist())
@@ -96,6 +123,11 @@ def check_labels(model: nn.Module | Predictor, *parts: Iterable[Tensor]) -> None
             f"the network gives the same output to all {n:,} calibration and search examples, so "
             "there is nothing to keep; check its training, and that the data is prepared as the "
             "network expects"
+        )
+    if not seen:
+        raise FcompressError(
+            f"none of {n:,} calibration and search examples has a position that is no padding; "
+            "check the attention_mask, or which token pad (--pad) names"
         )
     (same,) = seen
     raise FcompressError(

@@ -39,7 +39,7 @@ def unvouched(original: Predictor, inputs: Tensor) -> dict[str, bool]:
     with original.evaluating():
         whole = original.whole(original.network, inputs)
         named = output_tensors(whole)
-        main = getattr(original.scoring, "main", original.scoring).chosen(whole)
+        main = getattr(original.scoring, "main", original.scoring).named(whole)
     if len(named) < 2:
         return {}
     outputs = sorted_outputs(original, inputs)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from fcompress.certify.bounded_mean import examples_for_any, least_bound
 from fcompress.certify.bounds import examples_needed, most_changes, upper_bound
 from fcompress.data.roles import Examples, Roles
 from fcompress.errors import DataError, ToleranceError
@@ -106,32 +107,41 @@ def screened(roles: Roles) -> tuple[Roles, Copies]:
     return roles, copies
 
 
-def check_reachable(tol: float, n: int, confidence: float) -> None:
+def check_reachable(tol: float, n: int, confidence: float, *, in_parts: bool = False) -> None:
     """Refuse a tolerance that so few certification examples cannot prove.
+
+    Args:
+        tol: Largest share of labels that may change.
+        n: Certification examples.
+        confidence: Of the certificate.
+        in_parts: Whether examples change by a share (`bounded_mean.py`).
 
     Raises:
         ToleranceError: Not even if no label changes.
     """
+    least = least_bound(n, confidence) if in_parts else upper_bound(0, n, confidence)
+    provable = f"{math.ceil(1e4 * least) / 1e4:.2%}"  # rounded up so that it can be used
     if tol == 0:
         raise ToleranceError(
             "a tolerance of 0 cannot be proven by any finite number of examples; choose one "
-            f"above 0 ({n} certification examples can prove {_provable(n, confidence)})"
+            f"above 0 ({n} certification examples can prove {provable})"
         )
-    if most_changes(n, tol, confidence) < 0:
+    if least > tol:
+        needed = (examples_for_any if in_parts else examples_needed)(tol, confidence)
         raise ToleranceError(
             f"{n} certification examples cannot prove a tolerance of {tol:g} at {confidence:.0%} "
-            f"confidence even if no label changes: {examples_needed(tol, confidence)} are needed; "
-            f"bring more data or choose a tolerance of at least {_provable(n, confidence)}"
+            f"confidence even if no label changes: {needed} are needed; "
+            f"bring more data or choose a tolerance of at least {provable}"
         )
-
-
-def _provable(n: int, confidence: float) -> str:
-    """The smallest tolerance that n examples can prove, rounded up so that it can be used."""
-    return f"{math.ceil(1e4 * upper_bound(0, n, confidence)) / 1e4:.2%}"
 
 
 def weaknesses(
-    roles: Roles, copies: Copies, tolerance: float | None, confidence: float
+    roles: Roles,
+    copies: Copies,
+    tolerance: float | None,
+    confidence: float,
+    *,
+    in_parts: bool = False,
 ) -> Iterator[str]:
     """What weakens the result of a compression, in words.
 
@@ -140,6 +150,7 @@ def weaknesses(
         copies: What the screening found.
         tolerance: Largest share of labels that may change; None where a size was asked for.
         confidence: Of the certificate.
+        in_parts: Whether examples change by a share.
     """
     n = len(roles.certification)
     everything = n + copies.left_out
@@ -160,7 +171,17 @@ def weaknesses(
             f"{copies.repeated:,} of {everything:,} certification examples are copies of "
             "others and were left out; the certificate speaks of the distinct ones"
         )
-    most = -1 if tolerance is None else most_changes(n, tolerance, confidence)
+    if tolerance is None:
+        return
+    if in_parts:
+        if FEW_CHANGES / n + least_bound(n, confidence) > tolerance:
+            yield (
+                f"{n:,} certification examples prove a tolerance of {tolerance:g} only if less "
+                f"than {max(tolerance - least_bound(n, confidence), 0):.1%} of their positions "
+                "changes; more examples allow thinner networks"
+            )
+        return
+    most = most_changes(n, tolerance, confidence)
     if 0 <= most < FEW_CHANGES:
         yield (
             f"{n:,} certification examples prove a tolerance of {tolerance:g} only if "

@@ -40,6 +40,7 @@ class NetworkOptions:
         within: How far outputs may move.
         cosine: The least cosine of embeddings that are the same.
         same: File and function that say which answers are the same.
+        pad: Token id of padding.
     """
 
     arch: str | None = None
@@ -56,13 +57,14 @@ class NetworkOptions:
     within: str | None = None
     cosine: float | None = None
     same: str | None = None
+    pad: int | None = None
 
     @property
     def asked(self) -> Asked:
         """What was said of the answers; the function is imported, which runs the user's file."""
         function = None if self.same is None else _function(self.same)
         try:
-            return asked(self.answer, None, self.within, self.cosine, function)
+            return asked(self.answer, None, self.within, self.cosine, function, self.pad)
         except ValueError as error:
             raise click.UsageError(f"{error}.") from error
 
@@ -221,6 +223,13 @@ _OPTIONS = (
         metavar="FILE.py:FUNCTION",
         help="Your own function (original, compressed outputs) -> bool [n] that says which answers "
         "are the same. Your code is imported and run.",
+    ),
+    click.option(
+        "--pad",
+        type=click.IntRange(min=0),
+        metavar="ID",
+        help="Token id of padding, of --answer tokens; an attention_mask among the inputs goes "
+        "first.",
     ),
 )
 

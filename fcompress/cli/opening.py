@@ -50,6 +50,7 @@ def _noted(network: nn.Module, how: NetworkOptions) -> nn.Module:
                 "within": said.within,
                 "cosine": said.cosine,
                 "same": said.same,
+                "pad": said.pad,
             }
         note_reading(network, **{**noted, "output": how.output or noted["output"]})
     return network

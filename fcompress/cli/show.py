@@ -130,17 +130,20 @@ def _shrunk(entry: dict[str, Any], superseded: bool) -> str:
         else "to a size target, not certified"
     )
     counted = f"on {n:,} certification examples {changed:,} "
+    their = "their label"
+    if agreement.get("deviation") is not None:
+        counted, their = f"on {n:,} certification examples {changed / n:.1%} of positions ", "label"
     if entry.get("void") is not None:
         return (
             f"shrunk by {entry['method']}, certificate void: {entry['void']}: {sizes}; before "
-            f"that, {counted}had changed their label (fcompress verify measures afresh)"
+            f"that, {counted}had changed {their} (fcompress verify measures afresh)"
         )
     about = "" if not superseded else "; superseded by the compression after it"
     if not superseded and certified_weights(entry) is None:
         about = "; certificate not tied to weights (written by an earlier version)"
     return (
         f"shrunk by {entry['method']}, {aim}: {sizes}; {counted}"
-        f"changed their label, so with {agreement['confidence']:.0%} confidence at "
+        f"changed {their}, so with {agreement['confidence']:.0%} confidence at "
         f"most {rounded_up(1 - agreement['lower_bound'])} change{about}"
     )
 

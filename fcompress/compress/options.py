@@ -51,6 +51,7 @@ class ShrinkOptions:
         within: Of regression: how far an output may move.
         cosine: Of embeddings: the least cosine of two that are the same.
         same: A function of the user's that says which answers are.
+        pad: Of tokens: the id of padding.
         per_label: Whether `tol` has to hold for every label of the original with enough examples.
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
         stochastic: Whether a network that draws random numbers is welcome.
@@ -76,6 +77,7 @@ class ShrinkOptions:
     within: float | str | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    pad: int | None = None
     per_label: bool = False
     tol_label: float | None = None
     stochastic: bool = False
@@ -122,7 +124,7 @@ class ShrinkOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return asked(self.answer, self.labels, self.within, self.cosine, self.same)
+        return asked(self.answer, self.labels, self.within, self.cosine, self.same, self.pad)
 
     @property
     def by_size(self) -> bool:

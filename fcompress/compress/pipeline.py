@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import warnings_by_label
@@ -67,6 +68,7 @@ def shrink(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    pad: int | None = None,
     per_label: bool = False,
     tol_label: float | None = None,
     stochastic: bool = False,
@@ -103,17 +105,21 @@ def shrink(
         answer: What of the outputs counts: "classes" (the largest of scores [N, classes]), "top-5"
             or another number (the set of the 5 largest), "sigmoid" (each of scores [N, labels] or
             [N] that is above 0; an example's label changed if any did), "positions" (the largest
-            of scores [N, classes, ...] at each position; the bound is one on the share of changed
-            positions), "regression" (each output moves by at most `within`), "regression-norm"
-            (the outputs of an example, as a vector, do) or "embedding" (the cosine with the
-            original's output is at least `cosine`). Of a network that ends in a sigmoid or a
-            softmax labels are decided at 0.5. None for what the network was compressed with, or
-            else what can be told (docs/certificate.md); what cannot is refused.
+            of scores [N, classes, ...] at each position; the bound is one on the share of an
+            example's positions that changes, on average), "tokens" (the same for a language model's
+            logits [N, positions, vocabulary], padding left out), "regression" (each output moves by
+            at most `within`), "regression-norm" (the outputs of an example, as a vector, do) or
+            "embedding" (the cosine with the original's output is at least `cosine`). Of a network
+            that ends in a sigmoid or a softmax labels are decided at 0.5. None for what the network
+            was compressed with, or else what can be told (docs/certificate.md); what cannot is
+            refused.
         within: Of answer="regression", how far an output may move: 0.1, or "10%" for a share of
             its standard deviation on the calibration data.
         cosine: Of answer="embedding"; 0.95 if not given.
         same: What else decides which answers are the same: (original outputs, compressed outputs)
             -> bool [n], for outputs of one batch.
+        pad: Of answer="tokens", the id of the token that is padding, where no attention_mask among
+            the inputs says which positions are.
         per_label: Make the tolerance hold for every label of the original with enough examples
             too, for all of them at once; `agreement.by_label.promise` names those without.
         tol_label: The same with a tolerance of its own.
@@ -168,6 +174,7 @@ def shrink(
         within=within,
         cosine=cosine,
         same=same,
+        pad=pad,
         per_label=per_label,
         tol_label=tol_label,
         stochastic=stochastic,
@@ -182,11 +189,12 @@ def compress(
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
     roles, copies = screened(roles_of(data, seed=options.seed))
-    if options.tolerance is not None:
-        check_reachable(options.tolerance, len(roles.certification), options.confidence)
-    weak = tuple(weaknesses(roles, copies, options.tolerance, options.confidence))
-    _warn(report, weak)
     (scoring,) = resolved(options.output, options.asked, (model,))
+    in_parts, confidence = scoring.in_parts, options.confidence
+    if options.tolerance is not None:
+        check_reachable(options.tolerance, len(roles.certification), confidence, in_parts=in_parts)
+    weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
+    _warn(report, weak)
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     original = _repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
@@ -242,6 +250,7 @@ def compress(
         else:
             found = of_size(builder, options.most_macs(macs), options.confidence)
     unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))
+    unequal += tuple(empty_examples(found.agreement))
     _warn(report, unequal)
     weak += unequal
     _tell(report, "measuring the compressed network")

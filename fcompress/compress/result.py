@@ -201,6 +201,7 @@ def outcome(
         within=answer.get("within"),
         cosine=scoring.cosine,
         same=scoring.same,
+        pad=scoring.pad,
     )
     origin = origin_of(compressed)
     # What was certified before may have been changed since, in memory.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fcompress.certify.agreement import AgreementResult, compare
-from fcompress.certify.bounds import most_changes
 from fcompress.certify.fixed_sequence import (
     Candidate,
     EachLabel,
@@ -19,7 +18,8 @@ from fcompress.certify.fixed_sequence import (
     refusal,
     sequence_to_test,
 )
-from fcompress.certify.labels import changed_labels, reference_labels
+from fcompress.certify.labels import changed_shares, reference_labels
+from fcompress.certify.outlook import Outlook
 from fcompress.compress.allocation import RemovalOrder
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
@@ -38,8 +38,6 @@ TWO_AT_ONCE = 0.03  # share of changed labels from which two steps are taken at 
 # From one network to the next no more than this share of labels, and of those that change already.
 JUMP = (0.02, 0.5)
 RUNGS = (1 / 2, 15 / 16)  # milder networks still: how far back to the whole one, logarithmic
-# What the search split may be wrong by, in standard deviations, before the search ends.
-DOUBT = 2.0
 DISTILLED_STEPS = 5
 STRIDE = 0.75  # share of the remaining units that a distilled network is tried with next
 # Distillation learns from all calibration examples, up to so many and so many bytes of them.
@@ -166,7 +164,7 @@ class CandidateBuilder:
         line = (
             f"{removed} of {self.steps} units removed{' and distilled' if distilled else ''}: "
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
-            f"{found.changed} of {found.n} {original.scoring.noun} changed"
+            f"{_counted(found, original.scoring.noun)} changed"
         )
         self.report(Progress("searching", len(self.tried), None, "candidates", line))
         return found
@@ -195,20 +193,17 @@ def within(
         ToleranceError: None can be certified.
     """
     n = len(builder.roles.certification)
-    most = most_changes(n, tol, confidence)
-
+    outlook = Outlook(n, tol, confidence)
     keeps_each = None
     if label_tolerance is not None:
         original, search = builder.context.original, builder.roles.search
         keeps_each = EachLabel(original, search, n / len(search), label_tolerance, confidence)
 
     def passes(candidate: Candidate) -> bool:
-        enough = candidate.changed * n <= most * candidate.n
-        return enough and (keeps_each is None or keeps_each(candidate))
+        return outlook.passes(candidate) and (keeps_each is None or keeps_each(candidate))
 
     def beyond(candidate: Candidate) -> bool:
-        allowed = most * candidate.n / n
-        if candidate.changed > allowed + DOUBT * math.sqrt(allowed + 1):
+        if outlook.beyond(candidate):
             return True
         return keeps_each is not None and not keeps_each(candidate)
 
@@ -426,5 +421,16 @@ def measure(
     reference: Tensor,
 ) -> Candidate:
     """Compare a candidate's labels with the original network's."""
-    changed, n = changed_labels(predictor, batches, reference)
-    return Candidate(removed, kept, predictor.network, macs, changed, n)
+    lost = changed_shares(predictor, batches, reference)
+    changed, deviation = float(lost.sum()), None
+    if predictor.scoring.in_parts:
+        deviation = float(lost.std(unbiased=False))
+    else:
+        changed = int(changed)
+    return Candidate(removed, kept, predictor.network, macs, changed, len(lost), deviation)
+
+
+def _counted(found: Candidate, noun: str) -> str:
+    if found.deviation is None:
+        return f"{found.changed} of {found.n} {noun}"
+    return f"{found.changed / found.n:.2%} of the positions of {found.n} examples"

@@ -92,6 +92,7 @@ def export(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    pad: int | None = None,
 ) -> ExportResult:
     """Write a network as a file that runs without fcompress, and compare the two.
 
@@ -114,6 +115,7 @@ def export(
         within: As for `shrink`; a share is one of the standard deviation on this data.
         cosine: As for `shrink`.
         same: As for `shrink`.
+        pad: As for `shrink`.
 
     Returns:
         What was written, with the differences.
@@ -136,7 +138,7 @@ def export(
     kind = format_of(path)
     if kind == ".onnx":
         programs.onnx_packages()
-    said = asked(answer, labels, within, cosine, same)
+    said = asked(answer, labels, within, cosine, same, pad)
     (scoring,) = resolved(output, said, (model,))
     predictor = Predictor(plain_copy(model), None, scoring)
     given = as_batches(data, BATCH)
@@ -250,7 +252,7 @@ def _run_weights(path: Path, predictor: Predictor, is_whole: bool) -> Runner:
 
     def run(inputs: Tensor) -> Tensor:
         with predictor.of(network).evaluating():
-            return running.scores(inputs)
+            return running.scoring.named(running.whole(running.network, inputs))
 
     return run
 
@@ -277,8 +279,9 @@ def _compare(
         inputs = predictor.place(inputs)
         with predictor.evaluating():
             expected = predictor.scores(inputs)
+        counted = scoring.counted(*predictor.unpacked(predictor.network, inputs))
         given = scoring.checked(
-            scoring.chosen(run(inputs)), f"the written {kind} file", len(inputs)
+            scoring.chosen(run(inputs), counted), f"the written {kind} file", len(inputs)
         )
         if given.shape != expected.shape:
             raise ToleranceError(
@@ -315,7 +318,7 @@ def _promised(record: dict[str, Any]) -> float | None:
 def _check_promise(agreement: AgreementResult, promised: float | None, kind: str) -> None:
     if promised is not None and agreement.changed > promised * agreement.n:
         raise ToleranceError(
-            f"the written {kind} file changes {agreement.changed:,} of {agreement.n:,} labels of "
-            f"the original network, more than the tolerance of {promised:g}; it was not kept: give "
-            "the network that this one was made from, data of its kind, or a larger tolerance"
+            f"the written {kind} file changes {agreement.changed:,.0f} of {agreement.n:,} labels "
+            f"of the original network, more than the tolerance of {promised:g}; it was not kept: "
+            "give the network that this one was made from, data of its kind, or a larger tolerance"
         )

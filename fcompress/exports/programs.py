@@ -56,7 +56,8 @@ class _Scores(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Unchecked: a look at the number of examples would fix it in the program.
-        return self._predictor(x)
+        whole = self._predictor.whole(self.network, x)
+        return self._predictor.scoring.named(whole)
 
 
 def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:

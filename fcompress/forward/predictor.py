@@ -67,16 +67,20 @@ class Predictor:
         Returns:
             The output that holds the scores, unchecked.
         """
-        return self.scoring.chosen(self.whole(network, *inputs))
+        args, kwargs = self.unpacked(network, *inputs)
+        return self.scoring.chosen(network(*args, **kwargs), self.scoring.counted(args, kwargs))
 
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
         """`call` without a choice: all that the network returns."""
-        inputs = own_copies(inputs)
-        if self.packing is None:
-            return network(*inputs)
-        kinds = (p.dtype for p in network.parameters() if p.is_floating_point())
-        args, kwargs = self.packing.unpack(inputs[0], next(kinds, None))
+        args, kwargs = self.unpacked(network, *own_copies(inputs))
         return network(*args, **kwargs)
+
+    def unpacked(self, network: nn.Module, *inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the network is given, by position and by name."""
+        if self.packing is None:
+            return inputs, {}
+        kinds = (p.dtype for p in network.parameters() if p.is_floating_point())
+        return self.packing.unpack(inputs[0], next(kinds, None))
 
     def __call__(self, inputs: Tensor) -> Any:
         """`call` with this predictor's own network."""

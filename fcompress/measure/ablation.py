@@ -309,7 +309,7 @@ class _Run:
                 orders = slice(None) if step in (0, self._steps) else order
                 self._same[curve, orders, step] += scoring.shares(labels, predicted).sum()
                 if truth is not None:
-                    self._right[curve, orders, step] += scoring.right(predicted, truth).sum()
+                    self._right[curve, orders, step] += scoring.right(predicted, truth).nansum()
 
     def _ablations(self, curve: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """Order, step and masks of each run that a curve needs on a batch."""

@@ -119,6 +119,7 @@ def analyze(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    pad: int | None = None,
     progress: Callable[..., object] = silent,
 ) -> AnalyzeResult:
     """Measure what is frivolous in a network (docs/protocol.md sections 1 and 2).
@@ -155,6 +156,7 @@ def analyze(
         within: As for `shrink`.
         cosine: As for `shrink`.
         same: As for `shrink`.
+        pad: As for `shrink`.
         labels: The same as `answer`; of "positions" agreement is the mean share of
             positions.
         progress: Told after each batch.
@@ -195,6 +197,7 @@ def analyze(
         within=within,
         cosine=cosine,
         same=same,
+        pad=pad,
     )
     if not takes(progress, 3):
         return measure(model, data, options, progress, root=root)

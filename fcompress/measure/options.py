@@ -48,6 +48,7 @@ class AnalyzeOptions:
         within: Of regression: how far an output may move.
         cosine: Of embeddings: the least cosine of two that are the same.
         same: A function of the user's that says which answers are.
+        pad: Of tokens: the id of padding.
 
     Raises:
         ValueError: One of them is out of its range.
@@ -73,6 +74,7 @@ class AnalyzeOptions:
     within: float | str | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    pad: int | None = None
 
     def __post_init__(self) -> None:
         _ = self.asked
@@ -92,4 +94,4 @@ class AnalyzeOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return asked(self.answer, self.labels, self.within, self.cosine, self.same)
+        return asked(self.answer, self.labels, self.within, self.cosine, self.same, self.pad)

@@ -67,7 +67,7 @@ def note_reading(
         model: The network.
         output: Which of its outputs.
         labels: The kind of answer.
-        **particulars: Of the kind: within, cosine, same.
+        **particulars: Of the kind: within, cosine, same, pad.
     """
     _readings[model] = {"output": output, "labels": labels, **particulars}
 
@@ -88,7 +88,7 @@ def reading_of(model: nn.Module) -> dict[str, Any] | None:
             }
             if isinstance(answer, dict) and isinstance(answer.get("kind"), str):
                 found["labels"] = answer["kind"]
-                found |= {k: answer[k] for k in ("within", "cosine") if k in answer}
+                found |= {k: answer[k] for k in ("within", "cosine", "pad") if k in answer}
             elif agreement.get("labels") in ("positions", "sigmoid"):
                 # Files of earlier versions: classes and single scores are told by their shape.
                 found["labels"] = agreement["labels"]

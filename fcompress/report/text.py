@@ -29,6 +29,8 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
             f"{result.confidence:.0%} confidence at most {rounded_up(result.upper_bound)} of "
             "examples do not."
         )
+    if result.deviation is not None:
+        return _parts_sentence(result, where)
     if result.labels.startswith("top-"):
         of_set = f"the set of their {result.labels.removeprefix('top-')} largest scores"
         changed, subject, after = of_set, "of examples ", " theirs"
@@ -42,7 +44,21 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
         f"({result.changed / result.n:.1%}), so with {result.confidence:.0%} confidence at most "
         f"{rounded_up(result.upper_bound)} {subject}change{after}."
     )
-    if result.positions is not None:
+    return sentence
+
+
+def _parts_sentence(result: AgreementResult, where: str) -> str:
+    """Of answers that change in part."""
+    changed = "next tokens" if result.labels == "tokens" else "positions"
+    other = ""
+    if result.heads:
+        other = f" (all of them where another head, {', '.join(result.heads)}, changed its label)"
+    sentence = (
+        f"On {result.n:,} {where} {result.changed / result.n:.1%} of the {changed} of an example "
+        f"changed on average{other}, so with {result.confidence:.0%} confidence at most "
+        f"{rounded_up(result.upper_bound)} change."
+    )
+    if result.positions is not None and result.labels == "tokens":
         sentence += f" Over all their positions {1 - result.positions:.1%} changed."
     return sentence
 
@@ -70,7 +86,6 @@ def _stays(answer: Mapping[str, Any]) -> str | None:
 _LABELS_IN_WORDS = {
     "classes": ("their label", "", ""),
     "sigmoid": ("at least one of their labels", "of examples ", " any"),
-    "positions": ("their label at one position, drawn for each,", "of positions ", " their label"),
 }
 
 
@@ -80,7 +95,8 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         kind = result.agreement.labels
         what = {
             "sigmoid": "examples may change any of their labels",
-            "positions": "positions may change their label",
+            "positions": "positions of an example may change their label, on average",
+            "tokens": "next tokens of an example may change, on average",
             "classes": "labels may change",
         }.get(kind, "examples may change their answer")
         yield f"At most {100 * result.tolerance:g}% of the {what}."
@@ -138,10 +154,11 @@ def export_lines(results: Sequence[ExportResult]) -> Iterator[str]:
         agreement = result.agreement
         if agreement is not None:
             allowed = "" if result.tolerance is None else f" ({result.tolerance:.1%} allowed)"
-            yield (
-                f"  {agreement.changed:,} of {agreement.n:,} labels differ from the original "
-                f"network's ({agreement.changed / agreement.n:.1%}){allowed}."
-            )
+            share = f"{agreement.changed / agreement.n:.1%}"
+            differ = f"{agreement.changed:,} of {agreement.n:,} labels differ", f" ({share})"
+            if agreement.deviation is not None:
+                differ = f"{share} of the positions of {agreement.n:,} examples differ", ""
+            yield f"  {differ[0]} from the original network's{differ[1]}{allowed}."
 
 
 def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:

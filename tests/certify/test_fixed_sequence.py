@@ -14,8 +14,9 @@ from torch import nn
 from fcompress.certify.bounds import most_changes, upper_bound
 from fcompress.certify.fixed_sequence import certify, sequence_to_test
 from fcompress.certify.labels import changed_labels
+from fcompress.certify.outlook import DOUBT
 from fcompress.compress.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.search import DOUBT, measure, path
+from fcompress.compress.search import measure, path
 from fcompress.forward.predictor import Predictor
 
 SEARCH, N = 200, 400

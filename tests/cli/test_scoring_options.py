@@ -74,3 +74,53 @@ def test_several_outputs_from_weights_to_a_program(tmp_path):
     assert result["agreement"]["same"] == same and result["same"] == result["n"]
     scores = torch.export.load(program).module()(x[:5])
     assert scores.shape == (5, 3)
+
+
+LANGUAGE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(9, 8), nn.Linear(8, 40), nn.Linear(40, 9)
+
+    def forward(self, ids):
+        return self.down(torch.relu(self.up(self.embed(ids).cumsum(1))))
+"""
+
+
+def test_tokens_from_a_file(tmp_path):
+    (tmp_path / "language.py").write_text(LANGUAGE)
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.arange(12) < torch.randint(6, 13, (900, 1), generator=generator)
+    ids = torch.randint(1, 9, (900, 12), generator=generator) * kept
+    np.save(tmp_path / "ids.npy", ids.numpy())
+    space: dict = {"__name__": "language"}
+    exec(LANGUAGE, space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = space["Net"]()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            F.cross_entropy(model(ids)[kept], ids[kept]).backward()
+            optimizer.step()
+    weights, small = tmp_path / "w.pth", tmp_path / "small.pt"
+    torch.save(model.state_dict(), weights)
+    own = ("--arch", f"{tmp_path / 'language.py'}:Net")
+    data = ("--data", f"file:{tmp_path / 'ids.npy'},raw=1")
+    refused = run("shrink", weights, *own, *data, "--answer", "classes", "--pad", 0, "--out", small)
+    assert refused.exit_code == 2 and "pad=0 (--pad)" in refused.output
+    how = ("--answer", "tokens", "--pad", 0, "--tol", 0.2)
+    ran = run("shrink", weights, *own, *data, *how, "--out", small)
+    assert ran.exit_code == 0, ran.output
+    assert "At most 20% of the next tokens of an example may change" in ran.output
+    shown = run("show", small)
+    assert "% of positions changed label" in shown.output
+    report = tmp_path / "again.json"
+    again = run("verify", weights, small, *own, *data, "--json", report)
+    assert again.exit_code == 0, again.output
+    record = json.loads(report.read_text())
+    assert record["labels"] == "tokens" and record["answer"]["pad"] == 0
+    assert record["lower_bound"] >= 0.8 and record["deviation"] > 0

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.answers.heads import Joint, answering, sorted_outputs
+from fcompress.forward.answers.parts import DRAWN
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
@@ -208,9 +209,18 @@ def test_positions_beside_another_head():
     assert torch.equal(labels[:, :-1], whole["logits"].argmax(1).flatten(1))
     assert torch.equal(labels[:, -1], whole["scene"].argmax(1))
     compared = predictor.scoring.compared(labels)
-    assert compared.shape == (4, 2)
+    assert torch.equal(compared, labels)
+    wide = torch.arange(4 * 200).reshape(4, 200)
+    compared = predictor.scoring.compared(torch.cat([wide, labels[:, -1:]], 1))
+    assert compared.shape == (4, DRAWN + 1)
     plain = Scoring(None, "positions")
-    assert torch.equal(compared[:, :1], plain.compared(labels[:, :-1]))
+    assert torch.equal(compared[:, :-1], plain.compared(wide))
+    # A position that changed is one of 25; the other head's label is all of an example's answer.
+    other = labels.clone()
+    other[0, 3] += 1
+    other[1, -1] += 1
+    lost = predictor.scoring.lost(labels, other)
+    assert lost.tolist() == pytest.approx([1 / 25, 1, 0, 0])
 
 
 def test_without_a_logits_the_first_head_of_a_mapping_is_the_main_one():

@@ -8,10 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcompress import analyze, shrink, verify
+from fcompress.certify.agreement import Tally
+from fcompress.certify.bounded_mean import betting_bound
 from fcompress.certify.bounds import upper_bound
 from fcompress.data.packing import Packing
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
-from fcompress.forward.answers.scoring import Scoring, drawn_positions
+from fcompress.forward.answers import parts
+from fcompress.forward.answers.scoring import Scoring
+from fcompress.forward.predictor import Predictor
 
 N = 600
 
@@ -42,6 +46,17 @@ def trained(model, loss, steps=120):
 def batches(x, y=None, size=100):
     parts = zip(x.split(size), [None] * N if y is None else y.split(size), strict=False)
     return [part if part[1] is not None else part[0] for part in parts]
+
+
+class Given(nn.Module):
+    """Scores that are known, whatever comes in: all of them at once."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, x):
+        return self.scores
 
 
 def body(inputs, outputs):
@@ -137,13 +152,13 @@ def test_a_label_at_every_position(classes, method):
         return (scores[:, 0] > 0).long() if classes == 1 else scores.argmax(1)
 
     same = (labels(model) == labels(result.model)).flatten(1)
-    drawn = drawn_positions(0, N, 64)
-    one = same[torch.arange(N), drawn]
-    # However the data comes in batches, an example stands with the same position.
+    shares = 1 - same.double().mean(1)
+    # However the data comes in batches.
     for size in (100, 37):
         checked = verify(model, result.model, batches(x, truth, size), **how)
-        assert checked.same == int(one.sum())
-        assert checked.upper_bound == pytest.approx(upper_bound(N - checked.same, N))
+        assert checked.changed == pytest.approx(float(shares.sum()))
+        assert checked.upper_bound == pytest.approx(betting_bound(shares.numpy()))
+        assert checked.deviation == pytest.approx(float(shares.std(unbiased=False)))
         assert checked.positions == pytest.approx(float(same.double().mean()))
     right = (labels(model) == truth).double().mean()
     assert checked.accuracy["before"] == pytest.approx(float(right))
@@ -154,28 +169,57 @@ def test_a_label_at_every_position(classes, method):
 
 
 def test_positions_are_drawn_evenly_and_by_number_alone():
-    drawn = drawn_positions(0, 40_000, 8)
-    counts = drawn.bincount(minlength=8).double()
-    assert ((counts - 5000).abs() < 5 * math.sqrt(5000)).all()
-    assert torch.equal(drawn_positions(123, 50, 8), drawn[123:173])
+    places = 640
+    labels = torch.arange(places).expand(3000, places)
+    drawn = parts.drawn(labels, 0)
+    assert drawn.shape == (3000, parts.DRAWN)
+    counts = drawn.flatten().bincount(minlength=places).double()  # 300 each
+    assert ((counts - 300).abs() < 5 * math.sqrt(300)).all()
+    assert all(len(row.unique()) == parts.DRAWN for row in drawn[:50])
+    assert torch.equal(parts.drawn(labels[:50], 123), drawn[123:173])
     # Neighbours are drawn independently of each other.
-    pairs = (drawn[:-1] * 8 + drawn[1:]).bincount(minlength=64).double()
-    assert float(((pairs - 625).square() / 625).sum()) < 120
+    ranks = drawn[:, 7] % 10
+    pairs = (ranks[:-1] * 10 + ranks[1:]).bincount(minlength=100).double()
+    assert float(((pairs - 29.99).square() / 29.99).sum()) < 150
+    # Few positions are all taken.
+    assert torch.equal(parts.drawn(labels[:, :64], 0), labels[:, :64])
+
+
+def test_drawn_positions_show_the_share_of_all():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(4000, 900, dtype=torch.long)
+    found = (torch.rand(4000, 900, generator=generator) < 0.05).long()
+    found[:, :300] = 0  # not alike from place to place
+    labels[::2, 400:] = parts.PADDED  # and half of the examples are shorter
+    found[::2, 400:] = parts.PADDED
+    every = parts.same_share(labels, found)
+    drawn = parts.same_share(*(parts.drawn(one, 5) for one in (labels, found)))
+    assert float(drawn.mean()) == pytest.approx(float(every.mean()), abs=0.002)
+    assert float(drawn[::2].mean()) == pytest.approx(float(every[::2].mean()), abs=0.003)
+    assert float((drawn - every).std()) < 0.03
 
 
 def test_the_bound_covers_the_share_of_changed_positions():
+    """Positions of one example that change together are no independent evidence."""
     generator = torch.Generator().manual_seed(0)
-    wrong = 0
-    for trial in range(200):
+    wrong = careless = 0
+    for _ in range(200):
         # A tenth of the positions change on average, in some examples all and in most none.
-        changed = torch.rand(150, 1, generator=generator) < 0.1
-        before = torch.zeros(150, 2, 16)
+        changed = torch.rand(60, 1, generator=generator) < 0.1
+        before = torch.zeros(60, 2, 16)
         before[:, 0] = 1
         after = torch.where(changed[:, None], -before, before)
-        scoring = Scoring(labels="positions")
-        ours, theirs = (scoring.compared(scoring.labels_of(s), trial) for s in (before, after))
-        wrong += upper_bound(int((ours != theirs).sum()), 150) < 0.1
+        tally = Tally()
+        networks = [
+            Predictor(Given(scores), scoring=Scoring(labels="positions"))
+            for scores in (before, after)
+        ]
+        tally.compare(*networks, torch.arange(60), None)
+        result = tally.result(0.95)
+        wrong += result.upper_bound < 0.1
+        careless += upper_bound(round(result.changed * 16), 60 * 16) < 0.1
     assert wrong <= 20  # 5% expected; 20 of 200 would come once in 500 times
+    assert careless > 40
 
 
 def test_divergences_are_those_of_the_outcomes():

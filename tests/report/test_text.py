@@ -60,7 +60,6 @@ def test_everything_that_there_may_be_to_say():
             "examples may change any of their labels",
             "at least one of their labels (1.7%), so with 95% confidence at most 3.5% of examples",
         ),
-        ("positions", "positions may change their label", "3.5% of positions change their label."),
     ],
 )
 def test_other_kinds_of_labels(labels, aim, proven):
@@ -73,8 +72,21 @@ def test_other_kinds_of_labels(labels, aim, proven):
 def test_bounds_are_rounded_up():
     for bound, shown in ((0.05, "5.0%"), (0.0501, "5.1%"), (0.00991, "1.00%"), (0.0051, "0.51%")):
         assert f"at most {shown} change." in agreement_sentence(agreement(0, 500, bound), "")
-    positions = agreement(1, 500, 0.01, labels="positions", positions=0.98)
-    assert agreement_sentence(positions, "").endswith("Over all their positions 2.0% changed.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"), [("positions", "positions"), ("tokens", "next tokens")]
+)
+def test_answers_in_parts(labels, what):
+    found = agreement(12.5, 500, 0.0301, labels=labels, positions=0.98, deviation=0.02)
+    lines = list(verdict(shrunk(agreement=found)))
+    assert lines[0].startswith(f"At most 5% of the {what} of an example may change")
+    assert lines[1].startswith(
+        f"On 500 certification examples 2.5% of the {what} of an example changed on average, so "
+        "with 95% confidence at most 3.1% change."
+    )
+    # Only sequences of tokens differ in length.
+    assert ("Over all their positions 2.0% changed." in lines[1]) == (labels == "tokens")
 
 
 def test_distilling():

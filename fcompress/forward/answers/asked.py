@@ -17,11 +17,13 @@ ANSWERS = {
     "top-K": "the set of the K classes with the largest scores, as in top-5",
     "sigmoid": "each label of a sigmoid or multi-label head, yes or no",
     "positions": "the class at every position",
+    "tokens": "the next token at every position of a language model, padding left out",
     "regression": "each output stays within --within of the original's",
     "regression-norm": "the whole output, as a vector, does",
     "embedding": "the cosine with the original's output is at least --cosine",
 }
 NAMES = ", ".join(ANSWERS)
+IN_PARTS = ("positions", "tokens")
 CONTINUOUS = ("regression", "regression-norm", "embedding", "same")
 # An angle of 18 degrees. Unrelated embeddings of many numbers are near 90, and pairs are commonly
 # told apart at 45 to 70, so that few decisions hang on such a turn.
@@ -38,6 +40,7 @@ class Asked:
             one for each output, or a share of its standard deviation, as "10%".
         cosine: Of "embedding": the least cosine of two answers that are the same, in (-1, 1).
         same: Of "same": (original outputs, compressed outputs) -> bool [n].
+        pad: Of "tokens": id of the token that is padding, where no attention_mask says so.
 
     Raises:
         ValueError: There is no such kind, or its particulars do not belong to it.
@@ -47,6 +50,7 @@ class Asked:
     within: float | str | tuple[float, ...] | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    pad: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in ANSWERS and self.kind != "same":
@@ -66,6 +70,8 @@ class Asked:
                 raise ValueError(f"cosine={self.cosine}: belongs to answer='embedding'")
             if not -1 < self.cosine < 1:
                 raise ValueError(f"cosine={self.cosine}: expected a number between -1 and 1")
+        if self.pad is not None and (self.kind != "tokens" or self.pad < 0):
+            raise ValueError(f"pad={self.pad} (--pad): expected a token id, with answer='tokens'")
         if self.same is not None and (self.kind != "same" or not callable(self.same)):
             raise ValueError(
                 "same=: expected a function (original, compressed) -> bool [n], and no answer="
@@ -78,6 +84,7 @@ def asked(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Any, Any], Any] | None = None,
+    pad: int | None = None,
 ) -> Asked:
     """What the arguments say together; particulars imply their kind.
 
@@ -87,6 +94,7 @@ def asked(
         within: See `Asked`.
         cosine: The same.
         same: The same.
+        pad: The same.
 
     Raises:
         ValueError: They contradict each other.
@@ -105,9 +113,11 @@ def asked(
             if within is not None
             else "embedding"
             if cosine is not None
+            else "tokens"
+            if pad is not None
             else None
         )
-    return Asked(kind, within, cosine, same)
+    return Asked(kind, within, cosine, same, pad)
 
 
 def top_k(kind: str, argument: str = "answer") -> int:

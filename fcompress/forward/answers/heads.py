@@ -82,7 +82,7 @@ class Outputs:
 class _All(Scoring):
     """No choice: every output, by name, in one dict."""
 
-    def chosen(self, output: Any) -> Any:
+    def chosen(self, output: Any, counted: Tensor | None = None) -> Any:
         return output_tensors(output)
 
 
@@ -103,9 +103,9 @@ class Joint(Scoring):
     heads: tuple[Head, ...] = ()
     classes: int = 1
 
-    def chosen(self, output: Any) -> Any:
+    def chosen(self, output: Any, counted: Tensor | None = None) -> Any:
         """All scores side by side: [n, scores of the main head and of the others]."""
-        main = self.main.chosen(output)
+        main = self.main.chosen(output, counted)
         if not isinstance(main, Tensor) or not main.dim():
             return main
         named = output_tensors(output)
@@ -156,10 +156,20 @@ class Joint(Scoring):
         differ = (others != their_others).any(1) | (others < 0).any(1)
         return self.main.changed(main, theirs) | differ
 
+    def counted(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Of the main head."""
+        return self.main.counted(args, kwargs)
+
     def broken(self, given: Tensor) -> Tensor:
         """Where a score of any head is not finite."""
         main, others = self._split(given)
         return self.main.broken(main) | (others < 0).any(1)
+
+    def lost(self, reference: Tensor, found: Tensor) -> Tensor:
+        """Of the main head's answer, and all of it where any other head's label changed."""
+        (main, others), (theirs, their_others) = self._split(reference), self._split(found)
+        differ = (others != their_others).any(1) | (others < 0).any(1)
+        return torch.where(differ, 1.0, self.main.lost(main, theirs))
 
     def described(self, scores: Tensor) -> dict[str, Any]:
         """Of the main head."""
@@ -219,7 +229,7 @@ class Joint(Scoring):
 
     def _of_main(self, scores: Tensor) -> Tensor:
         main = scores[:, : scores.shape[1] - self._others]
-        return main.unflatten(1, (self.classes, -1)) if self.labels == "positions" else main
+        return main.unflatten(1, (self.classes, -1)) if self.in_parts else main
 
     def _parts(self, scores: Tensor) -> Iterator[Tensor]:
         at = scores.shape[1] - self._others
@@ -257,7 +267,7 @@ def answering(predictor: Predictor, inputs: Tensor) -> Predictor:
     with predictor.evaluating():
         whole = predictor.whole(predictor.network, inputs)
         named = output_tensors(whole)
-        main = scoring.chosen(whole)
+        main, own = scoring.chosen(whole), scoring.named(whole)
     if len(named) < 2 or isinstance(whole, Tensor):
         return predictor
     heads = list(sorted_outputs(predictor, inputs).heads)
@@ -265,10 +275,10 @@ def answering(predictor: Predictor, inputs: Tensor) -> Predictor:
         if not heads or scoring.labels not in (None, "classes"):
             return predictor
         scoring = replace(scoring, output=_top(whole, heads[0].name))
-        main = named[heads[0].name]
+        main = own = named[heads[0].name]
         if scoring.output is None:
             return predictor
-    heads = [head for head in heads if named[head.name] is not main]
+    heads = [head for head in heads if named[head.name] is not own]
     if not heads or not main.dim():
         return predictor
     scoring.checked(main, predictor.name, len(inputs))

@@ -6,9 +6,10 @@ Answers that are labels:
     sigmoid    scores [n, labels]: each label that has a score above 0; examples agree where all
                of them do. A single score, [n] or [n, 1], is this kind
     positions  scores [n, classes, ...]: the class with the largest one at each position; with a
-               single class, whether its score is above 0. A bound on changed labels needs trials
-               that are independent and alike, which the positions of one example are not: each
-               example stands with one position, drawn by a hash of its number
+               single class, whether its score is above 0. An example counts by the share of its
+               positions that changed (`parts.py`)
+    tokens     scores [n, positions, vocabulary]: the same, but for the order of the axes and for
+               padding, which does not count (`tokens.py`)
     top-K      scores [n, classes]: the set of the K classes with the largest ones
 
 and others, in `continuous.py`: "regression", "regression-norm", "embedding" and "same".
@@ -19,19 +20,17 @@ labels are then decided at 0.5, and divergences are those of the logits before i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
-from fcompress.forward.answers import continuous
-from fcompress.forward.answers.asked import CONTINUOUS, COSINE, Asked, top_k
+from fcompress.forward.answers import continuous, parts, tokens
+from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, top_k
 from fcompress.forward.answers.continuous import in_rows
 from fcompress.models.provenance import reading_of
 
@@ -40,6 +39,7 @@ _EXPECTED = {
     "the class with the largest score",
     "sigmoid": "one score per label, [examples, labels] or [examples]",
     "positions": "one score per class and position, [examples, classes, ...]",
+    "tokens": "logits [examples, positions, vocabulary]",
     "regression": "numbers for each example, [examples, outputs, ...] or [examples]",
     "regression-norm": "numbers for each example, [examples, outputs, ...] or [examples]",
     "embedding": "a vector for each example, [examples, 2 or more]",
@@ -60,6 +60,7 @@ class Scoring:
         within: How far an output may move (`asked.Asked`).
         cosine: The least cosine of embeddings that are the same; None for `asked.COSINE`.
         same: A function of the user's.
+        pad: Id of the token that is padding.
         ending: "sigmoid" or "softmax" where that is the network's last operator.
         deviation: Of each output over the calibration examples (`continuous.deviations`), where
             answers are no labels; None for 1.
@@ -70,6 +71,7 @@ class Scoring:
     within: float | str | tuple[float, ...] | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    pad: int | None = None
     ending: str | None = None
     deviation: tuple[float, ...] | None = None
 
@@ -79,16 +81,21 @@ class Scoring:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return Asked(self.labels, self.within, self.cosine, self.same)
+        return Asked(self.labels, self.within, self.cosine, self.same, self.pad)
 
     def of(self, said: Asked) -> Scoring:
         """The same output with answers of the kind that was said."""
-        return Scoring(self.output, said.kind, said.within, said.cosine, said.same)
+        return Scoring(self.output, said.kind, said.within, said.cosine, said.same, said.pad)
 
     @property
     def continuous(self) -> bool:
         """Whether answers are numbers that are compared as they are, and no labels."""
         return self.labels in CONTINUOUS
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether an answer may change in part, and counts by the share that did."""
+        return self.labels in IN_PARTS
 
     @property
     def noun(self) -> str:
@@ -106,12 +113,33 @@ class Scoring:
             found["cosine"] = COSINE if self.cosine is None else self.cosine
         if self.same is not None:
             found["function"] = getattr(self.same, "__name__", "same")
+        if self.pad is not None:
+            found["pad"] = self.pad
         if self.ending is not None:
             found["ending"] = self.ending
         return found
 
-    def chosen(self, output: Any) -> Any:
+    def chosen(self, output: Any, counted: Tensor | None = None) -> Any:
         """The scores among what a network returned.
+
+        Args:
+            output: All that it returned.
+            counted: Of tokens: which positions are not padding (`tokens.kept_positions`).
+
+        Raises:
+            UnsupportedNetworkError: There is no such output.
+        """
+        found = self.named(output)
+        if self.labels == "tokens" and isinstance(found, Tensor) and found.dim() == 3:
+            return tokens.with_padding(found, counted)
+        return found
+
+    def counted(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """What `chosen` takes, from the inputs of the network."""
+        return tokens.kept_positions(args, kwargs, self.pad) if self.labels == "tokens" else None
+
+    def named(self, output: Any) -> Any:
+        """The output that holds the scores, as the network gives it.
 
         Raises:
             UnsupportedNetworkError: There is no such output.
@@ -165,6 +193,8 @@ class Scoring:
             return False
         if self.continuous:
             return self.labels != "embedding" or scores[0:1].numel() != 1
+        if self.labels == "tokens":
+            return scores.dim() == 3 and scores.shape[1] > 2
         if self.labels == "positions":
             return scores.dim() > 2
         least = 2 if self.labels == "classes" else 1
@@ -186,11 +216,14 @@ class Scoring:
 
         Returns:
             Integers [n, places]: one place for classes, one for each label, position or member of
-            the top K otherwise; -1 in all of them where a score of the example is not finite.
+            the top K otherwise; -1 in all of them where a score of the example is not finite, but
+            `parts.PADDED` where a position does not count.
             Answers that are no labels: the scores.
         """
         if self.continuous:
             return scores
+        if self.labels == "tokens":
+            return tokens.chosen_tokens(scores)
         scores = in_rows(scores)
         finite = scores.isfinite().flatten(1).all(1, keepdim=True)
         least = 0 if self.ending is None else 0.5
@@ -215,7 +248,7 @@ class Scoring:
     def broken(self, given: Tensor) -> Tensor:
         """Where answers are not finite: bool [n]."""
         rows = given.reshape(len(given), -1)
-        return ~rows.isfinite().all(1) if self.continuous else (rows < 0).any(1)
+        return ~rows.isfinite().all(1) if self.continuous else (rows == -1).any(1)
 
     def changed(self, reference: Tensor, found: Tensor) -> Tensor:
         """Which answers are not the same: bool [n].
@@ -250,24 +283,34 @@ class Scoring:
             first: Number of the first of these examples among all; the others follow.
 
         Returns:
-            [n, 1], or [n, labels] for sigmoid heads, [n, K], or outputs.
+            [n, 1], or [n, labels] for sigmoid heads, [n, K], some positions, or outputs.
         """
-        if self.labels != "positions":
-            return labels
-        drawn = drawn_positions(first, len(labels), labels.shape[1]).to(labels.device)
-        return labels.gather(1, drawn.unsqueeze(1))
+        return parts.drawn(labels, first) if self.in_parts else labels
+
+    def lost(self, reference: Tensor, found: Tensor) -> Tensor:
+        """How much of each example's answer changed, as a certificate counts it: float64 [n].
+
+        It is 0 or 1 but for answers in parts; nan where no position counts.
+
+        Args:
+            reference: As for `changed`.
+            found: The same.
+        """
+        if self.in_parts:
+            return 1.0 - parts.same_share(reference, found)
+        return self.changed(reference, found).double()
 
     def shares(self, reference: Tensor, found: Tensor) -> Tensor:
         """How much of each example's answer is the same: float64 [n].
 
-        It is 0 or 1 but for positions, and 0 where the reference is not finite.
+        It is 0 or 1 but for answers in parts, and 0 where the reference is not finite.
         """
-        if self.labels == "positions":
-            return ((reference == found) & (reference >= 0)).double().mean(1)
+        if self.in_parts:
+            return parts.same_share(reference, found).nan_to_num(1.0)
         return (~self.changed(reference, found)).double()
 
     def right(self, given: Tensor, truth: Tensor) -> Tensor:
-        """How much of each example's answer is true: float64 [n].
+        """How much of each example's answer is true: float64 [n]; nan where nothing is known.
 
         Args:
             given: As from `labels_of`.
@@ -275,8 +318,9 @@ class Scoring:
         """
         if str(self.labels).startswith("top-"):
             return continuous.top_right(given, truth)
-        same = given == truth
-        return (same.double().mean(1) if self.labels == "positions" else same.all(1)).double()
+        if self.in_parts:
+            return parts.right_share(given, truth)
+        return (given == truth).all(1).double()
 
     def truth(self, labels: Tensor, places: int) -> Tensor:
         """True labels [n] or [n, ...] as [n, places], as `labels_of` has them.
@@ -295,6 +339,7 @@ class Scoring:
             what = {
                 "sigmoid": f"{places} labels (0 or 1) an input",
                 "positions": f"{places} class indices an input, one a position",
+                "tokens": f"{places} next tokens an input, one a position (-100 for none)",
             }.get(self.labels or "classes", "one class index an input")
             raise DataError(
                 f"labels of shape {list(labels.shape)}: expected {what}; several inputs are handed "
@@ -309,6 +354,8 @@ class Scoring:
         """
         if self.continuous:
             return continuous.scaled(scores, str(self.labels), self.deviation) / temperature
+        if self.labels == "tokens":
+            return tokens.log_probabilities(scores, temperature)
         kind = self.kind(scores)
         scores = in_rows(continuous.logits_of(scores, self.ending, kind)) / temperature
         if kind == "sigmoid":
@@ -330,8 +377,10 @@ class Scoring:
         """
         if self.continuous:
             return (found - wanted).square().sum(1).mean() / 2
-        total = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        return total / wanted.shape[2] if self.labels == "positions" else total
+        if self.in_parts:
+            each = F.kl_div(found, wanted, reduction="none", log_target=True).sum((1, 2))
+            return (each / tokens.places_of(wanted)).mean()
+        return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
 
     def surprise(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """-log of the probability of answers that are drawn from what the network says.
@@ -348,8 +397,8 @@ class Scoring:
             return (log.detach() + noise - log).square().sum() / 2
         rows = log.movedim(1, -1).reshape(-1, log.shape[1])
         drawn = torch.multinomial(rows.detach().exp().cpu(), 1, generator=generator)
-        total = -rows.gather(1, drawn.to(rows.device)).sum()
-        return total / math.sqrt(log.shape[2]) if self.labels == "positions" else total
+        each = -rows.gather(1, drawn.to(rows.device)).reshape(len(log), -1).sum(1)
+        return (each / tokens.places_of(log).sqrt() if self.in_parts else each).sum()
 
 
 BY_SHAPE = Scoring()
@@ -364,7 +413,8 @@ def carried(model: nn.Module) -> Scoring | None:
     if isinstance(within, list):
         within = tuple(float(one) for one in within if isinstance(one, int | float))
     try:
-        return Scoring(said["output"], said["labels"], within, said.get("cosine"), said.get("same"))
+        more = said.get("cosine"), said.get("same"), said.get("pad")
+        return Scoring(said["output"], said["labels"], within, *more)
     except (TypeError, ValueError):  # files come from anywhere
         return Scoring(said["output"])
 
@@ -385,23 +435,6 @@ def resolved(
     if said.kind is None:
         said = next((c.asked for c in each if c.labels is not None), said)
     return tuple(replace(c, output=c.output if output is None else output).of(said) for c in each)
-
-
-def drawn_positions(first: int, count: int, places: int) -> Tensor:
-    """The position that each example stands with: int64 [count], in [0, places).
-
-    Uniform, and a function of the example's number alone (SplitMix64; Steele, Lea and Flood
-    2014, "Fast Splittable Pseudorandom Number Generators"), so that it cannot depend on a network.
-    """
-    with np.errstate(over="ignore"):
-        z = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    share = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return torch.from_numpy((share * places).astype(np.int64))
 
 
 def _by_position(scores: Tensor) -> Tensor:
