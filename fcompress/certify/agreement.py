@@ -24,7 +24,8 @@ from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.answers.asked import asked
 from fcompress.forward.answers.heads import Joint, answering, heads_of, main_of
-from fcompress.forward.answers.scoring import Scoring, resolved
+from fcompress.forward.answers.resolving import resolved
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called, as_network
 from fcompress.forward.draws import Draws
@@ -114,6 +115,9 @@ def verify(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    gallery: object | None = None,
+    score: float | None = None,
+    iou: float | None = None,
     stochastic: bool = False,
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
@@ -138,6 +142,10 @@ def verify(
             on this data, unless a network was compressed with it.
         cosine: Of answer="embedding", as for `shrink`.
         same: What else decides whether two answers are the same, as for `shrink`.
+        gallery: Of answer="nearest": inputs that the original embeds; needed unless a network in
+            memory was compressed with one.
+        score: Of answer="detections", as for `shrink`.
+        iou: The same.
         stochastic: Whether networks that draw random numbers are expected, and no warning.
 
     Returns:
@@ -165,7 +173,7 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    said = asked(answer, labels, within, cosine, same)
+    said = asked(answer, labels, within, cosine, same, None, gallery, score, iou)
     networks = as_network(original), as_network(compressed)
     readings = resolved(output, said, networks)
     for network, reading in zip(networks, readings, strict=True):

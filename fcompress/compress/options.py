@@ -51,6 +51,10 @@ class ShrinkOptions:
         within: Of regression: how far an output may move.
         cosine: Of embeddings: the least cosine of two that are the same.
         same: A function of the user's that says which answers are.
+        divergence: Another one that says how far apart they are, beside `same`.
+        gallery: Of nearest neighbours: the inputs that are looked up in.
+        score: Of detections: boxes below it do not count.
+        iou: Of detections: the least overlap of boxes that match.
         per_label: Whether `tol` has to hold for every label of the original with enough examples.
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
         stochastic: Whether a network that draws random numbers is welcome.
@@ -76,6 +80,10 @@ class ShrinkOptions:
     within: float | str | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    divergence: Callable[[Any, Any], Any] | None = None
+    gallery: object | None = None
+    score: float | None = None
+    iou: float | None = None
     per_label: bool = False
     tol_label: float | None = None
     stochastic: bool = False
@@ -122,7 +130,8 @@ class ShrinkOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return asked(self.answer, self.labels, self.within, self.cosine, self.same)
+        said = self.answer, self.labels, self.within, self.cosine, self.same
+        return asked(*said, self.divergence, self.gallery, self.score, self.iou)
 
     @property
     def by_size(self) -> bool:

@@ -25,7 +25,7 @@ from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
 from fcompress.forward.answers.asked import asked
-from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called
 from fcompress.forward.predictor import Predictor

@@ -72,10 +72,10 @@ class Predictor:
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
         """`call` without a choice: all that the network returns."""
         if self.packing is None:
-            return network(*inputs)
+            return self.scoring.run(network, *inputs)
         kinds = (p.dtype for p in network.parameters() if p.is_floating_point())
         args, kwargs = self.packing.unpack(inputs[0], next(kinds, None))
-        return network(*args, **kwargs)
+        return self.scoring.run(network, *args, **kwargs)
 
     def __call__(self, inputs: Tensor) -> Any:
         """`call` with this predictor's own network."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, UnsupportedNetworkError
-from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor

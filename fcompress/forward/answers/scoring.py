@@ -11,7 +11,8 @@ Answers that are labels:
                example stands with one position, drawn by a hash of its number
     top-K      scores [n, classes]: the set of the K classes with the largest ones
 
-and others, in `continuous.py`: "regression", "regression-norm", "embedding" and "same".
+others, in `continuous.py`: "regression", "regression-norm", "embedding" and "same"; and those that
+have a class of their own: `nearest.py`, `detections.py`.
 
 Scores are logits, or probabilities where the network ends in a sigmoid or a softmax (`ending`):
 labels are then decided at 0.5, and divergences are those of the logits before it.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import continuous
 from fcompress.forward.answers.asked import CONTINUOUS, COSINE, Asked, top_k
 from fcompress.forward.answers.continuous import in_rows
-from fcompress.models.provenance import reading_of
 
 _EXPECTED = {
     "classes": "one score per class [examples, classes], at least 2 classes, so that a label is "
@@ -43,6 +43,7 @@ _EXPECTED = {
     "regression": "numbers for each example, [examples, outputs, ...] or [examples]",
     "regression-norm": "numbers for each example, [examples, outputs, ...] or [examples]",
     "embedding": "a vector for each example, [examples, 2 or more]",
+    "nearest": "a vector for each example, [examples, 2 or more]",
     "same": "one tensor with a row for each example; say which by output= (--output)",
 }
 
@@ -81,9 +82,17 @@ class Scoring:
         """What was said of the answers."""
         return Asked(self.labels, self.within, self.cosine, self.same)
 
-    def of(self, said: Asked) -> Scoring:
-        """The same output with answers of the kind that was said."""
-        return Scoring(self.output, said.kind, said.within, said.cosine, said.same)
+    def noted(self) -> dict[str, Any]:
+        """What a compressed network carries of its kind of answer (`provenance.note_reading`)."""
+        return {"cosine": self.cosine, "same": self.same}
+
+    def run(self, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a network; a kind of answer may need what stands before the last steps of it."""
+        return network(*args, **kwargs)
+
+    def traced(self, network: nn.Module) -> Scoring:
+        """The same answers, of outputs that are differentiable and can be recorded."""
+        return self
 
     @property
     def continuous(self) -> bool:
@@ -94,6 +103,11 @@ class Scoring:
     def noun(self) -> str:
         """What to call many answers."""
         return "outputs" if self.continuous else "labels"
+
+    @property
+    def softens(self) -> bool:
+        """Whether a temperature makes answers softer, as it does those of a softmax."""
+        return True
 
     def described(self, scores: Tensor) -> dict[str, Any]:
         """Plain values: the kind of answer, with what it takes to read it again."""
@@ -164,7 +178,7 @@ class Scoring:
         if not scores[0:1].numel() and len(scores):
             return False
         if self.continuous:
-            return self.labels != "embedding" or scores[0:1].numel() != 1
+            return self.labels not in ("embedding", "nearest") or scores[0:1].numel() != 1
         if self.labels == "positions":
             return scores.dim() > 2
         least = 2 if self.labels == "classes" else 1
@@ -353,38 +367,6 @@ class Scoring:
 
 
 BY_SHAPE = Scoring()
-
-
-def carried(model: nn.Module) -> Scoring | None:
-    """How a network's answers were read when it was compressed; None if nobody said."""
-    said = reading_of(model)
-    if said is None:
-        return None
-    within = said.get("within")
-    if isinstance(within, list):
-        within = tuple(float(one) for one in within if isinstance(one, int | float))
-    try:
-        return Scoring(said["output"], said["labels"], within, said.get("cosine"), said.get("same"))
-    except (TypeError, ValueError):  # files come from anywhere
-        return Scoring(said["output"])
-
-
-def resolved(
-    output: str | int | None, said: Asked, models: tuple[nn.Module, ...]
-) -> tuple[Scoring, ...]:
-    """What was said, or else what is known of the networks, for each of them.
-
-    Args:
-        output: For all networks; None for what is known of each.
-        said: The same of the answers.
-        models: The networks; one of which nothing is known is read like the first other one.
-    """
-    known = [carried(model) for model in models]
-    other = next((one for one in known if one is not None), BY_SHAPE)
-    each = [one or other for one in known]
-    if said.kind is None:
-        said = next((c.asked for c in each if c.labels is not None), said)
-    return tuple(replace(c, output=c.output if output is None else output).of(said) for c in each)
 
 
 def drawn_positions(first: int, count: int, places: int) -> Tensor:

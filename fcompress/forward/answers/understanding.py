@@ -15,15 +15,19 @@ are meant as vectors look like the scores of an untrained classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from fcompress.errors import UnsupportedNetworkError
+from fcompress.data import as_batches
+from fcompress.errors import DataError, UnsupportedNetworkError
 from fcompress.forward.answers.continuous import deviations, in_rows
+from fcompress.forward.answers.detections import Detections, check_boxes
 from fcompress.forward.answers.heads import Joint
+from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.graph import Step, Value
 from fcompress.forward.predictor import Predictor
@@ -72,6 +76,10 @@ def understood(
         main = understood(replace(predictor, scoring=predictor.scoring.main), batches, also)
         return replace(main, scoring=predictor.scoring.around(main.scoring))
     scoring = predictor.scoring
+    if isinstance(scoring, Detections):
+        return _with_boxes(predictor, scoring, batches)
+    if isinstance(scoring, Nearest):
+        return _with_gallery(predictor, scoring, batches)
     spread = scoring.continuous and scoring.deviation is None
     needed = EXAMPLES if spread else LOOK if scoring.labels is None else 2
     truths: list[Tensor] = []
@@ -106,6 +114,46 @@ def understood(
         scoring = replace(scoring, deviation=deviations(_finite(outputs), str(scoring.labels)))
     ending = ending if ending in ("sigmoid", "softmax") else None
     return replace(predictor, scoring=replace(scoring, ending=ending))
+
+
+def _with_gallery(
+    predictor: Predictor, scoring: Nearest, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> Predictor:
+    """A network that has embedded its gallery, unless another one did."""
+    if scoring.embedded is not None or scoring.gallery is None:
+        _ = scoring.known
+        return predictor
+    gallery = as_batches(scoring.gallery)
+    entries = (inputs for inputs, _ in gallery if len(inputs))
+    first = next(iter(gallery), None)
+    packed = replace(predictor, packing=gallery.packing)
+    queries = (inputs[:LOOK] for inputs, _ in islice(batches, 1))
+    if first is None:
+        raise DataError("the gallery holds no entry; expected at least two")
+    filled = scoring.filled(_scores(packed, entries), _scores(predictor, queries))
+    return replace(predictor, scoring=filled)
+
+
+def _scores(predictor: Predictor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    with predictor.evaluating():
+        for inputs in batches:
+            placed = predictor.place(inputs)
+            with runs_on(placed):
+                yield predictor.scores(placed)
+
+
+def _with_boxes(
+    predictor: Predictor, scoring: Detections, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> Predictor:
+    """A detector of which is known how boxes are made of its heads' outputs."""
+    inputs = next((x for x, _ in batches if len(x)), None)
+    if inputs is None:
+        return predictor
+    images = predictor.place(inputs[:LOOK])
+    with predictor.evaluating(), runs_on(images):
+        bound = replace(predictor, scoring=scoring.bound(predictor.network, images))
+        check_boxes(bound.labels(images), scoring.least[0])
+    return bound
 
 
 def _is_classifier(predictor: Predictor, outputs: Tensor) -> bool:
