@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,13 +23,13 @@ NONE = -1.0
 SUPPRESSED = 0.7
 
 
-def overlaps(ours: Tensor, theirs: Tensor) -> Tensor:
+def overlaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes [a, 4] and [b, 4] (x1, y1, x2, y2): [a, b]."""
-    low = torch.maximum(ours[:, None, :2], theirs[None, :, :2])
-    high = torch.minimum(ours[:, None, 2:], theirs[None, :, 2:])
-    both = (high - low).clamp_min(0).prod(2)
-    areas = [(one[:, 2:] - one[:, :2]).clamp_min(0).prod(1) for one in (ours, theirs)]
-    return both / (areas[0][:, None] + areas[1][None] - both).clamp_min(1e-12)
+    low = np.maximum(ours[:, None, :2], theirs[None, :, :2])
+    high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])
+    both = (high - low).clip(0).prod(2)
+    areas = [(one[:, 2:] - one[:, :2]).clip(0).prod(1) for one in (ours, theirs)]
+    return both / (areas[0][:, None] + areas[1][None] - both).clip(1e-12)
 
 
 def encoded(images: Sequence[Mapping[str, Any]], score: float) -> Tensor:
@@ -41,13 +42,13 @@ def encoded(images: Sequence[Mapping[str, Any]], score: float) -> Tensor:
     Raises:
         FcompressError: An image has more than `MOST` boxes above the score.
     """
-    found = torch.full((len(images), MOST, 6), NONE)
+    found = np.full((len(images), MOST, 6), NONE, np.float32)
     for row, image in zip(found, images, strict=True):
-        boxes, scores, labels = (image[key].detach().float() for key in KEYS)
-        if not all(bool(one.isfinite().all()) for one in (boxes, scores)):
-            row.fill_(torch.nan)
+        boxes, scores, labels = (_array(image[key]) for key in KEYS)
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            row[:] = np.nan
             continue
-        order = scores.argsort(descending=True, stable=True)
+        order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= score]
         if len(order) > MOST:
             raise FcompressError(
@@ -55,9 +56,13 @@ def encoded(images: Sequence[Mapping[str, Any]], score: float) -> Tensor:
                 f"{MOST} are compared; take a larger --score (score=)"
             )
         count = len(order)
-        row[:count, :4] = boxes[order].cpu()
-        row[:count, 4], row[:count, 5] = scores[order].cpu(), labels[order].cpu()
-    return found
+        row[:count, :4], row[:count, 4] = boxes[order].reshape(count, 4), scores[order]
+        row[:count, 5] = labels[order]
+    return torch.from_numpy(found)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return torch.as_tensor(tensor).detach().cpu().float().numpy()
 
 
 KEYS = ("boxes", "scores", "labels")
@@ -72,7 +77,7 @@ def are_images(output: Any, examples: int) -> bool:
     )
 
 
-def suppressed(output: Tensor, score: float) -> list[dict[str, Tensor]]:
+def suppressed(output: Tensor, score: float) -> list[dict[str, np.ndarray]]:
     """Boxes of detectors that leave suppression to others, one label each, as ultralytics'.
 
     Args:
@@ -84,29 +89,28 @@ def suppressed(output: Tensor, score: float) -> list[dict[str, Tensor]]:
         As from torchvision's detectors.
     """
     images = []
-    for image in output.detach().float().cpu():
-        if not bool(image.isfinite().all()):
-            nothing = torch.full((1,), torch.nan)
-            images.append({"boxes": nothing.expand(1, 4), "scores": nothing, "labels": nothing})
+    for image in _array(output):
+        if not np.isfinite(image).all():
+            nothing = np.full(1, np.nan, np.float32)
+            images.append({"boxes": nothing, "scores": nothing, "labels": nothing})
             continue
-        scores, labels = image[4:].max(0)
-        keep = scores >= score
+        keep = (image[4:].max(0) >= score).nonzero()[0]
+        scores, labels = image[4:, keep].max(0), image[4:, keep].argmax(0)
         center, size = image[:2, keep].T, image[2:4, keep].T
-        boxes = torch.cat([center - size / 2, center + size / 2], 1)
-        scores, labels = scores[keep], labels[keep]
-        order = scores.argsort(descending=True, stable=True)
-        near = overlaps(boxes[order], boxes[order]) > SUPPRESSED
-        near &= labels[order][:, None] == labels[order][None]
-        stays = torch.ones(len(order), dtype=torch.bool)
+        boxes = np.concatenate([center - size / 2, center + size / 2], 1)
+        order = np.argsort(-scores, kind="stable")
+        scores, labels, boxes = scores[order], labels[order], boxes[order]
+        near = overlaps(boxes, boxes) > SUPPRESSED
+        near &= labels[:, None] == labels[None]
+        stays = np.ones(len(order), bool)
         for number in range(len(order)):
             if stays[number]:
                 stays[number + 1 :] &= ~near[number, number + 1 :]
-        order = order[stays]
-        images.append({"boxes": boxes[order], "scores": scores[order], "labels": labels[order]})
+        images.append({"boxes": boxes[stays], "scores": scores[stays], "labels": labels[stays]})
     return images
 
 
-def matched(ours: Tensor, theirs: Tensor, iou: float) -> tuple[int, int, int]:
+def matched(ours: np.ndarray, theirs: np.ndarray, iou: float) -> tuple[int, int, int]:
     """How many boxes of two images match one to one, as many as can.
 
     Args:
@@ -117,9 +121,9 @@ def matched(ours: Tensor, theirs: Tensor, iou: float) -> tuple[int, int, int]:
     Returns:
         Matches, boxes of ours, boxes of theirs.
     """
-    ours, theirs = (one[one[:, 4] != NONE].double() for one in (ours, theirs))
+    ours, theirs = (one[one[:, 4] != NONE].astype(np.float64) for one in (ours, theirs))
     may = (overlaps(ours[:, :4], theirs[:, :4]) >= iou) & (ours[:, 5, None] == theirs[None, :, 5])
-    partners = [row.nonzero().flatten().tolist() for row in may]
+    partners = [row.nonzero()[0].tolist() for row in may]
     taken: dict[int, int] = {}
 
     def finds(one: int, tried: set[int]) -> bool:
@@ -142,8 +146,8 @@ def shares(reference: Tensor, found: Tensor, iou: float) -> Tensor:
     It is 1 where neither has a box, and 0 where an output is not finite.
     """
     shares = []
-    for one, other in zip(reference.cpu(), found.cpu(), strict=True):
-        if not bool(one.isfinite().all() and other.isfinite().all()):
+    for one, other in zip(_array(reference), _array(found), strict=True):
+        if not (np.isfinite(one[:, 4]).all() and np.isfinite(other[:, 4]).all()):
             shares.append(0.0)
             continue
         count, ours, theirs = matched(one, other, iou)

@@ -68,7 +68,8 @@ def gallery_of(embeddings: Iterable[Tensor]) -> Gallery:
             "finite, so they have no direction; leave these entries out, or repair the network"
         )
     rows = _directions(found)
-    _, group = rows.unique(dim=0, return_inverse=True)
+    # Rounded: the same direction comes out a little different for another length.
+    _, group = (rows * 2**30).round().unique(dim=0, return_inverse=True)
     numbers = torch.arange(len(rows))
     first = torch.full((int(group.max()) + 1,), len(rows)).scatter_reduce(0, group, numbers, "amin")
     first = first[group]

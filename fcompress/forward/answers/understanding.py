@@ -125,7 +125,7 @@ def _with_gallery(
         return predictor
     gallery = as_batches(scoring.gallery)
     entries = (inputs for inputs, _ in gallery if len(inputs))
-    first = next(iter(gallery), None)
+    first = next((inputs for inputs, _ in gallery if len(inputs)), None)
     packed = replace(predictor, packing=gallery.packing)
     queries = (inputs[:LOOK] for inputs, _ in islice(batches, 1))
     if first is None:
