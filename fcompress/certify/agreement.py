@@ -190,6 +190,8 @@ def verify(
     if first is not None:
         one, other = _with_heads(one, other, one.place(first[:4]))
         one, other = understood_pair(one, other, batches)
+        doubt = main_of(one.scoring).doubt
+        weak += [] if doubt is None else [doubt]
         one, other = _repeating(one, other, one.place(first), stochastic, weak)
         moving = unvouched(one, one.place(first[:4]))
     tally, others = Tally(), OtherOutputs(moving)

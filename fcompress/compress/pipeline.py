@@ -20,7 +20,7 @@ from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
-from fcompress.forward.answers.heads import answering
+from fcompress.forward.answers.heads import answering, main_of
 from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
@@ -208,6 +208,10 @@ def compress(
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     original = _repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
+    doubt = main_of(original.scoring).doubt
+    if doubt is not None:
+        _warn(report, (doubt,))
+        weak += (doubt,)
     _check_truth(original, roles)
     recordings: dict[int, Recording] = {}
     wanted = options.calibration or _affordable(original, roles, recordings)

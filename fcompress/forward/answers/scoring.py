@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Scoring:
         ending: "sigmoid" or "softmax" where that is the network's last operator.
         deviation: Of each output over the calibration examples (`continuous.deviations`), where
             answers are no labels; None for 1.
+        doubt: What speaks against this kind of answer, in words, where nobody said it.
     """
 
     output: str | int | None = None
@@ -73,6 +74,7 @@ class Scoring:
     same: Callable[[Any, Any], Any] | None = None
     ending: str | None = None
     deviation: tuple[float, ...] | None = None
+    doubt: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _ = self.asked

@@ -9,8 +9,9 @@ data, or the outputs themselves. What is refused without a word of the user:
 - outputs of one length (normalised, or from a layer normalisation) or from a last tanh, which are
   directions or values, and no scores.
 
-Networks of the registry are classifiers. What is not told apart: outputs without any of this that
-are meant as vectors look like the scores of an untrained classifier.
+Networks of the registry are classifiers. Outputs without any of this that are meant as vectors look
+like the scores of a classifier that was never trained. They are taken for class scores; where they
+look more like an embedding, that is a warning (`Scoring.doubt`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ LOOK = 128  # and to see what outputs look like
 FEWEST = 8  # outputs are not judged by fewer examples
 ALIKE = 1e-3  # of a length: relative spread below which all are called one
 APART = 1e-2  # of the outputs' variance in their mean square: above, they do differ
+# Outputs whose softmax is less sure than this, on average over examples, and that vary more than
+# this share of their mean square, look like an embedding: of 28 trained ones 18 did, and of 16
+# trained classifiers none (tests/forward/test_doubts.py has the kinds).
+SURE, VARIED = 0.25, 0.6
+WIDE = 4  # outputs; of fewer the largest is always as sure as that
 CHOICES = "--answer regression|sigmoid|embedding|classes (answer= in Python)"
 
 _ENDINGS = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "_softmax": "softmax"} | {
@@ -108,8 +114,10 @@ def understood(
         ending = also.ending
     if scoring.labels is None:
         kind = "classes" if _is_classifier(predictor, outputs) else None
+        by_shape = kind is None and truth is None and not ending
         kind = kind or _told(outputs, truth, ending, predictor.name)
-        scoring = replace(scoring, labels=kind)
+        doubt = _doubt(outputs, predictor.name) if by_shape and kind == "classes" else None
+        scoring = replace(scoring, labels=kind, doubt=doubt)
     if spread:
         scoring = replace(scoring, deviation=deviations(_finite(outputs), str(scoring.labels)))
     ending = ending if ending in ("sigmoid", "softmax") else None
@@ -233,6 +241,22 @@ def _of_one_length(outputs: Tensor) -> bool:
     norms = rows.norm(dim=1)
     spread = rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean()
     return bool(norms.std() < ALIKE * norms.mean()) and float(spread) > APART
+
+
+def _doubt(outputs: Tensor, name: str) -> str | None:
+    """A warning about outputs that are taken for class scores and look like an embedding."""
+    rows = _finite(outputs).double().flatten(1)
+    if len(rows) < FEWEST or rows.shape[1] < WIDE:
+        return None
+    sure = float(rows.softmax(1).amax(1).mean())
+    apart = float(rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean())
+    if sure >= SURE or apart <= VARIED:
+        return None
+    return (
+        f"the {rows.shape[1]} outputs of {name} are taken for class scores, but look more like an "
+        f"embedding: the largest has a softmax of {sure:.2f} on average; if they are one, say so "
+        "by --answer embedding (answer= in Python)"
+    )
 
 
 def _finite(outputs: Tensor) -> Tensor:
