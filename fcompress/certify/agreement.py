@@ -118,6 +118,7 @@ def verify(
     gallery: object | None = None,
     score: float | None = None,
     iou: float | None = None,
+    threshold: float | None = None,
     stochastic: bool = False,
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
@@ -146,6 +147,7 @@ def verify(
             memory was compressed with one.
         score: Of answer="detections", as for `shrink`.
         iou: The same.
+        threshold: Of answer="pairs", as for `shrink`.
         stochastic: Whether networks that draw random numbers are expected, and no warning.
 
     Returns:
@@ -173,7 +175,7 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    said = asked(answer, labels, within, cosine, same, None, gallery, score, iou)
+    said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold)
     networks = as_network(original), as_network(compressed)
     readings = resolved(output, said, networks)
     for network, reading in zip(networks, readings, strict=True):

@@ -53,6 +53,7 @@ class NetworkOptions:
         gallery: Data that embeddings are looked up in.
         score: Least score of boxes that count.
         iou: Least overlap of boxes that match.
+        threshold: Cosine above which two inputs are of one kind.
     """
 
     arch: str | None = None
@@ -73,6 +74,7 @@ class NetworkOptions:
     gallery: str | None = None
     score: float | None = None
     iou: float | None = None
+    threshold: float | None = None
 
     @property
     def asked(self) -> Asked:
@@ -80,7 +82,7 @@ class NetworkOptions:
         same, nats = (None if f is None else _function(f) for f in (self.same, self.divergence))
         said = self.answer, None, self.within, self.cosine, same, nats
         try:
-            return asked(*said, self.gallery, self.score, self.iou)
+            return asked(*said, self.gallery, self.score, self.iou, self.threshold)
         except ValueError as error:
             raise click.UsageError(f"{error}.") from error
 
@@ -263,6 +265,12 @@ _OPTIONS = (
         type=float,
         metavar="I",
         help=f"Least overlap of two boxes that match.  [default: {IOU:g}]",
+    ),
+    click.option(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="Cosine above which the two inputs of a pair are of one kind.",
     ),
 )
 

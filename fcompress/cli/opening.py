@@ -54,6 +54,7 @@ def _noted(network: nn.Module, how: NetworkOptions) -> nn.Module:
                 "divergence": said.divergence,
                 "score": said.score,
                 "iou": said.iou,
+                "threshold": said.threshold,
             }
         note_reading(network, **{**noted, "output": how.output or noted["output"]})
     return network

@@ -55,6 +55,7 @@ class ShrinkOptions:
         gallery: Of nearest neighbours: the inputs that are looked up in.
         score: Of detections: boxes below it do not count.
         iou: Of detections: the least overlap of boxes that match.
+        threshold: Of pairs: the cosine above which two inputs are of one kind.
         per_label: Whether `tol` has to hold for every label of the original with enough examples.
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
         stochastic: Whether a network that draws random numbers is welcome.
@@ -84,6 +85,7 @@ class ShrinkOptions:
     gallery: object | None = None
     score: float | None = None
     iou: float | None = None
+    threshold: float | None = None
     per_label: bool = False
     tol_label: float | None = None
     stochastic: bool = False
@@ -131,7 +133,7 @@ class ShrinkOptions:
     def asked(self) -> Asked:
         """What was said of the answers."""
         said = self.answer, self.labels, self.within, self.cosine, self.same
-        return asked(*said, self.divergence, self.gallery, self.score, self.iou)
+        return asked(*said, self.divergence, self.gallery, self.score, self.iou, self.threshold)
 
     @property
     def by_size(self) -> bool:

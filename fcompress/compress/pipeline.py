@@ -68,6 +68,7 @@ def shrink(
     gallery: object | None = None,
     score: float | None = None,
     iou: float | None = None,
+    threshold: float | None = None,
     per_label: bool = False,
     tol_label: float | None = None,
     stochastic: bool = False,
@@ -108,7 +109,8 @@ def shrink(
             positions), "regression" (each output moves by at most `within`), "regression-norm"
             (the outputs of an example, as a vector, do), "embedding" (the cosine with the
             original's output is at least `cosine`), "nearest" (the nearest entry of `gallery` is
-            the same) or "detections" (every box from `score` on has a match of its label with an
+            the same), "pairs" (two embeddings of each example, as a pair of tensors: whether
+            their cosine is above `threshold`) or "detections" (every box from `score` on has a match of its label with an
             overlap of `iou`, both ways). Of a network that ends in a sigmoid or a
             softmax labels are decided at 0.5. None for what the network was compressed with, or
             else what can be told (docs/certificate.md); what cannot is refused.
@@ -124,6 +126,7 @@ def shrink(
             most 1,024, which nothing else then reads.
         score: Of answer="detections": boxes below it do not count; 0.5 if not given.
         iou: Of answer="detections": the least overlap of two boxes that match; 0.5 if not given.
+        threshold: Of answer="pairs": the cosine above which two inputs are of one kind.
         per_label: Make the tolerance hold for every label of the original with enough examples
             too, for all of them at once; `agreement.by_label.promise` names those without.
         tol_label: The same with a tolerance of its own.
@@ -182,6 +185,7 @@ def shrink(
         gallery=gallery,
         score=score,
         iou=iou,
+        threshold=threshold,
         per_label=per_label,
         tol_label=tol_label,
         stochastic=stochastic,

@@ -36,7 +36,7 @@ class Described:
     history: tuple[Any, ...] = ()
 
 
-_PARTICULARS = ("within", "cosine", "score", "iou")  # of answers, that a history holds
+_PARTICULARS = ("within", "cosine", "score", "iou", "threshold")  # of answers, that a history holds
 _described: WeakKeyDictionary[nn.Module, Described] = WeakKeyDictionary()
 _readings: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 

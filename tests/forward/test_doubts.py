@@ -22,9 +22,7 @@ def mlp(outputs):
 
 def cnn(outputs):
     first, second = nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 16, 3, 2, 1)
-    return nn.Sequential(
-        first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(256, outputs)
-    )
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(256, outputs))
 
 
 def contrastive(z, rows):

@@ -80,7 +80,9 @@ def test_the_original_embeds_the_gallery_and_both_query_it():
     found = verify(one, other, X.split(90), gallery=GALLERY)
     with torch.no_grad():
         index = F.normalize(one(GALLERY).double(), dim=1)
-        ours, theirs = ((index @ F.normalize(n(X).double(), dim=1).T).argmax(0) for n in (one, other))
+        ours, theirs = (
+            (index @ F.normalize(n(X).double(), dim=1).T).argmax(0) for n in (one, other)
+        )
     assert found.same == int((ours == theirs).sum())
     assert found.labels == found.answer["kind"] == "nearest"
     # A gallery that each network embeds for itself would be another promise.

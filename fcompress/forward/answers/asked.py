@@ -21,6 +21,7 @@ ANSWERS = {
     "regression-norm": "the whole output, as a vector, does",
     "embedding": "the cosine with the original's output is at least --cosine",
     "nearest": "the number of the nearest embedding of --gallery, by cosine",
+    "pairs": "whether the cosine of two embeddings is above --threshold",
     "detections": "every box above --score has a match of its label above --iou, both ways",
 }
 NAMES = ", ".join(ANSWERS)
@@ -34,6 +35,7 @@ _BELONGS = {
     "score": "detections",
     "iou": "detections",
     "divergence": "same",
+    "threshold": "pairs",
 }
 
 
@@ -51,6 +53,7 @@ class Asked:
         gallery: Of "nearest": inputs, as any data that `as_batches` takes.
         score: Of "detections": boxes below it do not count, in [0, 1).
         iou: Of "detections": the least overlap of two boxes that match, in (0, 1).
+        threshold: Of "pairs": the cosine above which two inputs are of one kind, in (-1, 1).
 
     Raises:
         ValueError: There is no such kind, or its particulars do not belong to it.
@@ -64,6 +67,7 @@ class Asked:
     gallery: Any = field(default=None, compare=False, repr=False)
     score: float | None = None
     iou: float | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in ANSWERS and self.kind != "same":
@@ -97,6 +101,11 @@ class Asked:
             )
         if self.score is not None and not 0 <= self.score < 1:
             raise ValueError(f"score={self.score}: expected a number in [0, 1)")
+        if self.kind == "pairs" and not -1 < (-1 if self.threshold is None else self.threshold) < 1:
+            raise ValueError(
+                "answer='pairs' needs threshold= (--threshold): the cosine above which two inputs "
+                "are of one kind, between -1 and 1"
+            )
         if self.iou is not None and not 0 < self.iou < 1:
             raise ValueError(f"iou={self.iou}: expected a number between 0 and 1")
 
@@ -111,6 +120,7 @@ def asked(
     gallery: object | None = None,
     score: float | None = None,
     iou: float | None = None,
+    threshold: float | None = None,
 ) -> Asked:
     """What the arguments say together; particulars imply their kind.
 
@@ -124,6 +134,7 @@ def asked(
         gallery: The same.
         score: The same.
         iou: The same.
+        threshold: The same.
 
     Raises:
         ValueError: They contradict each other.
@@ -146,9 +157,11 @@ def asked(
             if gallery is not None
             else "detections"
             if score is not None or iou is not None
+            else "pairs"
+            if threshold is not None
             else None
         )
-    return Asked(kind, within, cosine, same, divergence, gallery, score, iou)
+    return Asked(kind, within, cosine, same, divergence, gallery, score, iou, threshold)
 
 
 def top_k(kind: str, argument: str = "answer") -> int:

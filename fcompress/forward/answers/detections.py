@@ -186,6 +186,11 @@ class Detections(Scoring):
         return SCORE if self.score is None else self.score, IOU if self.iou is None else self.iou
 
     @property
+    def whole(self) -> bool:
+        """Whether all outputs count together, so that none is a head or left over."""
+        return self.output is None
+
+    @property
     def softens(self) -> bool:
         """Whether a temperature makes answers softer."""
         return False

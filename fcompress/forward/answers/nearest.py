@@ -179,5 +179,3 @@ def _directions(outputs: Tensor) -> Tensor:
     rows = in_rows(outputs).flatten(1)
     # Not `normalize`: it gives a zero vector, which has no direction, the cosine 0 with all.
     return rows / rows.norm(dim=1, keepdim=True)
-
-

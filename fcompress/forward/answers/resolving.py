@@ -10,6 +10,7 @@ from fcompress.forward.answers.asked import Asked
 from fcompress.forward.answers.detections import Detections
 from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.own import Own
+from fcompress.forward.answers.pairs import Pairs
 from fcompress.forward.answers.scoring import BY_SHAPE, Scoring
 from fcompress.models.provenance import reading_of
 
@@ -20,6 +21,8 @@ def scoring_of(output: str | int | None, said: Asked) -> Scoring:
         return Nearest(output, said.kind, gallery=said.gallery)
     if said.kind == "detections":
         return Detections(output, said.kind, score=said.score, iou=said.iou)
+    if said.kind == "pairs":
+        return Pairs(output, said.kind, threshold=said.threshold)
     if said.divergence is not None:
         return Own(output, said.kind, same=said.same, own=said.divergence)
     return Scoring(output, said.kind, said.within, said.cosine, said.same)
@@ -33,7 +36,7 @@ def carried(model: nn.Module) -> Scoring | None:
     within = said.get("within")
     if isinstance(within, list):
         within = tuple(float(one) for one in within if isinstance(one, int | float))
-    names = ("cosine", "same", "divergence", "gallery", "score", "iou")
+    names = ("cosine", "same", "divergence", "gallery", "score", "iou", "threshold")
     try:
         asked = Asked(said["labels"], within, **{name: said.get(name) for name in names})
         found = scoring_of(said["output"], asked)

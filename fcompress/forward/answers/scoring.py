@@ -107,6 +107,11 @@ class Scoring:
         return "outputs" if self.continuous else "labels"
 
     @property
+    def whole(self) -> bool:
+        """Whether all outputs count together, so that none is a head or left over."""
+        return False
+
+    @property
     def softens(self) -> bool:
         """Whether a temperature makes answers softer, as it does those of a softmax."""
         return True
