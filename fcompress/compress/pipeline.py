@@ -110,10 +110,11 @@ def shrink(
             (the outputs of an example, as a vector, do), "embedding" (the cosine with the
             original's output is at least `cosine`), "nearest" (the nearest entry of `gallery` is
             the same), "pairs" (two embeddings of each example, as a pair of tensors: whether
-            their cosine is above `threshold`) or "detections" (every box from `score` on has a match of its label with an
-            overlap of `iou`, both ways). Of a network that ends in a sigmoid or a
-            softmax labels are decided at 0.5. None for what the network was compressed with, or
-            else what can be told (docs/certificate.md); what cannot is refused.
+            their cosine is above `threshold`) or "detections" (every box from `score` on has a
+            match of its label with an overlap of `iou`, both ways). Of a network that ends in a
+            sigmoid or a softmax labels are decided at 0.5. None for what the network was
+            compressed with, or else what can be told (docs/certificate.md); what cannot is
+            refused.
         within: Of answer="regression", how far an output may move: 0.1, or "10%" for a share of
             its standard deviation on the calibration data.
         cosine: Of answer="embedding"; 0.95 if not given.

@@ -72,9 +72,9 @@ class Pairs(Scoring):
         Raises:
             UnsupportedNetworkError: They are anything else.
         """
-        if isinstance(found, Tensor) and found.dim() == 3 and len(found) == examples:
-            if found.shape[1] == 2 and found.shape[2] > 1:
-                return found
+        whole = isinstance(found, Tensor) and found.dim() == 3 and len(found) == examples
+        if whole and found.shape[1] == 2 and found.shape[2] > 1:
+            return found
         came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UnsupportedNetworkError(
             f"{name} gives {came}; expected two embeddings for each pair of inputs, (first, "
