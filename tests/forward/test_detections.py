@@ -197,7 +197,6 @@ def test_a_trained_detector_is_shrunk_certified_and_opened_again(tmp_path):
     opened = load(tmp_path / "thin.pt", arch=detectors.small_ssd)
     checked = verify(network, opened, fresh)
     assert checked.labels == "detections" and checked.rate > 0.9
-    print(result.macs, result.agreement.changed, result.agreement.n, checked.changed, checked.n)
     # A network that gives as many boxes of the same labels elsewhere passes by labels alone.
     shifted = load(tmp_path / "thin.pt", arch=detectors.small_ssd)
     with torch.no_grad():
