@@ -30,7 +30,8 @@ from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.answers import parts
 from fcompress.forward.answers.asked import asked
 from fcompress.forward.answers.heads import Joint, answering, heads_of, main_of
-from fcompress.forward.answers.scoring import Scoring, resolved
+from fcompress.forward.answers.resolving import resolved
+from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called, as_network
 from fcompress.forward.draws import Draws
@@ -126,6 +127,10 @@ def verify(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    gallery: object | None = None,
+    score: float | None = None,
+    iou: float | None = None,
+    threshold: float | None = None,
     pad: int | None = None,
     stochastic: bool = False,
 ) -> AgreementResult:
@@ -151,6 +156,11 @@ def verify(
             on this data, unless a network was compressed with it.
         cosine: Of answer="embedding", as for `shrink`.
         same: What else decides whether two answers are the same, as for `shrink`.
+        gallery: Of answer="nearest": inputs that the original embeds; needed unless a network in
+            memory was compressed with one.
+        score: Of answer="detections", as for `shrink`.
+        iou: The same.
+        threshold: Of answer="pairs", as for `shrink`.
         pad: Of answer="tokens", as for `shrink`.
         stochastic: Whether networks that draw random numbers are expected, and no warning.
 
@@ -179,7 +189,8 @@ def verify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
-    said = asked(answer, labels, within, cosine, same, pad)
+    boxes = gallery, score, iou, threshold
+    said = asked(answer, labels, within, cosine, same, None, *boxes, pad)
     networks = as_network(original), as_network(compressed)
     readings = resolved(output, said, networks)
     for network, reading in zip(networks, readings, strict=True):
@@ -196,6 +207,8 @@ def verify(
     if first is not None:
         one, other = _with_heads(one, other, one.place(first[:4]))
         one, other = understood_pair(one, other, batches)
+        doubt = main_of(one.scoring).doubt
+        weak += [] if doubt is None else [doubt]
         one, other = _repeating(one, other, one.place(first), stochastic, weak)
         moving = unvouched(one, one.place(first[:4]))
     tally, others = Tally(), OtherOutputs(moving)

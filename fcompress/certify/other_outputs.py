@@ -36,6 +36,8 @@ def unvouched(original: Predictor, inputs: Tensor) -> dict[str, bool]:
     Returns:
         For each, by name, whether it looks like class scores: it is a head, or follows from one.
     """
+    if original.scoring.whole:
+        return {}
     with original.evaluating():
         whole = original.whole(original.network, inputs)
         named = output_tensors(whole)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcompress.forward.answers.asked import ANSWERS, COSINE, NAMES, Asked, asked, top_k
+from fcompress.forward.answers.asked import (
+    ANSWERS,
+    COSINE,
+    IOU,
+    NAMES,
+    SCORE,
+    Asked,
+    asked,
+    top_k,
+)
 
 # torch takes seconds to import, so what needs it is imported when it is used.
 if TYPE_CHECKING:
@@ -40,6 +49,11 @@ class NetworkOptions:
         within: How far outputs may move.
         cosine: The least cosine of embeddings that are the same.
         same: File and function that say which answers are the same.
+        divergence: File and function that say how far apart they are.
+        gallery: Data that embeddings are looked up in.
+        score: Least score of boxes that count.
+        iou: Least overlap of boxes that match.
+        threshold: Cosine above which two inputs are of one kind.
         pad: Token id of padding.
     """
 
@@ -57,14 +71,20 @@ class NetworkOptions:
     within: str | None = None
     cosine: float | None = None
     same: str | None = None
+    divergence: str | None = None
+    gallery: str | None = None
+    score: float | None = None
+    iou: float | None = None
+    threshold: float | None = None
     pad: int | None = None
 
     @property
     def asked(self) -> Asked:
         """What was said of the answers; the function is imported, which runs the user's file."""
-        function = None if self.same is None else _function(self.same)
+        same, nats = (None if f is None else _function(f) for f in (self.same, self.divergence))
+        said = self.answer, None, self.within, self.cosine, same, nats
         try:
-            return asked(self.answer, None, self.within, self.cosine, function, self.pad)
+            return asked(*said, self.gallery, self.score, self.iou, self.threshold, self.pad)
         except ValueError as error:
             raise click.UsageError(f"{error}.") from error
 
@@ -223,6 +243,36 @@ _OPTIONS = (
         metavar="FILE.py:FUNCTION",
         help="Your own function (original, compressed outputs) -> bool [n] that says which answers "
         "are the same. Your code is imported and run.",
+    ),
+    click.option(
+        "--divergence",
+        metavar="FILE.py:FUNCTION",
+        help="Beside --same, how far apart answers are: (original, compressed outputs) -> nats "
+        "[n], differentiable. It ranks and distils.",
+    ),
+    click.option(
+        "--gallery",
+        metavar="SPEC",
+        help="Data whose nearest entry is the answer of an embedding, as for --data; embedded by "
+        "the original.  [default: a quarter of the calibration examples]",
+    ),
+    click.option(
+        "--score",
+        type=float,
+        metavar="S",
+        help=f"Least score of a detector's boxes that count.  [default: {SCORE:g}]",
+    ),
+    click.option(
+        "--iou",
+        type=float,
+        metavar="I",
+        help=f"Least overlap of two boxes that match.  [default: {IOU:g}]",
+    ),
+    click.option(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="Cosine above which the two inputs of a pair are of one kind.",
     ),
     click.option(
         "--pad",

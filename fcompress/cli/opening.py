@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fcompress.checkpoints.checkpoint import load, read
@@ -50,6 +51,10 @@ def _noted(network: nn.Module, how: NetworkOptions) -> nn.Module:
                 "within": said.within,
                 "cosine": said.cosine,
                 "same": said.same,
+                "divergence": said.divergence,
+                "score": said.score,
+                "iou": said.iou,
+                "threshold": said.threshold,
                 "pad": said.pad,
             }
         note_reading(network, **{**noted, "output": how.output or noted["output"]})
@@ -162,7 +167,9 @@ def open_data(
         raise DataError(f"{path} does not remember its data; name some by --data")
     if spec is None and preprocess is None:
         assert remembered is not None
-        return reload_data(remembered, root=root)
+        splits = reload_data(remembered, root=root)
+        _note_gallery(networks, how, splits, root, roles)
+        return splits
     splits = load_data(
         spec or (remembered or {})["spec"],
         root=root,
@@ -180,7 +187,34 @@ def open_data(
         for network in networks:
             if described(network) is not None:
                 set_origin(network, splits.info, origin_of(network)["history"])
+    _note_gallery(networks, how, splits, root, roles)
     return splits
+
+
+def _note_gallery(
+    networks: Sequence[nn.Module],
+    how: NetworkOptions,
+    splits: Splits,
+    root: Path | None,
+    roles: str,
+) -> None:
+    """Note on networks what embeddings are looked up in: all examples of the data of --gallery.
+
+    Raises:
+        DataError: It is the very data that the networks are compared on.
+    """
+    if how.gallery is None:
+        return
+    found = load_data(how.gallery, root=root, roles=roles, like=splits.info)
+    if found.info["sha256"] == splits.info["sha256"]:
+        raise DataError(
+            f"--gallery {how.gallery} is the data itself, and an example is its own nearest "
+            "neighbour; give other data, or leave it out for a part of the calibration examples"
+        )
+    parts = found.present().values()
+    inputs = torch.cat([inputs for part in parts for inputs, _ in part.batches()])
+    for network in networks:
+        note_reading(network, **{**(reading_of(network) or {}), "gallery": inputs})
 
 
 def _check_shape(how: NetworkOptions, splits: Splits) -> None:

@@ -409,6 +409,7 @@ def _divergence(
     The square keeps the gradients of high temperatures as large as those of low ones. Both are
     divided by the temperature first.
     """
+    temperature = temperature if scoring.softens else 1.0
     found, wanted = (scoring.log_probabilities(s, temperature) for s in (scores, reference))
     return scoring.divergence(found, wanted) * temperature**2
 

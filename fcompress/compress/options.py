@@ -51,6 +51,11 @@ class ShrinkOptions:
         within: Of regression: how far an output may move.
         cosine: Of embeddings: the least cosine of two that are the same.
         same: A function of the user's that says which answers are.
+        divergence: Another one that says how far apart they are, beside `same`.
+        gallery: Of nearest neighbours: the inputs that are looked up in.
+        score: Of detections: boxes below it do not count.
+        iou: Of detections: the least overlap of boxes that match.
+        threshold: Of pairs: the cosine above which two inputs are of one kind.
         pad: Of tokens: the id of padding.
         per_label: Whether `tol` has to hold for every label of the original with enough examples.
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
@@ -77,6 +82,11 @@ class ShrinkOptions:
     within: float | str | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    divergence: Callable[[Any, Any], Any] | None = None
+    gallery: object | None = None
+    score: float | None = None
+    iou: float | None = None
+    threshold: float | None = None
     pad: int | None = None
     per_label: bool = False
     tol_label: float | None = None
@@ -124,7 +134,9 @@ class ShrinkOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return asked(self.answer, self.labels, self.within, self.cosine, self.same, self.pad)
+        said = self.answer, self.labels, self.within, self.cosine, self.same
+        boxes = self.score, self.iou
+        return asked(*said, self.divergence, self.gallery, *boxes, self.threshold, self.pad)
 
     @property
     def by_size(self) -> bool:

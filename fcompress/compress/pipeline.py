@@ -17,12 +17,13 @@ from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, of_size, within
-from fcompress.data.roles import Roles, batches_of, roles_of
+from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
-from fcompress.forward.answers.heads import answering
-from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.heads import answering, main_of
+from fcompress.forward.answers.nearest import Nearest
+from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
@@ -68,6 +69,11 @@ def shrink(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    divergence: Callable[[Tensor, Tensor], Tensor] | None = None,
+    gallery: object | None = None,
+    score: float | None = None,
+    iou: float | None = None,
+    threshold: float | None = None,
     pad: int | None = None,
     per_label: bool = False,
     tol_label: float | None = None,
@@ -108,16 +114,27 @@ def shrink(
             of scores [N, classes, ...] at each position; the bound is one on the share of an
             example's positions that changes, on average), "tokens" (the same for a language model's
             logits [N, positions, vocabulary], padding left out), "regression" (each output moves by
-            at most `within`), "regression-norm" (the outputs of an example, as a vector, do) or
-            "embedding" (the cosine with the original's output is at least `cosine`). Of a network
-            that ends in a sigmoid or a softmax labels are decided at 0.5. None for what the network
-            was compressed with, or else what can be told (docs/certificate.md); what cannot is
-            refused.
+            at most `within`), "regression-norm" (the outputs of an example, as a vector, do),
+            "embedding" (the cosine with the original's output is at least `cosine`), "nearest" (the
+            nearest entry of `gallery` is the same), "pairs" (two embeddings of each example, as a
+            pair of tensors: whether their cosine is above `threshold`) or "detections" (every box
+            from `score` on has a match of its label with an overlap of `iou`, both ways). Of a
+            network that ends in a sigmoid or a softmax labels are decided at 0.5. None for what the
+            network was compressed with, or else what can be told (docs/certificate.md); what cannot
+            is refused.
         within: Of answer="regression", how far an output may move: 0.1, or "10%" for a share of
             its standard deviation on the calibration data.
         cosine: Of answer="embedding"; 0.95 if not given.
         same: What else decides which answers are the same: (original outputs, compressed outputs)
             -> bool [n], for outputs of one batch.
+        divergence: Beside `same`, how far apart answers are: (original outputs, compressed
+            outputs) -> nats [n], differentiable, 0 for equal ones. It ranks and distils.
+        gallery: Of answer="nearest": inputs that the original network embeds once, and both
+            networks look their embeddings up in. None: a quarter of the calibration examples, at
+            most 1,024, which nothing else then reads.
+        score: Of answer="detections": boxes below it do not count; 0.5 if not given.
+        iou: Of answer="detections": the least overlap of two boxes that match; 0.5 if not given.
+        threshold: Of answer="pairs": the cosine above which two inputs are of one kind.
         pad: Of answer="tokens", the id of the token that is padding, where no attention_mask among
             the inputs says which positions are.
         per_label: Make the tolerance hold for every label of the original with enough examples
@@ -174,6 +191,11 @@ def shrink(
         within=within,
         cosine=cosine,
         same=same,
+        divergence=divergence,
+        gallery=gallery,
+        score=score,
+        iou=iou,
+        threshold=threshold,
         pad=pad,
         per_label=per_label,
         tol_label=tol_label,
@@ -195,9 +217,17 @@ def compress(
         check_reachable(options.tolerance, len(roles.certification), confidence, in_parts=in_parts)
     weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
     _warn(report, weak)
+    scoring = scoring.traced(model)
+    if isinstance(scoring, Nearest) and scoring.embedded is None and scoring.gallery is None:
+        roles, gallery = gallery_apart(roles)
+        scoring = replace(scoring, gallery=gallery)
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     original = _repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
+    doubt = main_of(original.scoring).doubt
+    if doubt is not None:
+        _warn(report, (doubt,))
+        weak += (doubt,)
     _check_truth(original, roles)
     recordings: dict[int, Recording] = {}
     wanted = options.calibration or _affordable(original, roles, recordings)

@@ -199,9 +199,7 @@ def outcome(
         scoring.output,
         scoring.labels,
         within=answer.get("within"),
-        cosine=scoring.cosine,
-        same=scoring.same,
-        pad=scoring.pad,
+        **scoring.noted(),
     )
     origin = origin_of(compressed)
     # What was certified before may have been changed since, in memory.

@@ -158,6 +158,23 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
     )
 
 
+def gallery_apart(roles: Roles, share: int = 4, most: int = 1024) -> tuple[Roles, Examples]:
+    """Set a part of the calibration examples aside, which nothing else then reads.
+
+    Args:
+        roles: The roles; not changed.
+        share: One of so many calibration examples is taken.
+        most: But no more than so many.
+
+    Returns:
+        The same roles with fewer calibration examples, and those that were taken.
+    """
+    taken = torch.arange(len(roles.calibration)) % share == 0
+    taken &= taken.cumsum(0) <= most
+    rest = replace(roles, calibration=roles.calibration.only(~taken))
+    return rest, roles.calibration.only(taken)
+
+
 def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:
     """Inputs and labels in memory, up to `MOST_BYTES`, and whether that is all of the data."""
     inputs: list[Tensor] = []

@@ -25,7 +25,7 @@ from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
 from fcompress.forward.answers.asked import asked
-from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called
 from fcompress.forward.predictor import Predictor
@@ -138,7 +138,7 @@ def export(
     kind = format_of(path)
     if kind == ".onnx":
         programs.onnx_packages()
-    said = asked(answer, labels, within, cosine, same, pad)
+    said = asked(answer, labels, within, cosine, same, pad=pad)
     (scoring,) = resolved(output, said, (model,))
     predictor = Predictor(plain_copy(model), None, scoring)
     given = as_batches(data, BATCH)

@@ -73,7 +73,7 @@ class Predictor:
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
         """`call` without a choice: all that the network returns."""
         args, kwargs = self.unpacked(network, *own_copies(inputs))
-        return network(*args, **kwargs)
+        return self.scoring.run(network, *args, **kwargs)
 
     def unpacked(self, network: nn.Module, *inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the network is given, by position and by name."""

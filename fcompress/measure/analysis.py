@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, UnsupportedNetworkError
-from fcompress.forward.answers.scoring import resolved
+from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.cost import Cost, LayerCost, count

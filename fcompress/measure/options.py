@@ -94,4 +94,5 @@ class AnalyzeOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return asked(self.answer, self.labels, self.within, self.cosine, self.same, self.pad)
+        said = self.answer, self.labels, self.within, self.cosine, self.same
+        return asked(*said, pad=self.pad)

@@ -36,6 +36,8 @@ class Described:
     history: tuple[Any, ...] = ()
 
 
+# Of answers, that a history holds.
+_PARTICULARS = ("within", "cosine", "score", "iou", "threshold", "pad")
 _described: WeakKeyDictionary[nn.Module, Described] = WeakKeyDictionary()
 _readings: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
@@ -88,7 +90,7 @@ def reading_of(model: nn.Module) -> dict[str, Any] | None:
             }
             if isinstance(answer, dict) and isinstance(answer.get("kind"), str):
                 found["labels"] = answer["kind"]
-                found |= {k: answer[k] for k in ("within", "cosine", "pad") if k in answer}
+                found |= {k: answer[k] for k in _PARTICULARS if k in answer}
             elif agreement.get("labels") in ("positions", "sigmoid"):
                 # Files of earlier versions: classes and single scores are told by their shape.
                 found["labels"] = agreement["labels"]

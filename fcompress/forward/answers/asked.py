@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # What can be asked for by name; of top-K the K is a number. A function of the user's is "same".
@@ -21,13 +21,24 @@ ANSWERS = {
     "regression": "each output stays within --within of the original's",
     "regression-norm": "the whole output, as a vector, does",
     "embedding": "the cosine with the original's output is at least --cosine",
+    "nearest": "the number of the nearest embedding of --gallery, by cosine",
+    "pairs": "whether the cosine of two embeddings is above --threshold",
+    "detections": "every box above --score has a match of its label above --iou, both ways",
 }
 NAMES = ", ".join(ANSWERS)
 IN_PARTS = ("positions", "tokens")
-CONTINUOUS = ("regression", "regression-norm", "embedding", "same")
+CONTINUOUS = ("regression", "regression-norm", "embedding", "same", "nearest", "detections")
 # An angle of 18 degrees. Unrelated embeddings of many numbers are near 90, and pairs are commonly
 # told apart at 45 to 70, so that few decisions hang on such a turn.
 COSINE = 0.95
+SCORE, IOU = 0.5, 0.5  # of detections
+_BELONGS = {
+    "gallery": "nearest",
+    "score": "detections",
+    "iou": "detections",
+    "divergence": "same",
+    "threshold": "pairs",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,11 @@ class Asked:
             one for each output, or a share of its standard deviation, as "10%".
         cosine: Of "embedding": the least cosine of two answers that are the same, in (-1, 1).
         same: Of "same": (original outputs, compressed outputs) -> bool [n].
+        divergence: Of "same": (original outputs, compressed outputs) -> nats [n], differentiable.
+        gallery: Of "nearest": inputs, as any data that `as_batches` takes.
+        score: Of "detections": boxes below it do not count, in [0, 1).
+        iou: Of "detections": the least overlap of two boxes that match, in (0, 1).
+        threshold: Of "pairs": the cosine above which two inputs are of one kind, in (-1, 1).
         pad: Of "tokens": id of the token that is padding, where no attention_mask says so.
 
     Raises:
@@ -50,6 +66,11 @@ class Asked:
     within: float | str | tuple[float, ...] | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    divergence: Callable[[Any, Any], Any] | None = None
+    gallery: Any = field(default=None, compare=False, repr=False)
+    score: float | None = None
+    iou: float | None = None
+    threshold: float | None = None
     pad: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +97,23 @@ class Asked:
             raise ValueError(
                 "same=: expected a function (original, compressed) -> bool [n], and no answer="
             )
+        for name, kind in _BELONGS.items():
+            if getattr(self, name) is not None and self.kind != kind:
+                owner = "same=" if kind == "same" else f"answer={kind!r}"
+                raise ValueError(f"{name}= belongs to {owner}")
+        if self.divergence is not None and not callable(self.divergence):
+            raise ValueError(
+                "divergence=: expected a function (original, compressed) -> nats [n] of outputs"
+            )
+        if self.score is not None and not 0 <= self.score < 1:
+            raise ValueError(f"score={self.score}: expected a number in [0, 1)")
+        if self.kind == "pairs" and not -1 < (-1 if self.threshold is None else self.threshold) < 1:
+            raise ValueError(
+                "answer='pairs' needs threshold= (--threshold): the cosine above which two inputs "
+                "are of one kind, between -1 and 1"
+            )
+        if self.iou is not None and not 0 < self.iou < 1:
+            raise ValueError(f"iou={self.iou}: expected a number between 0 and 1")
 
 
 def asked(
@@ -84,6 +122,11 @@ def asked(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Any, Any], Any] | None = None,
+    divergence: Callable[[Any, Any], Any] | None = None,
+    gallery: object | None = None,
+    score: float | None = None,
+    iou: float | None = None,
+    threshold: float | None = None,
     pad: int | None = None,
 ) -> Asked:
     """What the arguments say together; particulars imply their kind.
@@ -94,6 +137,11 @@ def asked(
         within: See `Asked`.
         cosine: The same.
         same: The same.
+        divergence: The same.
+        gallery: The same.
+        score: The same.
+        iou: The same.
+        threshold: The same.
         pad: The same.
 
     Raises:
@@ -113,11 +161,17 @@ def asked(
             if within is not None
             else "embedding"
             if cosine is not None
+            else "nearest"
+            if gallery is not None
+            else "detections"
+            if score is not None or iou is not None
+            else "pairs"
+            if threshold is not None
             else "tokens"
             if pad is not None
             else None
         )
-    return Asked(kind, within, cosine, same, pad)
+    return Asked(kind, within, cosine, same, divergence, gallery, score, iou, threshold, pad)
 
 
 def top_k(kind: str, argument: str = "answer") -> int:

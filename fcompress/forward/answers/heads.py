@@ -262,7 +262,7 @@ def answering(predictor: Predictor, inputs: Tensor) -> Predictor:
         UnsupportedNetworkError: The main head's scores are not of the shape of its labels.
     """
     scoring = predictor.scoring
-    if scoring.output is not None or isinstance(scoring, Joint):
+    if scoring.output is not None or isinstance(scoring, Joint) or scoring.whole:
         return predictor
     with predictor.evaluating():
         whole = predictor.whole(predictor.network, inputs)

@@ -12,7 +12,8 @@ Answers that are labels:
                padding, which does not count (`tokens.py`)
     top-K      scores [n, classes]: the set of the K classes with the largest ones
 
-and others, in `continuous.py`: "regression", "regression-norm", "embedding" and "same".
+others, in `continuous.py`: "regression", "regression-norm", "embedding" and "same"; and those that
+have a class of their own: `nearest.py`, `detections.py`.
 
 Scores are logits, or probabilities where the network ends in a sigmoid or a softmax (`ending`):
 labels are then decided at 0.5, and divergences are those of the logits before it.
@@ -21,7 +22,7 @@ labels are then decided at 0.5, and divergences are those of the logits before i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import continuous, parts, tokens
 from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, top_k
 from fcompress.forward.answers.continuous import in_rows
-from fcompress.models.provenance import reading_of
 
 _EXPECTED = {
     "classes": "one score per class [examples, classes], at least 2 classes, so that a label is "
@@ -43,6 +43,7 @@ _EXPECTED = {
     "regression": "numbers for each example, [examples, outputs, ...] or [examples]",
     "regression-norm": "numbers for each example, [examples, outputs, ...] or [examples]",
     "embedding": "a vector for each example, [examples, 2 or more]",
+    "nearest": "a vector for each example, [examples, 2 or more]",
     "same": "one tensor with a row for each example; say which by output= (--output)",
 }
 
@@ -64,6 +65,7 @@ class Scoring:
         ending: "sigmoid" or "softmax" where that is the network's last operator.
         deviation: Of each output over the calibration examples (`continuous.deviations`), where
             answers are no labels; None for 1.
+        doubt: What speaks against this kind of answer, in words, where nobody said it.
     """
 
     output: str | int | None = None
@@ -74,6 +76,7 @@ class Scoring:
     pad: int | None = None
     ending: str | None = None
     deviation: tuple[float, ...] | None = None
+    doubt: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _ = self.asked
@@ -81,11 +84,19 @@ class Scoring:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        return Asked(self.labels, self.within, self.cosine, self.same, self.pad)
+        return Asked(self.labels, self.within, self.cosine, self.same, pad=self.pad)
 
-    def of(self, said: Asked) -> Scoring:
-        """The same output with answers of the kind that was said."""
-        return Scoring(self.output, said.kind, said.within, said.cosine, said.same, said.pad)
+    def noted(self) -> dict[str, Any]:
+        """What a compressed network carries of its kind of answer (`provenance.note_reading`)."""
+        return {"cosine": self.cosine, "same": self.same, "pad": self.pad}
+
+    def run(self, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a network; a kind of answer may need what stands before the last steps of it."""
+        return network(*args, **kwargs)
+
+    def traced(self, network: nn.Module) -> Scoring:
+        """The same answers, of outputs that are differentiable and can be recorded."""
+        return self
 
     @property
     def continuous(self) -> bool:
@@ -101,6 +112,16 @@ class Scoring:
     def noun(self) -> str:
         """What to call many answers."""
         return "outputs" if self.continuous else "labels"
+
+    @property
+    def whole(self) -> bool:
+        """Whether all outputs count together, so that none is a head or left over."""
+        return False
+
+    @property
+    def softens(self) -> bool:
+        """Whether a temperature makes answers softer, as it does those of a softmax."""
+        return True
 
     def described(self, scores: Tensor) -> dict[str, Any]:
         """Plain values: the kind of answer, with what it takes to read it again."""
@@ -192,7 +213,7 @@ class Scoring:
         if not scores[0:1].numel() and len(scores):
             return False
         if self.continuous:
-            return self.labels != "embedding" or scores[0:1].numel() != 1
+            return self.labels not in ("embedding", "nearest") or scores[0:1].numel() != 1
         if self.labels == "tokens":
             return scores.dim() == 3 and scores.shape[1] > 2
         if self.labels == "positions":
@@ -402,39 +423,6 @@ class Scoring:
 
 
 BY_SHAPE = Scoring()
-
-
-def carried(model: nn.Module) -> Scoring | None:
-    """How a network's answers were read when it was compressed; None if nobody said."""
-    said = reading_of(model)
-    if said is None:
-        return None
-    within = said.get("within")
-    if isinstance(within, list):
-        within = tuple(float(one) for one in within if isinstance(one, int | float))
-    try:
-        more = said.get("cosine"), said.get("same"), said.get("pad")
-        return Scoring(said["output"], said["labels"], within, *more)
-    except (TypeError, ValueError):  # files come from anywhere
-        return Scoring(said["output"])
-
-
-def resolved(
-    output: str | int | None, said: Asked, models: tuple[nn.Module, ...]
-) -> tuple[Scoring, ...]:
-    """What was said, or else what is known of the networks, for each of them.
-
-    Args:
-        output: For all networks; None for what is known of each.
-        said: The same of the answers.
-        models: The networks; one of which nothing is known is read like the first other one.
-    """
-    known = [carried(model) for model in models]
-    other = next((one for one in known if one is not None), BY_SHAPE)
-    each = [one or other for one in known]
-    if said.kind is None:
-        said = next((c.asked for c in each if c.labels is not None), said)
-    return tuple(replace(c, output=c.output if output is None else output).of(said) for c in each)
 
 
 def _by_position(scores: Tensor) -> Tensor:

@@ -9,21 +9,26 @@ data, or the outputs themselves. What is refused without a word of the user:
 - outputs of one length (normalised, or from a layer normalisation) or from a last tanh, which are
   directions or values, and no scores.
 
-Networks of the registry are classifiers. What is not told apart: outputs without any of this that
-are meant as vectors look like the scores of an untrained classifier.
+Networks of the registry are classifiers. Outputs without any of this that are meant as vectors look
+like the scores of a classifier that was never trained. They are taken for class scores; where they
+look more like an embedding, that is a warning (`Scoring.doubt`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from fcompress.errors import UnsupportedNetworkError
+from fcompress.data import as_batches
+from fcompress.errors import DataError, UnsupportedNetworkError
 from fcompress.forward.answers.continuous import deviations, in_rows
+from fcompress.forward.answers.detections import Detections, check_boxes
 from fcompress.forward.answers.heads import Joint
+from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.graph import Step, Value
 from fcompress.forward.predictor import Predictor
@@ -36,6 +41,11 @@ LOOK = 128  # and to see what outputs look like
 FEWEST = 8  # outputs are not judged by fewer examples
 ALIKE = 1e-3  # of a length: relative spread below which all are called one
 APART = 1e-2  # of the outputs' variance in their mean square: above, they do differ
+# Outputs whose softmax is less sure than this, on average over examples, and that vary more than
+# this share of their mean square, look like an embedding: of 28 trained ones 18 did, and of 16
+# trained classifiers none (tests/forward/test_doubts.py has the kinds).
+SURE, VARIED = 0.25, 0.6
+WIDE = 4  # outputs; of fewer the largest is always as sure as that
 CHOICES = "--answer regression|sigmoid|embedding|classes (answer= in Python)"
 
 _ENDINGS = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "_softmax": "softmax"} | {
@@ -72,6 +82,10 @@ def understood(
         main = understood(replace(predictor, scoring=predictor.scoring.main), batches, also)
         return replace(main, scoring=predictor.scoring.around(main.scoring))
     scoring = predictor.scoring
+    if isinstance(scoring, Detections):
+        return _with_boxes(predictor, scoring, batches)
+    if isinstance(scoring, Nearest):
+        return _with_gallery(predictor, scoring, batches)
     spread = scoring.continuous and scoring.deviation is None
     needed = EXAMPLES if spread else LOOK if scoring.labels is None else 2
     truths: list[Tensor] = []
@@ -100,12 +114,54 @@ def understood(
         ending = also.ending
     if scoring.labels is None:
         kind = "classes" if _is_classifier(predictor, outputs) else None
+        by_shape = kind is None and truth is None and not ending
         kind = kind or _told(outputs, truth, ending, predictor.name)
-        scoring = replace(scoring, labels=kind)
+        doubt = _doubt(outputs, predictor.name) if by_shape and kind == "classes" else None
+        scoring = replace(scoring, labels=kind, doubt=doubt)
     if spread:
         scoring = replace(scoring, deviation=deviations(_finite(outputs), str(scoring.labels)))
     ending = ending if ending in ("sigmoid", "softmax") else None
     return replace(predictor, scoring=replace(scoring, ending=ending))
+
+
+def _with_gallery(
+    predictor: Predictor, scoring: Nearest, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> Predictor:
+    """A network that has embedded its gallery, unless another one did."""
+    if scoring.embedded is not None or scoring.gallery is None:
+        _ = scoring.known
+        return predictor
+    gallery = as_batches(scoring.gallery)
+    entries = (inputs for inputs, _ in gallery if len(inputs))
+    first = next((inputs for inputs, _ in gallery if len(inputs)), None)
+    packed = replace(predictor, packing=gallery.packing)
+    queries = (inputs[:LOOK] for inputs, _ in islice(batches, 1))
+    if first is None:
+        raise DataError("the gallery holds no entry; expected at least two")
+    filled = scoring.filled(_scores(packed, entries), _scores(predictor, queries))
+    return replace(predictor, scoring=filled)
+
+
+def _scores(predictor: Predictor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    with predictor.evaluating():
+        for inputs in batches:
+            placed = predictor.place(inputs)
+            with runs_on(placed):
+                yield predictor.scores(placed)
+
+
+def _with_boxes(
+    predictor: Predictor, scoring: Detections, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> Predictor:
+    """A detector of which is known how boxes are made of its heads' outputs."""
+    inputs = next((x for x, _ in batches if len(x)), None)
+    if inputs is None:
+        return predictor
+    images = predictor.place(inputs[:LOOK])
+    with predictor.evaluating(), runs_on(images):
+        bound = replace(predictor, scoring=scoring.bound(predictor.network, images))
+        check_boxes(bound.labels(images), scoring.least[0])
+    return bound
 
 
 def _is_classifier(predictor: Predictor, outputs: Tensor) -> bool:
@@ -185,6 +241,22 @@ def _of_one_length(outputs: Tensor) -> bool:
     norms = rows.norm(dim=1)
     spread = rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean()
     return bool(norms.std() < ALIKE * norms.mean()) and float(spread) > APART
+
+
+def _doubt(outputs: Tensor, name: str) -> str | None:
+    """A warning about outputs that are taken for class scores and look like an embedding."""
+    rows = _finite(outputs).double().flatten(1)
+    if len(rows) < FEWEST or rows.shape[1] < WIDE:
+        return None
+    sure = float(rows.softmax(1).amax(1).mean())
+    apart = float(rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean())
+    if sure >= SURE or apart <= VARIED:
+        return None
+    return (
+        f"the {rows.shape[1]} outputs of {name} are taken for class scores, but look more like an "
+        f"embedding: the largest has a softmax of {sure:.2f} on average; if they are one, say so "
+        "by --answer embedding (answer= in Python)"
+    )
 
 
 def _finite(outputs: Tensor) -> Tensor:

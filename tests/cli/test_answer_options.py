@@ -1,0 +1,115 @@
+"""Kinds of answers that need particulars, on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from fcompress.cli import main
+
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 6))
+
+    def forward(self, x):
+        return self.body(x)
+
+def near(ours, theirs):
+    return (ours - theirs).norm(dim=1) < 0.3
+
+def nats(ours, theirs):
+    return (ours - theirs).square().sum(1) * 5
+
+def negative(ours, theirs):
+    return (ours - theirs).square().sum(1) - 1
+
+class Boxes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 24))
+
+    def forward(self, x):
+        raw = self.body(x).view(-1, 6, 4)
+        places = 20 + 4 * raw[:, :4].tanh()
+        return torch.cat([places, (4 * raw[:, 4:]).sigmoid()], 1)
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "nets.py").write_text(CODE)
+    generator = torch.Generator().manual_seed(0)
+    np.save(folder / "x.npy", torch.randn(600, 10, generator=generator).numpy())
+    np.save(folder / "gallery.npy", torch.randn(60, 10, generator=generator).numpy())
+    space: dict = {"__name__": "nets"}
+    exec(CODE, space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name in ("Net", "Boxes"):
+            made: nn.Module = space[name]()
+            torch.save(made.state_dict(), folder / f"{name}.pth")
+    return folder
+
+
+def shrunk(folder, name, *how):
+    own = ("--arch", f"{folder / 'nets.py'}:{name}", "--data", f"file:{folder / 'x.npy'}")
+    out = folder / f"{name}.pt"
+    ran = run("shrink", folder / f"{name}.pth", *own, *how, "--out", out, "--json", "-")
+    return ran, (folder / f"{name}.pth", out, *own)
+
+
+def test_nearest_neighbours(folder):
+    gallery = ("--gallery", f"file:{folder / 'gallery.npy'}")
+    ran, both = shrunk(folder, "Net", *gallery, "--tol", 0.4)
+    assert ran.exit_code == 0, ran.output
+    record = json.loads(ran.stdout)
+    assert record["certified"] and record["agreement"]["answer"]["gallery"]["entries"] == 60
+    checked = run("verify", *both, *gallery, "--json", "-")
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)["labels"] == "nearest"
+    refused = run("verify", *both)
+    assert refused.exit_code == 1 and "needs a gallery" in refused.output
+    refused, _ = shrunk(folder, "Net", "--gallery", f"file:{folder / 'x.npy'}")
+    assert refused.exit_code == 1 and "is the data itself" in refused.output
+    ran, _ = shrunk(folder, "Net", "--answer", "nearest", "--tol", 0.4)
+    assert json.loads(ran.stdout)["agreement"]["answer"]["gallery"]["entries"] == 75
+    refused, _ = shrunk(folder, "Net", *gallery, "--answer", "embedding")
+    assert refused.exit_code == 2 and "belongs to answer='nearest'" in refused.output
+
+
+def test_detections(folder):
+    ran, both = shrunk(folder, "Boxes", "--score", 0.7, "--iou", 0.4, "--tol", 0.4)
+    assert ran.exit_code == 0, ran.output
+    answer = {"kind": "detections", "score": 0.7, "iou": 0.4}
+    assert json.loads(ran.stdout)["agreement"]["answer"] == answer
+    # The file says how it is read.
+    checked = run("verify", *both, "--json", "-")
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)["answer"] == answer
+    refused, _ = shrunk(folder, "Boxes", "--score", 2)
+    assert refused.exit_code == 2 and "expected a number in [0, 1)" in refused.output
+
+
+def test_a_divergence_of_the_users(folder):
+    own = f"{folder / 'nets.py'}:"
+    same = ("--same", own + "near", "--tol", 0.4)
+    ran, _ = shrunk(folder, "Net", *same, "--divergence", own + "nats")
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["agreement"]["answer"]["divergence"] == "nats"
+    refused, _ = shrunk(folder, "Net", *same, "--divergence", own + "negative")
+    assert refused.exit_code == 1 and "gives -1; a divergence is 0" in refused.output
+    refused, _ = shrunk(folder, "Net", "--divergence", own + "nats")
+    assert refused.exit_code == 2 and "belongs to same=" in refused.output
