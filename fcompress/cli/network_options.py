@@ -40,6 +40,9 @@ class NetworkOptions:
         within: How far outputs may move.
         cosine: The least cosine of embeddings that are the same.
         same: File and function that say which answers are the same.
+        seen: What the network was trained on: "train" (the named dataset's training split) or
+            "none" of it.
+        groups: File or array that says which examples belong together.
     """
 
     arch: str | None = None
@@ -56,6 +59,8 @@ class NetworkOptions:
     within: str | None = None
     cosine: float | None = None
     same: str | None = None
+    seen: str | None = None
+    groups: str | None = None
 
     @property
     def asked(self) -> Asked:
@@ -221,6 +226,19 @@ _OPTIONS = (
         metavar="FILE.py:FUNCTION",
         help="Your own function (original, compressed outputs) -> bool [n] that says which answers "
         "are the same. Your code is imported and run.",
+    ),
+    click.option(
+        "--seen",
+        type=click.Choice(["train", "none"]),
+        help="What a network of your own has seen of a named dataset: its official training split, "
+        "so that search and certification examples come from the official test split; or none of "
+        "it.  [default: train]",
+    ),
+    click.option(
+        "--groups",
+        metavar="FILE|KEY",
+        help="Which examples belong together (a video, a patient), each group to count as one: a "
+        "text file with a group a line in the data's order, or the name of an array in the .npz.",
     ),
 )
 
