@@ -19,7 +19,9 @@ from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.certify.other_outputs import OtherOutputs, unvouched
 from fcompress.certify.other_outputs import said as said_of
 from fcompress.certify.per_label import ByLabel, LabelCounts
+from fcompress.certify.screening import Once
 from fcompress.data import as_batches
+from fcompress.data.roles import one_of_each
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.answers.asked import asked
@@ -115,8 +117,11 @@ def verify(
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
     stochastic: bool = False,
+    groups: object = None,
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
+
+    Exact copies of an example count once.
 
     An example counts as changed where either network's outputs are not finite. Networks that draw
     random numbers draw anew for each example, so that what they disagree with themselves counts.
@@ -139,6 +144,7 @@ def verify(
         cosine: Of answer="embedding", as for `shrink`.
         same: What else decides whether two answers are the same, as for `shrink`.
         stochastic: Whether networks that draw random numbers are expected, and no warning.
+        groups: Which examples belong together, as for `shrink`: each group counts by one example.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
@@ -172,6 +178,8 @@ def verify(
         if isinstance(network, Called):
             network.output = reading.output
     batches = as_batches(data)
+    if groups is not None:
+        one_of_each(batches, groups)
     first = next((x for x, _ in batches if len(x)), None)  # what is packed is known from here on
     one, other = (
         Predictor(network, batches.packing, scoring)
@@ -185,9 +193,11 @@ def verify(
         one, other = _repeating(one, other, one.place(first), stochastic, weak)
         moving = unvouched(one, one.place(first[:4]))
     tally, others = Tally(), OtherOutputs(moving)
-    for inputs, truth in batches:
+    once = Once(batches)
+    for inputs, truth in once:
         tally.compare(one, other, inputs, truth)
         others.compare(one, other, inputs)
+    weak += once.said()
     result = tally.result(confidence)
     moved = others.result()
     line = said_of(moved)

@@ -266,6 +266,44 @@ def digests(examples: Examples, role: str, sketches: Sketches | None = None) -> 
         raise DataError(f"there are no {role} examples; expected some in every role")
 
 
+class Once:
+    """Batches without the exact copies of examples that came before; 16 bytes an example are kept.
+
+    Args:
+        batches: (inputs, labels or None) pairs.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        self._batches = batches
+        self.examples = self.copies = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        known: set[bytes] = set()
+        self.examples = self.copies = 0
+        for inputs, labels in self._batches:
+            keep = []
+            for digest in _hashes(inputs):
+                keep.append(digest not in known)
+                known.add(digest)
+            self.examples += len(keep)
+            if all(keep):
+                yield inputs, labels
+                continue
+            self.copies += keep.count(False)
+            rows = torch.tensor(keep, device=inputs.device)
+            if rows.any():
+                yield inputs[rows], None if labels is None else labels[rows.to(labels.device)]
+
+    def said(self) -> list[str]:
+        """What was left out at the last pass, in words."""
+        if not self.copies:
+            return []
+        return [
+            f"{self.copies:,} of {self.examples:,} examples are copies of others and were left out:"
+            " an example counts once"
+        ]
+
+
 def _hashes(inputs: Tensor) -> Iterable[bytes]:
     if not len(inputs):
         return

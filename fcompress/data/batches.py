@@ -73,17 +73,16 @@ class Batches:
             if self.keep is not None:
                 kept = self.keep[first : first + len(inputs)]
                 first += len(inputs)
+                if first > len(self.keep):
+                    raise self._misfit("more")
                 inputs, labels = inputs[kept], None if labels is None else labels[kept]
                 if not len(inputs):
                     continue
             yield inputs, labels
         if self._checked and number < len(self._hashes):
             raise DataError(_OTHERS)
-        if self.keep is not None and first != len(self.keep):
-            raise DataError(
-                f"groups for {len(self.keep):,} examples, but the data holds {first:,}; expected "
-                "one for each, in the data's order"
-            )
+        if self.keep is not None and first < len(self.keep):
+            raise self._misfit("fewer")
         self._whole = True
 
     def repeats(self) -> bool:
@@ -94,6 +93,13 @@ class Batches:
             return next(iter(self), None) is not None
         except DataError:
             return False
+
+    def _misfit(self, holds: str) -> DataError:
+        assert self.keep is not None
+        return DataError(
+            f"groups for {len(self.keep):,} examples, but the data holds {holds}; expected one for "
+            "each, in the data's order"
+        )
 
     def _check(self, number: int, found: bytes) -> None:
         """See that a batch is what it was before; `number` counts from 1."""

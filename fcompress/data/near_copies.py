@@ -35,6 +35,11 @@ HARMONIC = sum(1 / i for i in range(NEIGHBOUR, FARTHER))
 # In fewer dimensions than this, neighbours are near by chance.
 LOWEST = 2.5
 ROWS_AT_ONCE = 4096
+# Where more than this share of the other points have a neighbour within so many times the
+# distance, neighbours are near by nature.
+BESIDE, MOST_BESIDE = 3.0, 0.15
+# How much farther than near the members of one component may be from its first.
+CHAIN = 1.3
 # Candidates: examples are sorted so many times by cells of a few sketch numbers, and compared with
 # so many of those behind them.
 TABLES, CELL_NUMBERS, BEHIND = 12, 4, 8
@@ -96,13 +101,18 @@ def near_copies(others: Floats, asked: Floats) -> Near:
     usual = _Usual.of(points)
     if usual is None:
         return none
-    one, other = _pairs(points, usual.radius)
-    if not len(one):
+    one, other = _within(points, usual, 1.0)
+    labels = _components(len(points), one, other)
+    labels, chained = _without_chains(points, labels, usual)
+    members = np.isin(labels, labels[labels != np.arange(len(points))])
+    if not members.any() or chained >= members.sum():
         return none
-    rows, places = np.unique(np.stack([one, other]), return_inverse=True)
-    allowed = OF_NEAREST * usual.nearest(points, rows)[places.reshape(2, -1)].min(0)
-    close = np.linalg.norm(points[one] - points[other], axis=1) <= allowed
-    labels = _components(len(points), one[close], other[close])
+    # Copies stand out: others have no neighbours that are almost as near.
+    one, other = _within(points, usual, BESIDE)
+    beside = np.zeros(len(points), bool)
+    beside[one] = beside[other] = True
+    if (beside & ~members).sum() > MOST_BESIDE * (~members).sum():
+        return none
     touched = np.zeros(len(points), bool)
     touched[labels[: len(others)]] = True
     of_asked = labels[len(others) :]
@@ -161,9 +171,36 @@ class _Usual:
         return self.shrinks * np.concatenate(found)
 
 
+def _without_chains(
+    points: NDArray[np.float64], labels: NDArray[np.int64], usual: _Usual
+) -> tuple[NDArray[np.int64], int]:
+    """Components whose points are all near the first; and how many points are in other ones.
+
+    Copies of one example are near each other. Points that lie closely along a curve are near
+    their neighbours only, and nobody's copies.
+    """
+    rows = np.flatnonzero(labels != np.arange(len(points)))
+    firsts = labels[rows]
+    allowed = CHAIN * OF_NEAREST * usual.nearest(points, firsts)
+    far = np.linalg.norm(points[rows] - points[firsts], axis=1) > allowed
+    drop = np.isin(labels, firsts[far])
+    return np.where(drop, np.arange(len(points)), labels), int(drop.sum())
+
+
 def _distances(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     squares = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T
     return np.sqrt(np.maximum(squares, 0))
+
+
+def _within(
+    points: NDArray[np.float64], usual: _Usual, times: float
+) -> tuple[NDArray[np.int64], ...]:
+    """Pairs of points that are near, or within so many times that distance."""
+    one, other = _pairs(points, times * usual.radius)
+    rows, places = np.unique(np.stack([one, other]), return_inverse=True)
+    nearest = usual.nearest(points, rows)[places.reshape(2, -1)].min(0)
+    close = np.linalg.norm(points[one] - points[other], axis=1) <= times * OF_NEAREST * nearest
+    return one[close], other[close]
 
 
 def _pairs(points: NDArray[np.float64], radius: float) -> tuple[NDArray[np.int64], ...]:
