@@ -24,7 +24,9 @@ from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.certify.other_outputs import OtherOutputs, unvouched
 from fcompress.certify.other_outputs import said as said_of
 from fcompress.certify.per_label import ByLabel, LabelCounts
+from fcompress.certify.screening import Once
 from fcompress.data import as_batches
+from fcompress.data.roles import one_of_each
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.answers import parts
@@ -133,8 +135,11 @@ def verify(
     threshold: float | None = None,
     pad: int | None = None,
     stochastic: bool = False,
+    groups: object = None,
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
+
+    Exact copies of an example count once.
 
     An example counts as changed where either network's outputs are not finite. Networks that draw
     random numbers draw anew for each example, so that what they disagree with themselves counts.
@@ -163,6 +168,7 @@ def verify(
         threshold: Of answer="pairs", as for `shrink`.
         pad: Of answer="tokens", as for `shrink`.
         stochastic: Whether networks that draw random numbers are expected, and no warning.
+        groups: Which examples belong together, as for `shrink`: each group counts by one example.
 
     Returns:
         Agreement with its bound, logit differences, and accuracies if there are labels.
@@ -197,6 +203,8 @@ def verify(
         if isinstance(network, Called):
             network.output = reading.output
     batches = as_batches(data)
+    if groups is not None:
+        one_of_each(batches, groups)
     first = next((x for x, _ in batches if len(x)), None)  # what is packed is known from here on
     one, other = (
         Predictor(network, batches.packing, scoring)
@@ -212,9 +220,11 @@ def verify(
         one, other = _repeating(one, other, one.place(first), stochastic, weak)
         moving = unvouched(one, one.place(first[:4]))
     tally, others = Tally(), OtherOutputs(moving)
-    for inputs, truth in batches:
+    once = Once(batches)
+    for inputs, truth in once:
         tally.compare(one, other, inputs, truth)
         others.compare(one, other, inputs)
+    weak += once.said()
     result = tally.result(confidence)
     moved = others.result()
     line = said_of(moved)

@@ -55,6 +55,9 @@ class NetworkOptions:
         iou: Least overlap of boxes that match.
         threshold: Cosine above which two inputs are of one kind.
         pad: Token id of padding.
+        seen: What the network was trained on: "train" (the named dataset's training split) or
+            "none" of it.
+        groups: File or array that says which examples belong together.
     """
 
     arch: str | None = None
@@ -77,6 +80,8 @@ class NetworkOptions:
     iou: float | None = None
     threshold: float | None = None
     pad: int | None = None
+    seen: str | None = None
+    groups: str | None = None
 
     @property
     def asked(self) -> Asked:
@@ -280,6 +285,19 @@ _OPTIONS = (
         metavar="ID",
         help="Token id of padding, of --answer tokens; an attention_mask among the inputs goes "
         "first.",
+    ),
+    click.option(
+        "--seen",
+        type=click.Choice(["train", "none"]),
+        help="What a network of your own has seen of a named dataset: its official training split, "
+        "so that search and certification examples come from the official test split; or none of "
+        "it.  [default: train]",
+    ),
+    click.option(
+        "--groups",
+        metavar="FILE|KEY",
+        help="Which examples belong together (a video, a patient), each group to count as one: a "
+        "text file with a group a line in the data's order, or the name of an array in the .npz.",
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from fcompress.checkpoints.checkpoint import load, read
 from fcompress.checkpoints.weights import Weights, load_weights, read_weights
 from fcompress.cli.network_options import NetworkOptions
 from fcompress.data import Splits, load_data, reload_data
+from fcompress.data.specs import parse
+from fcompress.data.splits import OFFICIAL_TEST, UNDIVIDED
 from fcompress.errors import CheckpointError, DataError
 from fcompress.exports.opening import is_program, open_program
 from fcompress.models.external import FORMS, Architecture, build_network
@@ -165,7 +167,7 @@ def open_data(
     preprocess = how.preprocess(own)
     if spec is None and remembered is None:
         raise DataError(f"{path} does not remember its data; name some by --data")
-    if spec is None and preprocess is None:
+    if spec is None and (preprocess, how.seen, how.groups) == (None, None, None):
         assert remembered is not None
         splits = reload_data(remembered, root=root)
         _note_gallery(networks, how, splits, root, roles)
@@ -176,7 +178,10 @@ def open_data(
         roles=roles,
         like=remembered,
         preprocess=preprocess,
+        seen=how.seen or _likely_seen(spec, remembered, ours=own is None),
+        groups=how.groups,
     )
+    _say_origin(splits, how, remembered, say)
     if own is not None:
         _check_shape(how, splits)
         if remembered is None and str(splits.info["standardised_by"]).endswith(" split"):
@@ -215,6 +220,46 @@ def _note_gallery(
     inputs = torch.cat([inputs for part in parts for inputs, _ in part.batches()])
     for network in networks:
         note_reading(network, **{**(reading_of(network) or {}), "gallery": inputs})
+
+
+def _likely_seen(
+    spec: str | None, remembered: Mapping[str, Any] | None, *, ours: bool
+) -> str | None:
+    """What a network has seen of named data, where neither it nor the user says.
+
+    Networks of fcompress were trained on what they remember; of all others it is safe to suppose
+    that they were trained on the official training split.
+    """
+    if remembered is None:
+        return "train"
+    same = spec is None or parse(spec)[0].name == parse(remembered["spec"])[0].name
+    return None if ours or same else "train"
+
+
+def _say_origin(
+    splits: Splits,
+    how: NetworkOptions,
+    remembered: Mapping[str, Any] | None,
+    say: Callable[[str], object],
+) -> None:
+    """Say which examples a network of unknown training is certified on."""
+    info = splits.info
+    name = parse(info["spec"])[0].name
+    if how.seen is not None or remembered is not None or name in ("folder", "file"):
+        return
+    if info["drawn_from"].get("certification") == OFFICIAL_TEST:
+        sizes = info["sizes"]
+        say(
+            f"Search and certification examples are {sizes['search']:,} and "
+            f"{sizes['certification']:,} of {name}'s official test split, since the network may "
+            f"have been trained on the training split (the other {sizes['test']:,} are the test "
+            "split); if it was trained elsewhere, say so by --seen none."
+        )
+    elif info["drawn_from"].get("certification") == UNDIVIDED:
+        say(
+            f"{name} has no official test split: the certificate holds if the network was not "
+            "trained on the examples that it is certified on."
+        )
 
 
 def _check_shape(how: NetworkOptions, splits: Splits) -> None:

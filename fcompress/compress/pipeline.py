@@ -18,6 +18,7 @@ from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, of_size, within
 from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
+from fcompress.data.seen import seen_warning
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
 from fcompress.forward import cost
@@ -78,6 +79,7 @@ def shrink(
     per_label: bool = False,
     tol_label: float | None = None,
     stochastic: bool = False,
+    groups: object = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
@@ -143,6 +145,9 @@ def shrink(
         stochastic: Take a network that draws random numbers (dropout that stays on, noise): every
             example has draws of its own in each network, so that what the network disagrees with
             itself counts against the tolerance. It takes a pass for each example.
+        groups: Which examples belong together (a video, a patient, a speaker): a name or number
+            for each, in the data's order. A group lies in one split and counts as one example.
+            `load_data` takes them for named data.
         progress: Told whenever something takes a while.
 
     Returns:
@@ -201,21 +206,30 @@ def shrink(
         tol_label=tol_label,
         stochastic=stochastic,
     )
-    return compress(model, data, options, progress or silent)
+    return compress(model, data, options, progress or silent, groups=groups)
 
 
 def compress(
-    model: nn.Module, data: object, options: ShrinkOptions, report: Report = silent
+    model: nn.Module,
+    data: object,
+    options: ShrinkOptions,
+    report: Report = silent,
+    *,
+    groups: object = None,
 ) -> ShrinkResult:
     """`shrink`, with its options as one object."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
-    roles, copies = screened(roles_of(data, seed=options.seed))
+    roles, copies = screened(roles_of(data, seed=options.seed, groups=groups))
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
     if options.tolerance is not None:
-        check_reachable(options.tolerance, len(roles.certification), confidence, in_parts=in_parts)
+        what = f"certification {'groups' if 'groups' in roles.info else 'examples'}"
+        count = len(roles.certification)
+        check_reachable(options.tolerance, count, confidence, what, in_parts=in_parts)
     weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
+    seen = seen_warning(model, roles.info)
+    weak += () if seen is None else (seen,)
     _warn(report, weak)
     scoring = scoring.traced(model)
     if isinstance(scoring, Nearest) and scoring.embedded is None and scoring.gallery is None:

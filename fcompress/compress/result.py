@@ -61,7 +61,7 @@ class ShrinkResult:
         certified: Whether the bound on the certification split is within the tolerance.
         agreement: On the certification split, with a bound that holds however many were tested.
         tested: How many networks met the certification split.
-        copies: Exact copies of examples that were found, and left out of the certification split.
+        copies: Copies of examples that were found, and left out of the certification split.
         warnings: What weakens the result, in words.
         test: On the test split, which nothing else reads; None if there is none.
         params: {"before": , "after": }.
@@ -116,6 +116,11 @@ class ShrinkResult:
     folded: tuple[str, ...] = ()
 
     @property
+    def independent(self) -> int:
+        """From how many independent examples the certificate is: of groups, one of each."""
+        return self.agreement.n
+
+    @property
     def polish(self) -> dict[str, Any] | None:
         """What `distill` was called until version 0.1."""
         warn("the attribute polish of a ShrinkResult", "distill")
@@ -127,6 +132,7 @@ class ShrinkResult:
         found["polish"] = self.distill  # its name until version 0.1
         found["agreement"] = self.agreement.to_dict()
         found["test"] = None if self.test is None else self.test.to_dict()
+        found["independent"] = self.independent
         found["layers"] = [vars(layer) for layer in self.layers]
         found["copies"] = self.copies.to_dict()
         found["warnings"] = list(self.warnings)

@@ -1,6 +1,7 @@
 """What callers of the Python API hand over as data, made into batches that can be read again."""
 
 import contextlib
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,14 @@ from fcompress.errors import DataError
 
 Batch = tuple[Tensor, Tensor | None]
 
+_OTHERS = (
+    "the data gives other examples at each pass (a shuffled or random source, or one that is used "
+    "up), so that networks would not be compared on the same; give it as tensors or as a list of "
+    "batches, or let its order and its transforms be fixed"
+)
+# A one-shot iterator is held in memory up to so many bytes.
+MOST_BYTES = 2 << 30
+
 # Entries of a dict batch that are labels, not inputs.
 LABEL_KEYS = ("labels", "label")
 
@@ -23,16 +32,86 @@ LABEL_KEYS = ("labels", "label")
 class Batches:
     """Batches (inputs, labels or None) that come out the same, in the same order, each time.
 
+    That they do is checked: what came first is remembered by a hash of each batch, and data that
+    gives something else at a later pass is refused.
+
+    Args:
+        start: Begins a pass.
+        order: Of data that is read by number: the numbers of the examples, in the order in which
+            they come.
+        examples: How many examples the source of these numbers has.
+        again: How many examples more were drawn whose number had come already; left out.
+        checked: Whether passes can differ at all.
+
     Attributes:
         packing: How several inputs lie in the one tensor that comes out; known from the first
             batch on. None for a single input.
+        keep: bool [examples]: which examples come out; None for all.
     """
 
-    def __init__(self, start: Callable[[], Iterable[Any]]) -> None:
-        self._start = start
+    def __init__(
+        self,
+        start: Callable[[], Iterable[Any]],
+        order: list[int] | None = None,
+        examples: int = 0,
+        again: int = 0,
+        *,
+        checked: bool = True,
+    ) -> None:
+        self._start, self._checked = start, checked
+        self.order, self.examples, self.again = order, examples, again
         self.packing: Packing | None = None
+        self.keep: Tensor | None = None
+        self._hashes: list[bytes] = []
+        self._whole = False
 
     def __iter__(self) -> Iterator[Batch]:
+        number = first = 0
+        for number, (inputs, labels) in enumerate(self._read(), 1):
+            if self._checked:
+                self._check(number, hash_of(inputs))
+            if self.keep is not None:
+                kept = self.keep[first : first + len(inputs)]
+                first += len(inputs)
+                if first > len(self.keep):
+                    raise self._misfit("more")
+                inputs, labels = inputs[kept], None if labels is None else labels[kept]
+                if not len(inputs):
+                    continue
+            yield inputs, labels
+        if self._checked and number < len(self._hashes):
+            raise DataError(_OTHERS)
+        if self.keep is not None and first < len(self.keep):
+            raise self._misfit("fewer")
+        self._whole = True
+
+    def repeats(self) -> bool:
+        """Whether the first batch comes out as it did before; another pass is begun for it."""
+        if not self._checked:
+            return True
+        try:
+            return next(iter(self), None) is not None
+        except DataError:
+            return False
+
+    def _misfit(self, holds: str) -> DataError:
+        assert self.keep is not None
+        return DataError(
+            f"groups for {len(self.keep):,} examples, but the data holds {holds}; expected one for "
+            "each, in the data's order"
+        )
+
+    def _check(self, number: int, found: bytes) -> None:
+        """See that a batch is what it was before; `number` counts from 1."""
+        if number <= len(self._hashes):
+            same = self._hashes[number - 1] == found
+        else:
+            same = not self._whole
+            self._hashes.append(found)
+        if not same:
+            raise DataError(_OTHERS)
+
+    def _read(self) -> Iterator[Batch]:
         empty = True
         for batch in self._start():
             inputs, labels = _parts(batch)
@@ -61,9 +140,11 @@ def as_batches(data: object, size: int = 256) -> Batches:
     batches, each a tensor or a pair (inputs, labels). Several inputs stand in a dict by keyword,
     which may hold the labels as `labels` or `label`, or in a tuple by position, as in
     ((first, second), labels), with None for no labels; they come out packed. A one-shot iterator
-    is drained into memory, once. A `DataLoader` that shuffles keeps the one order that it draws
-    first, and whatever random transforms it has repeat themselves on each pass, so that two passes
-    see the same inputs. The global random state stays as it was.
+    is drained into memory, once, and refused above 2 GiB. A `DataLoader` that shuffles keeps the
+    one order that it draws first, without the examples that a sampler draws again, and whatever
+    random transforms it has repeat themselves on each pass, as long as they draw from the global
+    random states. These stay as they were. Whatever gives other inputs at a later pass all the same
+    is refused then.
 
     Args:
         data: The data.
@@ -73,18 +154,21 @@ def as_batches(data: object, size: int = 256) -> Batches:
         A re-iterable of (inputs, labels or None). Inputs keep their dtype and device.
 
     Raises:
-        DataError: Of no accepted kind; while iterating: a batch of no accepted kind, or none.
+        DataError: Of no accepted kind, or a one-shot iterator of more than 2 GiB; while iterating:
+            a batch of no accepted kind, none, or others than at the first pass.
     """
     if isinstance(data, Batches):
         return data
     if isinstance(data, Split):
-        return Batches(lambda: data.batches(size))
+        return Batches(lambda: data.batches(size), checked=False)
     if isinstance(data, np.ndarray | Tensor):
         inputs = _dense(data)
-        return Batches(lambda: inputs.split(size))
+        return Batches(lambda: inputs.split(size), checked=False)
     if _is_whole_pair(data):
         inputs, labels = (_dense(part) for part in data)  # type: ignore[attr-defined]
-        return Batches(lambda: zip(inputs.split(size), labels.split(size), strict=True))
+        return Batches(
+            lambda: zip(inputs.split(size), labels.split(size), strict=True), checked=False
+        )
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return as_batches(DataLoader(data, batch_size=size))
     if isinstance(data, DataLoader):
@@ -94,8 +178,45 @@ def as_batches(data: object, size: int = 256) -> Batches:
             f"data of type {type(data).__name__}: expected a tensor, a pair (inputs, labels), a "
             "DataLoader, or an iterable of batches"
         )
-    batches = list(data) if isinstance(data, Iterator) else data
-    return Batches(lambda: batches)
+    held: Iterable[Any] = _drained(data) if isinstance(data, Iterator) else data
+    return Batches(lambda: held, checked=not isinstance(held, list | tuple))
+
+
+def hash_of(inputs: Tensor) -> bytes:
+    """8 bytes that tell one batch of inputs from another."""
+    values = inputs.detach().cpu().contiguous()
+    digest = hashlib.blake2b(str((values.dtype, tuple(values.shape))).encode(), digest_size=8)
+    digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _drained(data: Iterator[Any]) -> list[Any]:
+    """What a one-shot iterator gives, in memory.
+
+    Raises:
+        DataError: It does not fit into `MOST_BYTES`.
+    """
+    held: list[Any] = []
+    size = 0
+    for batch in data:
+        size += _bytes_of(batch)
+        if size > MOST_BYTES:
+            raise DataError(
+                f"a one-shot iterator of more than {MOST_BYTES / 2**30:g} GiB, which has to be "
+                "held in memory because it can be read only once; give a DataLoader, or a list of "
+                "fewer batches"
+            )
+        held.append(batch)
+    return held
+
+
+def _bytes_of(batch: Any) -> int:
+    if isinstance(batch, Tensor | np.ndarray):
+        return int(batch.nbytes)
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(parts, str | bytes) or not isinstance(parts, Iterable):
+        return 0
+    return sum(_bytes_of(part) for part in parts)
 
 
 def _is_whole_pair(data: object) -> bool:
@@ -167,16 +288,31 @@ def _loader_batches(loader: DataLoader) -> Batches:
         return Batches(lambda: _repeatable(loader))
     with _state_kept(loader.generator):
         _seed()
-        order = list(loader.batch_sampler)
+        batches = list(loader.batch_sampler)
+    batches, order, again = _once(batches)
     pinned: DataLoader = DataLoader(
         loader.dataset,
-        batch_sampler=order,
+        batch_sampler=batches,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
-    return Batches(lambda: _repeatable(pinned))
+    return Batches(lambda: _repeatable(pinned), order, len(loader.dataset), again)  # type: ignore[arg-type]
+
+
+def _once(batches: list[Any]) -> tuple[list[Any], list[int] | None, int]:
+    """A sampler's batches without numbers that came before; the numbers; how many were left out.
+
+    A sampler that draws with replacement gives some examples many times, which prove no more than
+    once. Batches that are no lists of numbers stay as they are.
+    """
+    if not all(isinstance(b, list | tuple) and all(type(i) is int for i in b) for b in batches):
+        return batches, None, 0
+    known: set[int] = set()
+    kept = [[i for i in b if not (i in known or known.add(i))] for b in batches]  # type: ignore[func-returns-value]
+    order = [i for batch in kept for i in batch]
+    return [b for b in kept if b], order, sum(map(len, batches)) - len(order)
 
 
 def _repeatable(loader: DataLoader) -> Iterator[Any]:

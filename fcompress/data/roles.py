@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fcompress.data import Split, Splits, as_batches
+from fcompress.data import Batches, Split, Splits, as_batches
 from fcompress.data.examples import sha256_of
+from fcompress.data.grouping import Grouping, cut_groups, drawn, grouped
 from fcompress.data.packing import Packing
 from fcompress.data.splits import cut, own_sizes
 from fcompress.errors import DataError
@@ -99,22 +100,30 @@ class Roles:
     packing: Packing | None = None
 
 
-def roles_of(data: object, *, seed: int = 0) -> Roles:
+def roles_of(data: object, *, seed: int = 0, groups: object = None) -> Roles:
     """Bring what a user hands over into roles.
 
     Named splits are taken as they are. Anything else (`data.as_batches` lists the kinds) is read
-    once, up to 2 GiB of inputs (`info["complete"]` says whether that was all), and cut by one
-    seeded permutation: half for calibration, a fifth
-    for the search, the rest for the certificate.
+    once into memory, up to 2 GiB of inputs (`info["complete"]` says whether that was all), and cut
+    by one seeded permutation: half for calibration, a fifth for the search, the rest for the
+    certificate. So it does not matter if it would come out otherwise at a second pass, which
+    `info["repeats"]` says as far as its first batch shows.
 
     Args:
         data: `Splits`, or batches of inputs or of (inputs, labels).
         seed: Decides the permutation.
+        groups: Which group each example is of (`grouping.grouped`), in the data's order; of a
+            DataLoader that reads by number, in the order of its dataset. None for no groups.
 
     Raises:
-        DataError: A split that is needed does not exist, or there are too few examples.
+        DataError: A split that is needed does not exist, there are too few examples or groups, or
+            the groups do not fit the examples.
     """
     if isinstance(data, Splits):
+        if groups is not None:
+            raise DataError(
+                "groups belong to the cutting of splits: give them to load_data(..., groups=)"
+            )
         held = {
             name: Examples(None, None, data.need(name))
             for name in ("calibration", "search", "certification")
@@ -135,15 +144,24 @@ def roles_of(data: object, *, seed: int = 0) -> Roles:
             f"{len(inputs)} examples are too few to calibrate, search and certify on; "
             "bring at least 20, and some hundreds for a useful bound"
         )
-    pieces = cut(len(inputs), sizes, seed)
+    grouping = None if groups is None else _in_order(groups, batches, len(inputs))
+    if grouping is None:
+        pieces = cut(len(inputs), sizes, seed)
+    else:
+        pieces = cut_groups(grouping, "compress", seed)
+        sizes = {name: len(rows) for name, rows in pieces.items()}
     info = {
         "spec": None,
         "complete": complete,
+        "repeats": batches.repeats(),
+        "drawn_again": batches.again,
         "sha256": sha256_of([inputs, labels]),
         "seed": seed,
         "sizes": sizes,
         "shape": list(inputs.shape[1:]) if batches.packing is None else str(batches.packing),
     }
+    if grouping is not None:
+        info["groups"] = grouping.to_dict()
     held = {
         name: Examples(inputs[rows], None if labels is None else labels[rows])
         for name, rows in pieces.items()
@@ -173,6 +191,35 @@ def gallery_apart(roles: Roles, share: int = 4, most: int = 1024) -> tuple[Roles
     taken &= taken.cumsum(0) <= most
     rest = replace(roles, calibration=roles.calibration.only(~taken))
     return rest, roles.calibration.only(taken)
+
+
+def one_of_each(batches: Batches, groups: object, *, seed: int = 0) -> None:
+    """Let one example of each group come out of batches, drawn by the seed.
+
+    Args:
+        batches: Changed; that groups and examples are as many is seen when they are read.
+        groups: As for `roles_of`.
+        seed: Of the draws.
+
+    Raises:
+        DataError: They are no groups.
+    """
+    found = _in_order(groups, batches, None)
+    batches.keep = torch.zeros(len(found.codes), dtype=torch.bool)
+    batches.keep[drawn(found, seed)] = True
+
+
+def _in_order(groups: object, batches: Batches, count: int | None) -> Grouping:
+    """The groups of examples in the order in which these come; `count` of them, if known."""
+    order = batches.order
+    if order is not None:
+        codes = grouped(groups, batches.examples).codes
+        return grouped(codes[torch.tensor(order[:count])], len(order[:count]))
+    if count is None:
+        if not isinstance(groups, Sized):
+            groups = list(groups) if isinstance(groups, Iterable) else []
+        count = len(groups)
+    return grouped(groups, count)
 
 
 def _gather(batches: Any) -> tuple[Tensor, Tensor | None, bool]:

@@ -11,12 +11,24 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import OnDisk, Raw, Request, Rescaled
+from fcompress.data.grouping import Grouping, cut_groups, grouping_again, grouping_of
 from fcompress.data.preprocess import Preprocess, from_dict
 from fcompress.data.readers.arrays import read_file
 from fcompress.data.readers.folders import read_folder, read_imagenet
 from fcompress.data.readers.gaussian import read_gaussian
 from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
-from fcompress.data.splits import ROLES, SHARES, Split, Splits, cut
+from fcompress.data.splits import (
+    OFFICIAL_TEST,
+    OFFICIAL_TRAIN,
+    ROLES,
+    SEEN,
+    SHARES,
+    UNDIVIDED,
+    Split,
+    Splits,
+    cut,
+    of_test_sizes,
+)
 from fcompress.errors import DataError
 
 # Statistics of images that stay on disk are measured on this many of them.
@@ -141,6 +153,8 @@ def load_data(
     like: Mapping[str, Any] | None = None,
     download: bool = False,
     preprocess: Preprocess | None = None,
+    seen: str | None = None,
+    groups: object = None,
 ) -> Splits:
     """Load a dataset and cut it into disjoint splits.
 
@@ -162,6 +176,14 @@ def load_data(
         preprocess: How the network sees images, for one that does not remember any data: their
             size, mean and deviation. None: as `like` says, or measured on the data.
         download: Fetch a missing public dataset.
+        seen: "train" for a network that was, or may have been, trained on the dataset's official
+            training split by others: search and certification examples then come from the official
+            test split, and what remains of that is the test split (`splits.of_test_sizes`). "none"
+            for one trained elsewhere: they come from the official training split, as without a
+            word. Data without an official test split is cut the same in each case.
+        groups: Which examples of a user's own data (folder, file) belong together: one name or
+            number for each, in their order, or what `grouping.read_groups` reads. Each group
+            then lies in one split, and counts as one example wherever something is counted.
 
     Returns:
         The splits; those that do not exist are None.
@@ -176,6 +198,8 @@ def load_data(
     """
     if roles not in SHARES:
         raise ValueError(f"roles={roles!r}: expected one of {', '.join(SHARES)}")
+    if seen not in (None, *SEEN):
+        raise ValueError(f"seen={seen!r}: expected one of {', '.join(SEEN)}, or None")
     kind, argument, options = parse(spec)
     if kind.name in ("folder", "file") and argument:
         argument = str(Path(argument).expanduser().resolve())
@@ -185,25 +209,34 @@ def load_data(
     request = Request(argument, options, root, download, roles, shape, preprocess)
     raw = _rescaled(kind.read(request), preprocess)
     if like is not None:
-        if raw.sha256 == like["sha256"] and not _same_cut(like, options, seed, roles):
-            return reload_data(like, root=root)
+        if raw.sha256 == like["sha256"]:
+            _check_seen(like, seen, spec)
+            if like.get("groups") or groups is not None:
+                return reload_data(like, root=root, groups=groups)
+            if not _same_cut(like, options, seed, roles):
+                return reload_data(like, root=root)
+            seen = like.get("seen")
         if raw.examples.shape != shape:
             raise DataError(
                 f"{spec}: examples of shape {list(raw.examples.shape)}, but the network was "
                 f"trained on {list(shape or ())}; choose data of that shape"
             )
-    return _cut(raw, _written(kind, argument, options), request, seed, random_labels, like)
+    how = _How(seed, random_labels, seen, grouping_of(raw, request, kind.name, groups))
+    return _cut(raw, _written(kind, argument, options), request, how, like)
 
 
-def reload_data(info: Mapping[str, Any], *, root: Path | None = None) -> Splits:
+def reload_data(
+    info: Mapping[str, Any], *, root: Path | None = None, groups: object = None
+) -> Splits:
     """Load the data that an `info` describes, cut and standardised as it was then.
 
     Args:
         info: `Splits.info`, as a checkpoint keeps it.
         root: Where to look instead of the folder that was given then.
+        groups: The groups that it was cut by then; None to read them where they were read then.
 
     Raises:
-        DataError: It cannot be found, or is no longer the same data.
+        DataError: It cannot be found, or is no longer the same data, or of the same groups.
     """
     kind, argument, options = parse(info["spec"])
     known_root = Path(info["root"]) if info["root"] else None
@@ -223,7 +256,9 @@ def reload_data(info: Mapping[str, Any], *, root: Path | None = None) -> Splits:
             f"{raw.sha256[:12]}..., expected {info['sha256'][:12]}...); restore it or name other "
             "data by --data"
         )
-    return _cut(raw, info["spec"], request, info["seed"], info["random_labels"], info)
+    grouping = grouping_again(raw, request, kind.name, info, groups)
+    how = _How(info["seed"], info["random_labels"], info.get("seen"), grouping)
+    return _cut(raw, info["spec"], request, how, info)
 
 
 def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:
@@ -266,21 +301,53 @@ def _same_cut(like: Mapping[str, Any], options: dict[str, str], seed: int, roles
     return (parse(like["spec"])[2], like["seed"], like["roles"]) == (options, seed, roles)
 
 
+def _check_seen(like: Mapping[str, Any], seen: str | None, spec: str) -> None:
+    """Refuse another word on what was seen than the network remembers."""
+    remembered = like.get("seen") or "none"
+    if seen is not None and seen != remembered:
+        raise DataError(
+            f"{spec}: seen={seen} (--seen), but the network remembers that this data was cut with "
+            f"{remembered}; leave it out"
+        )
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a dataset is cut; see `load_data`."""
+
+    seed: int
+    random_labels: int | None
+    seen: str | None
+    grouping: Grouping | None
+
+
+def _rows(raw: Raw, request: Request, how: _How, spec: str) -> tuple[dict[str, Tensor], set[str]]:
+    """Rows of each split, and the names of those that are of the official test set."""
+    if how.grouping is not None:
+        return cut_groups(how.grouping, request.roles, how.seed), set()
+    pool = len(raw.examples) - raw.official_test
+    rows = cut(pool, raw.sizes, how.seed)
+    first = request.number("train", 0, least=1)
+    if first:
+        rows["train"] = _first(rows["train"], first, spec)
+    if not raw.official_test:
+        return rows, set()
+    if how.seen == "train":
+        pieces = cut(raw.official_test, of_test_sizes(raw.official_test), how.seed)
+        rows |= {name: pool + piece for name, piece in pieces.items()}
+        return rows, set(pieces)
+    return {**rows, "test": torch.arange(pool, len(raw.examples))}, {"test"}
+
+
 def _cut(
     raw: Raw,
     spec: str,
     request: Request,
-    seed: int,
-    random_labels: int | None,
+    how: _How,
     like: Mapping[str, Any] | None,
 ) -> Splits:
-    pool = len(raw.examples) - raw.official_test
-    rows = cut(pool, raw.sizes, seed)
-    first = request.number("train", 0, least=1)
-    if first:
-        rows["train"] = _first(rows["train"], first, spec)
-    if raw.official_test:
-        rows["test"] = torch.arange(pool, len(raw.examples))
+    rows, of_test = _rows(raw, request, how, spec)
+    random_labels = how.random_labels
     labels = raw.labels if random_labels is None else _redrawn(raw, spec, random_labels)
     mean, std, source = _statistics(raw, rows, like, request.preprocess)
     splits = {
@@ -297,7 +364,7 @@ def _cut(
     info = {
         "spec": spec,
         "root": str(request.root.resolve()) if request.root else None,
-        "seed": seed,
+        "seed": how.seed,
         "roles": request.roles,
         "random_labels": random_labels,
         "sha256": raw.sha256,
@@ -310,10 +377,20 @@ def _cut(
         "std": std,
         "standardised_by": source,
         "augmentation": raw.examples.augmentation,
+        "seen": how.seen,
+        "drawn_from": {name: _origin(raw, name in of_test) for name in splits},
     }
+    if how.grouping is not None:
+        info["groups"] = how.grouping.to_dict()
     if request.preprocess is not None:
         info["preprocess"] = request.preprocess.to_dict()
     return Splits(**{role: splits.get(role) for role in ROLES}, info=info)
+
+
+def _origin(raw: Raw, of_test: bool) -> str:
+    if not raw.official_test:
+        return UNDIVIDED
+    return OFFICIAL_TEST if of_test else OFFICIAL_TRAIN
 
 
 def _first(rows: Tensor, count: int, spec: str) -> Tensor:

@@ -14,6 +14,12 @@ ROLES = ("train", "calibration", "search", "certification", "test")
 HOLDOUT = {"calibration": 8192, "search": 2000, "certification": 2000}
 # A small stand-in in ImageNet's layout still leaves most of its images to training.
 HOLDOUT_SHARE = {"calibration": 0.2, "search": 0.1, "certification": 0.1}
+# What an official test set gives away where it has to certify, and at most how many examples.
+TEST_SHARE = {"search": 0.3, "certification": 0.4}
+SEEN = ("train", "none")
+# Where the examples of a split come from, in words.
+OFFICIAL_TRAIN, OFFICIAL_TEST = "official training split", "official test split"
+UNDIVIDED = "the data"
 SHARES = {
     "all": {
         "train": 0.4,
@@ -65,6 +71,18 @@ def official_sizes(pool: int, holdout: bool) -> dict[str, int]:
         return {"train": pool}
     held = {role: min(n, int(HOLDOUT_SHARE[role] * pool)) for role, n in HOLDOUT.items()}
     return {"train": pool - sum(held.values()), **held}
+
+
+def of_test_sizes(count: int) -> dict[str, int]:
+    """Sizes of search, certification and test where an official test set has to give all three.
+
+    Search 2,000 and certification 2,000 (at most 30 and 40% of it), the rest stays the test split.
+
+    Args:
+        count: Examples of the official test set.
+    """
+    taken = {role: min(HOLDOUT[role], int(share * count)) for role, share in TEST_SHARE.items()}
+    return {**taken, "test": count - sum(taken.values())}
 
 
 def own_sizes(count: int, roles: str) -> dict[str, int]:
@@ -179,7 +197,9 @@ class Splits:
         test: Accuracy for the reader's information.
         info: Identity of the data in plain values; `reload_data(info)` cuts the same again.
             Keys: spec, root, seed, roles, random_labels, sha256, identified_by, shape, classes,
-            class_names, sizes, mean, std, standardised_by, augmentation.
+            class_names, sizes, mean, std, standardised_by, augmentation, seen (what the network was
+            said to have been trained on, None if nothing was said), drawn_from (where the examples
+            of each split come from, in words), and groups where it was cut by groups.
     """
 
     train: Split | None

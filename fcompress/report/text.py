@@ -104,16 +104,23 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
     else:
         bound = rounded_up(result.agreement.upper_bound)
         yield f"Size target: no tolerance is certified (bound {bound})."
-    yield agreement_sentence(result.agreement, "certification examples")
+    grouped = "groups" in result.data
+    what = "certification groups, by one drawn example of each," if grouped else ""
+    yield agreement_sentence(result.agreement, what or "certification examples")
+    drawn = result.data.get("drawn_from", {}).get("certification", "")
+    if drawn.startswith("official"):
+        yield f"Search and certification examples are of the {drawn} of {result.data['spec']}."
     if result.tested > 1:
         yield (f"{result.tested} candidates were tested on this split; the bound accounts for it.")
     if result.distill is not None:
         yield distill_sentence(result.distill)
+    near = result.copies.near
     if result.copies.left_out:
         yield (
             f"{result.copies.left_out:,} more certification examples do not count: "
             f"{result.copies.shared:,} also stand in the calibration or search data, "
-            f"{result.copies.repeated:,} are copies of others."
+            f"{result.copies.repeated:,} are copies of others"
+            + (f", {near:,} are nearly the same as others." if near else ".")
         )
     for warning in result.warnings:
         yield f"Warning: {warning}."
