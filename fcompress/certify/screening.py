@@ -187,7 +187,7 @@ def digests(examples: Examples, role: str) -> Iterator[bytes]:
     for inputs, _ in examples:
         count += len(inputs)
         if inputs.is_floating_point():
-            broken += int((~inputs.isfinite()).flatten(1).any(1).sum())
+            broken += int((~inputs.isfinite()).reshape(len(inputs), -1).any(1).sum())
         yield from _hashes(inputs)
     if broken:
         raise DataError(

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.errors import CheckpointError
+from fcompress.errors import CheckpointError, code_of_users, said_by
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
+from fcompress.models.external import check_weights
 
 # Where training scripts put the state dict, in the order in which it is looked for.
 WRAPPERS = (
@@ -91,7 +92,9 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
     Raises:
         CheckpointError: Tensors are missing, left over or of another shape.
     """
-    expected = network.state_dict()
+    check_weights(network)
+    with code_of_users(lambda e: CheckpointError(f"{where}: {said_by(e)}; mend its state_dict")):
+        expected = network.state_dict()
     state = _named_alike(weights.state, set(expected))
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     left_over = [name for name in state if name not in expected]

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fcompress.errors import DataError, FcompressError
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.running import now
+from fcompress.forward.running import copied, now
 from fcompress.progress import Progress, Report, silent
 
 EPOCHS = 60
@@ -156,7 +156,7 @@ def distill(
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     source = as_predictor(original)
-    student = _Student(source.of(copy.deepcopy(compressed)))
+    student = _Student(source.of(copied(compressed)))
     with source.evaluating(), student.predictor.evaluating(), _repeatable():
         teacher = _teacher(source, batches, held_out)
         start = time.perf_counter()
@@ -165,7 +165,7 @@ def distill(
         deadline = began + seconds - (time.perf_counter() - start)
         planned = _plan(student.predictor, teacher, epochs, seconds)
         tally = _train(student, teacher, planned, deadline, generator, before, progress)
-    model = copy.deepcopy(compressed)
+    model = copied(compressed)
     if tally.state is not None:
         model.load_state_dict(tally.state)
     for parameter in model.parameters():
@@ -289,7 +289,7 @@ def _plan(student: Predictor, teacher: _Teacher, epochs: int, seconds: float) ->
     Times are rounded up to powers of two, so that a plan fits into the limit and does not follow
     every jitter of the clock.
     """
-    spare = _Student(student.of(copy.deepcopy(student.network)))
+    spare = _Student(student.of(copied(student.network)))
     inputs, scores = teacher.of(torch.arange(teacher.batch))
     times = []
     for _ in range(TIMED_STEPS):

@@ -18,7 +18,7 @@ from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, of_size, within
 from fcompress.data.roles import Roles, batches_of, roles_of
 from fcompress.deprecation import renamed
-from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
+from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError
 from fcompress.forward import cost
 from fcompress.forward.answers.heads import answering
 from fcompress.forward.answers.scoring import resolved
@@ -27,8 +27,9 @@ from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
 from fcompress.forward.repeats import EXAMPLES, check_repeats
-from fcompress.forward.running import cannot_run
+from fcompress.forward.running import runs_on
 from fcompress.models import Network
+from fcompress.models.external import check_layers, check_weights
 from fcompress.progress import Progress, Report, silent
 from fcompress.structure.groups import Structure, find_groups
 from fcompress.surgery.preparation import prepare
@@ -177,6 +178,8 @@ def compress(
     """`shrink`, with its options as one object."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
+    check_layers(model)
+    check_weights(model)
     roles, copies = screened(roles_of(data, seed=options.seed))
     if options.tolerance is not None:
         check_reachable(options.tolerance, len(roles.certification), options.confidence)
@@ -281,19 +284,9 @@ def _own_copy(given: Predictor, roles: Roles) -> Predictor:
         if not bool(parameter.isfinite().all()):
             raise FcompressError("a weight of the network is not finite; repair or retrain it")
     original = given.of(network)
-    with original.evaluating():
-        try:
-            original = answering(original, inputs)
-            original.scores(inputs)
-        except FcompressError:
-            raise
-        except Exception as error:
-            if roles.packing is None:
-                raise cannot_run((inputs,), error) from error
-            raise UnsupportedNetworkError(
-                f"the network does not run on inputs {roles.packing}: {type(error).__name__}: "
-                f"{first_line(error)}; give data of the names, shapes and types it expects"
-            ) from error
+    with original.evaluating(), runs_on(inputs):
+        original = answering(original, inputs)
+        original.scores(inputs)
     return original
 
 

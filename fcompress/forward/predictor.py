@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fcompress.data.packing import Packing
 from fcompress.forward.answers.scoring import BY_SHAPE, Scoring
 from fcompress.forward.callables import Called
-from fcompress.forward.running import dtype_of, tensors_of
+from fcompress.forward.running import dtype_of, runs_on, tensors_of
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,18 @@ class Predictor:
         return self.scoring.chosen(self.whole(network, *inputs))
 
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
-        """`call` without a choice: all that the network returns."""
+        """`call` without a choice: all that the network returns.
+
+        Raises:
+            UnsupportedNetworkError: Its code raises something, whatever that is.
+        """
         if self.packing is None:
-            return network(*inputs)
+            with runs_on(*inputs):
+                return network(*inputs)
         kinds = (p.dtype for p in network.parameters() if p.is_floating_point())
         args, kwargs = self.packing.unpack(inputs[0], next(kinds, None))
-        return network(*args, **kwargs)
+        with runs_on(*inputs, described=f"inputs {self.packing}"):
+            return network(*args, **kwargs)
 
     def __call__(self, inputs: Tensor) -> Any:
         """`call` with this predictor's own network."""

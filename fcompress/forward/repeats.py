@@ -12,7 +12,6 @@ Rounding differs with the batch size, so what counts is a difference that stays 
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.draws import has_drawn, states_of
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
+from fcompress.forward.running import copied
 
 EXAMPLES = 8
 # How far outputs may be apart, relative to the largest one, and be the same.
@@ -156,7 +156,7 @@ def _is_rounding(predictor: Predictor, inputs: Tensor, check: _Check) -> bool:
     if predictor.dtype == torch.float64 or _size(network) > MOST_PARAMETERS:
         return False
     try:
-        double = predictor.of(copy.deepcopy(network).double())
+        double = predictor.of(copied(network).double())
         return check(double, double.place(inputs)) <= ROUNDING[torch.float64]
     except Exception:  # code that makes float32 tensors of its own
         return False

@@ -1,6 +1,5 @@
 """analyze() and gain(): the whole measuring sequence on one screen."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from fcompress.forward.answers.scoring import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.running import device_of
+from fcompress.forward.running import copied, device_of
 from fcompress.measure.ablation import AblationResult, measure_ablation
 from fcompress.measure.growth import GainResult, doublings, gain_of
 from fcompress.measure.hooks import trace_calls
@@ -31,6 +30,7 @@ from fcompress.measure.options import (
 )
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
+from fcompress.models.external import check_layers, check_weights
 from fcompress.models.provenance import described, origin_of
 from fcompress.progress import Progress, Report, silent, takes
 from fcompress.structure.groups import find_groups
@@ -214,6 +214,8 @@ def measure(
     root: Path | None = None,
 ) -> AnalyzeResult:
     """`analyze`, with its options as one object."""
+    check_layers(model)
+    check_weights(model)
     data, identity = _evaluation_data(model, data, root)
     batches = as_batches(data, options.batch_size)
     total = len(data) if isinstance(data, Split | Tensor) else None
@@ -389,7 +391,7 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     wanted = device_of(device)
     if all(p.device == wanted for p in model.parameters()):
         return model
-    return copy.deepcopy(model).to(wanted)
+    return copied(model).to(wanted)
 
 
 def _layer_costs(

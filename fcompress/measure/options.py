@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fcompress.errors import as_seed
 from fcompress.forward.answers.asked import Asked, asked
 
 Unit = Literal["element", "map"]
@@ -75,6 +76,7 @@ class AnalyzeOptions:
     same: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", as_seed(self.seed))
         _ = self.asked
         for tolerance in (*self.tolerances, *self.redundancy_tolerances):
             if not 0 <= tolerance < 1:

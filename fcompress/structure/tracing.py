@@ -9,14 +9,13 @@ pruned, and it is named.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fcompress.forward.running import as_inputs, cannot_run, dtype_of
+from fcompress.forward.running import as_inputs, copied, dtype_of, runs_on
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.structure.rules_elementwise import (
@@ -97,11 +96,8 @@ def trace(model: nn.Module, example: Any, *, call: Call = plainly) -> Tracer:
         tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
     mode = _OnUnitIds(tracer)
     run = _with_exact_normalisation(model, mode)
-    try:
-        with mode:
-            outputs = call(run, *inputs)
-    except Exception as error:
-        raise cannot_run(inputs, error) from error
+    with runs_on(*inputs), mode:
+        outputs = call(run, *inputs)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttention):
             for parameter in module.parameters():
@@ -187,4 +183,4 @@ def _with_exact_normalisation(model: nn.Module, mode: _OnUnitIds) -> nn.Module:
         return model
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     memo |= {id(m): _Through(m, mode) for m in norms}
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fcompress.forward.running import tensors_of
+from fcompress.forward.running import copied, tensors_of
 from fcompress.models.provenance import hand_on
 from fcompress.surgery.resizing import resize
 from fcompress.surgery.units import Group, Number
@@ -66,7 +65,7 @@ def excise(
         raise ValueError(f"no group is called {unknown[0]!r}; expected names of groups in kept")
     tensors = tensors_of(model)
     keep = kept_indices(tensors, groups, kept)
-    compressed = copy.deepcopy(model, {id(t): t for t in tensors.values()} if share else None)
+    compressed = copied(model, {id(t): t for t in tensors.values()} if share else None)
     cut: dict[str, Tensor] = {}
     for (name, dim), index in keep.items():
         tensor = cut.get(name, tensors[name].detach())

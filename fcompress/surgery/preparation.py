@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.forward.running import as_inputs, cannot_run, dtype_of, quiet_tracing
+from fcompress.forward.running import as_inputs, copied, dtype_of, quiet_tracing, runs_on
 from fcompress.models.provenance import hand_on
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import adapt
@@ -51,7 +51,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         >>> copied.training, copied.weight.is_contiguous(), copied.weight.equal(model.weight)
         (False, True, True)
     """
-    model = copy.deepcopy(model, _in_place(model) if is_large(model) else None).cpu().eval()
+    model = copied(model, _in_place(model) if is_large(model) else None).cpu().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
@@ -101,10 +101,10 @@ def prepare(
         True
     """
     memo = _in_place(model) if share else {}
-    copied = copy.deepcopy(model, memo | _exact_norms(model, example, call or plainly))
-    adapt(copied)
-    hand_on(model, copied)
-    return copied
+    prepared = copied(model, memo | _exact_norms(model, example, call or plainly))
+    adapt(prepared)
+    hand_on(model, prepared)
+    return prepared
 
 
 def _exact_norms(model: nn.Module, example: Any, call: Call) -> dict[int, Any]:
@@ -113,13 +113,10 @@ def _exact_norms(model: nn.Module, example: Any, call: Call) -> dict[int, Any]:
     if not norms:
         return {}
     watched = {id(norm): _Watched(norm) for norm in norms}
-    seen = copy.deepcopy(model, dict(watched)).cpu().eval()
+    seen = copied(model, dict(watched)).cpu().eval()
     inputs = as_inputs(example, dtype_of(seen))
-    try:
-        with quiet_tracing():
-            call(seen, *inputs)
-    except Exception as error:
-        raise cannot_run(inputs, error) from error
+    with runs_on(*inputs), quiet_tracing():
+        call(seen, *inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     exact: dict[int, Any] = {}
     for norm in norms:

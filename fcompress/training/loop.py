@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
 from fcompress.errors import DataError, FcompressError, TrainingError
-from fcompress.forward.running import device_of
+from fcompress.forward.running import copied, device_of
 from fcompress.models import Network, families
 from fcompress.progress import Progress, Report, silent
 from fcompress.training.config import TrainConfig, learning_rate
@@ -141,7 +140,7 @@ def train(
     run = _run(model, splits, config)
     state = None if out is None else read_resume(out, run, resume)
     earlier = list(model.origin.get("history", [])) if isinstance(model, Network) else []
-    model = copy.deepcopy(model).to(device).train()
+    model = copied(model).to(device).train()
     optimizer = _optimizer(model, config)
     records: list[EpochRecord] = []
     if out is not None and state is not None:
