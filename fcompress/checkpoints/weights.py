@@ -117,6 +117,12 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
             f"{f' ({len(wrong) - 1} more differ)' if len(wrong) > 1 else ''}; give the arguments "
             """that the weights were made with, as in --arch-args '{"num_classes": 10}'"""
         )
+    for name, tensor in state.items():
+        if not _holds(expected[name], tensor):
+            raise CheckpointError(
+                f"{where}: {name} is {_kind(tensor)} in the file, but {_kind(expected[name])} in "
+                "the architecture; values would change: give weights of that kind"
+            )
     floats = {t.dtype for t in state.values() if t.is_floating_point()}
     if floats == {torch.float64}:
         network.double()
@@ -125,6 +131,29 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or ["no message"])[0]
         raise CheckpointError(f"{where}: the weights do not fit ({reason})") from error
+
+
+def _kind(tensor: Tensor) -> str:
+    """A dtype in words."""
+    if tensor.is_complex() or tensor.is_floating_point():
+        kind = "complex" if tensor.is_complex() else "floating point"
+    else:
+        kind = "boolean" if tensor.dtype is torch.bool else "integer"
+    return f"{kind} ({str(tensor.dtype).removeprefix('torch.')})"
+
+
+def _holds(wanted: Tensor, given: Tensor) -> bool:
+    """Whether a tensor can hold another's values: numbers of its kind, whole ones exactly."""
+    if wanted.is_floating_point() or wanted.is_complex():
+        return given.is_floating_point() == wanted.is_floating_point() and (
+            given.is_complex() == wanted.is_complex()
+        )
+    if wanted.dtype == given.dtype:
+        return True
+    # Counters are kept as floating point numbers by programs that convert all tensors alike.
+    if given.is_complex() or (given.is_floating_point() and given.dim()):
+        return False
+    return bool((given.to(wanted.dtype).double() == given.double()).all())
 
 
 def _refuse_programs(path: Path) -> None:

@@ -16,8 +16,9 @@ from fcompress.data.readers.arrays import read_file
 from fcompress.data.readers.folders import read_folder, read_imagenet
 from fcompress.data.readers.gaussian import read_gaussian
 from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
+from fcompress.data.record import check_record
 from fcompress.data.splits import ROLES, SHARES, Split, Splits, cut
-from fcompress.errors import DataError
+from fcompress.errors import DataError, as_seed
 
 # Statistics of images that stay on disk are measured on this many of them.
 MEASURED_ON_DISK = 2048
@@ -176,6 +177,11 @@ def load_data(
     """
     if roles not in SHARES:
         raise ValueError(f"roles={roles!r}: expected one of {', '.join(SHARES)}")
+    seed = as_seed(seed)
+    if random_labels is not None:
+        random_labels = as_seed(random_labels, "random_labels")
+    if like is not None:
+        check_record(like)
     kind, argument, options = parse(spec)
     if kind.name in ("folder", "file") and argument:
         argument = str(Path(argument).expanduser().resolve())
@@ -205,6 +211,7 @@ def reload_data(info: Mapping[str, Any], *, root: Path | None = None) -> Splits:
     Raises:
         DataError: It cannot be found, or is no longer the same data.
     """
+    check_record(info)
     kind, argument, options = parse(info["spec"])
     known_root = Path(info["root"]) if info["root"] else None
     preprocess = from_dict(info.get("preprocess"))
