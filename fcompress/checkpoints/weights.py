@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import CheckpointError, code_of_users, said_by
+from fcompress.formats.limits import check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
 from fcompress.models.external import check_weights
@@ -67,8 +68,7 @@ def read_weights(path: Path, *, trust_pickle: bool = False, key: str | None = No
         CheckpointError: The file is missing, damaged, of another kind, needs `trust_pickle`, or
             holds no weights.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    check_file(path)
     if path.suffix == ".safetensors" or is_safetensors(path):
         content: Any = read_safetensors(path)[0]
     else:

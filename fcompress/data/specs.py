@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fcompress.data.examples import OnDisk, Raw, Request, Rescaled
+from fcompress.data.examples import (
+    OnDisk,
+    Raw,
+    Request,
+    Rescaled,
+    check_batch,
+    rows_at_once,
+)
 from fcompress.data.preprocess import Preprocess, from_dict
 from fcompress.data.readers.arrays import read_file
 from fcompress.data.readers.folders import read_folder, read_imagenet
@@ -281,6 +288,7 @@ def _cut(
     random_labels: int | None,
     like: Mapping[str, Any] | None,
 ) -> Splits:
+    check_batch(raw.examples.shape)
     pool = len(raw.examples) - raw.official_test
     rows = cut(pool, raw.sizes, seed)
     first = request.number("train", 0, least=1)
@@ -411,7 +419,7 @@ def channel_statistics(raw: Raw, rows: Tensor) -> tuple[list[float], list[float]
         Two lists of C or D numbers, accumulated in float64, in raw values.
     """
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-    for part in rows.split(1024):
+    for part in rows.split(rows_at_once(raw.examples)):
         values = raw.examples.take(part).double()
         values = values.transpose(0, 1).flatten(1)
         count += values.shape[1]

@@ -70,9 +70,16 @@ def whole(least: int = 0, most: int = LARGEST) -> Kind:
     )
 
 
-def number(least: float = -math.inf, most: float = math.inf, *, above: float | None = None) -> Kind:
-    """A finite number, from and to; `above`: more than that."""
+def number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> Kind:
+    """A finite number, from and to; `above` and `below`: not these themselves."""
     bounds = [f"above {above:g}"] if above is not None else []
+    bounds += [f"below {below:g}"] if below is not None else []
     bounds += [f"from {least:g}"] if least > -math.inf else []
     bounds += [f"to {most:g}"] if most < math.inf else []
 
@@ -80,7 +87,8 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: float | N
         # A whole number too large for a float is not finite as one.
         if type(value) not in (int, float) or not -1e308 <= value <= 1e308:
             return False
-        return least <= value <= most and (above is None or value > above)
+        inside = (above is None or value > above) and (below is None or value < below)
+        return inside and least <= value <= most
 
     return Kind(" ".join(["a finite number", *bounds]), fits)
 

@@ -13,6 +13,7 @@ from fcompress.errors import as_seed
 from fcompress.forward.answers.asked import Asked, asked
 
 Unit = Literal["element", "map"]
+UNITS = ("element", "map")
 
 TOLERANCES = (0.2, 0.3, 0.4, 0.5)
 REDUNDANCY_TOLERANCES = (0.05, 0.10, 0.15)
@@ -81,8 +82,8 @@ class AnalyzeOptions:
         for tolerance in (*self.tolerances, *self.redundancy_tolerances):
             if not 0 <= tolerance < 1:
                 raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
-        if self.unit not in ("element", "map"):
-            raise ValueError(f"unit={self.unit!r}: expected one of element, map")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit={self.unit!r}: expected one of {', '.join(UNITS)}")
         for name in ("layer_examples", "examples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
 from fcompress.data.splits import own_sizes
 from fcompress.errors import CheckpointError, DataError
+from fcompress.formats.limits import check_memory
 from fcompress.formats.torch_zip import is_zip, read_archive
 
 INPUT_KEYS = ("x", "images", "inputs")
@@ -44,6 +45,9 @@ def read_file(request: Request) -> Raw:
     readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt, ".pth": _read_pt}
     if path.suffix not in readers:
         raise DataError(f"{path}: expected a file ending in .npz, .npy or .pt")
+    # As it lies there, and as floating point numbers of single precision.
+    size = 2.0 * path.stat().st_size
+    check_memory(size, f"{path}", "give fewer examples", DataError)
     found_inputs, found_labels = readers[path.suffix](path)
     inputs, labels = _inputs(path, found_inputs), _labels(path, found_labels)
     if labels is not None and len(labels) != len(inputs):
@@ -85,6 +89,7 @@ def _check_unpacked_size(path: Path) -> None:
             f"{path} of {size:,} bytes unfolds to {unpacked:,}; if that is right, save it unpacked "
             "(numpy.savez)"
         )
+    check_memory(2.0 * unpacked, f"{path}", "give fewer examples", DataError)
 
 
 def _read_npy(path: Path) -> tuple[Any, Any]:
