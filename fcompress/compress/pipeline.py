@@ -26,7 +26,7 @@ from fcompress.forward.answers.understanding import understood
 from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
-from fcompress.forward.repeats import EXAMPLES, check_repeats
+from fcompress.forward.repeats import check_repeats
 from fcompress.forward.running import runs_on
 from fcompress.models import Network
 from fcompress.models.external import check_layers, check_weights
@@ -265,7 +265,7 @@ def _repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predic
     Raises:
         UnsupportedNetworkError: It does not.
     """
-    inputs = original.place(roles.calibration.first(EXAMPLES))
+    inputs = original.place(next(iter(roles.calibration))[0])
     return replace(original, draws=check_repeats(original, inputs, stochastic=stochastic))
 
 

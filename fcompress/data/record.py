@@ -60,7 +60,7 @@ def check_record(info: object, *, complete: bool = True) -> None:
         >>> check_record({"spec": 3}, complete=False)
         Traceback (most recent call last):
             ...
-        fcompress.errors.DataError: the record of the data: spec is 3; expected a text; name the \
+        fcompress.errors.DataError: the record of the data: spec = 3; expected a text; name the \
 data again by --data, or restore the file
     """
     kind = table(NEEDED, optionals=TOLD, whole=complete)

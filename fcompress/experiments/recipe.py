@@ -31,7 +31,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from fcompress.errors import FcompressError, first_line, shown, suggest
 from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES, REQUIRED
 from fcompress.formats.schema import (
     Kind,
+    as_one,
     either,
     flag,
     listed,
@@ -76,7 +77,7 @@ _TRAIN = {
     "epochs": whole(1, 1_000_000),
     "batch_size": whole(2),
     "optimizer": one_of(OPTIMIZERS),
-    "lr": either(_RATE, listed(_RATE, 1, 100)),
+    "lr": as_one(either(_RATE, listed(_RATE, 1, 100)), "a number above 0, or a list of some"),
     "schedule": one_of(SCHEDULES),
     "weight_decay": number(0),
     "augment": flag(),
@@ -86,10 +87,12 @@ _WIDTH = number(above=0)
 _OF_CURVES: dict[str, Kind] = {
     "family": text(),
     "args": named(either(number(), flag(), text(), optional(listed(whole(1), 2, 2)))),
-    "data": text(),
+    "data": replace(text(), said="a data spec"),
     "random_labels": flag(),
-    "train": either(one_of((UNTRAINED,)), table(_TRAIN, whole=False)),
-    "widths": either(_WIDTH, listed(_WIDTH, 1, 100)),
+    "train": replace(
+        either(one_of((UNTRAINED,)), table(_TRAIN, whole=False)), said='a table, or "none"'
+    ),
+    "widths": as_one(either(_WIDTH, listed(_WIDTH, 1, 100)), "a list of factors above 0"),
     "seeds": whole(1, 10_000),
     "measure": table(
         {name: table(settings, whole=False) for name, settings in MEASURES.items()}, whole=False
@@ -98,9 +101,9 @@ _OF_CURVES: dict[str, Kind] = {
 _OF_ALL: dict[str, Kind] = {
     **dict.fromkeys(_TEXTS, text()),
     **_OF_CURVES,
-    "draw": listed(text(), most=100),
-    "only": listed(text(), 1),
-    "curves": named(table(_OF_CURVES, whole=False), 1000),
+    "draw": replace(listed(text(), most=100), said="a list of names"),
+    "only": replace(listed(text(), 1), said="a list of curves"),
+    "curves": replace(named(table(_OF_CURVES, whole=False), 1000), said="a table of tables"),
 }
 
 
@@ -506,4 +509,5 @@ def _rates(train: Mapping[str, Any] | None) -> list[float]:
 
 
 def _widths(widths: float | Sequence[float]) -> tuple[float, ...]:
-    return tuple(sorted({float(w) for w in (widths if isinstance(widths, list) else [widths])}))
+    given = [widths] if isinstance(widths, int | float) else widths
+    return tuple(sorted({float(width) for width in given}))

@@ -94,8 +94,9 @@ def check_file(path: str | os.PathLike[str]) -> None:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
-        raise CheckpointError(f"{path}: is {kind}; expected a file")
+        if stat.S_ISDIR(found.st_mode):
+            raise CheckpointError(f"{path}: cannot be read: Is a directory")
+        raise CheckpointError(f"{path}: is a device or a pipe; expected a file")
     check_memory(found.st_size, f"{path}", "take a smaller file", CheckpointError)
 
 

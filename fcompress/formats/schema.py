@@ -5,7 +5,7 @@ their parts. `problem` finds the first part that is otherwise.
 
     >>> kind = table({"seed": whole(0), "mean": listed(number(above=0))})
     >>> problem({"seed": "x", "mean": [1.0]}, kind, "data")
-    "data.seed is 'x'; expected a whole number from 0 to 9223372036854775807"
+    "data.seed = 'x'; expected a whole number from 0 to 9223372036854775807"
     >>> problem({"seed": 1, "mean": [1.0]}, kind, "data") is None
     True
 
@@ -57,7 +57,7 @@ def problem(value: Any, kind: Kind, where: str) -> str | None:
     if value is _MISSING:
         return f"{where} is missing; expected {kind.said}"
     if not kind.fits(value):
-        return f"{where} is {shown(value)}; expected {kind.said}"
+        return f"{where} = {shown(value)}; expected {kind.said}"
     found = (problem(part, own, f"{where}{place}") for place, part, own in kind.parts(value))
     return next((one for one in found if one is not None), None)
 
@@ -133,6 +133,11 @@ def either(*kinds: Kind) -> Kind:
         lambda value: any(kind.fits(value) for kind in kinds),
         lambda value: next(kind for kind in kinds if kind.fits(value)).parts(value),
     )
+
+
+def as_one(kind: Kind, said: str) -> Kind:
+    """The same kind in other words, for the whole of it and not for its parts."""
+    return Kind(said, lambda value: problem(value, kind, "") is None)
 
 
 def listed(item: Kind, least: int = 0, most: int = 10_000) -> Kind:

@@ -184,13 +184,12 @@ forward; run the network once on an example, or give its layers their sizes
 def _settings_kept() -> Iterator[None]:
     """What code of anybody's may set for the whole process comes back: types, folder, warnings."""
     dtype, device, folder = torch.get_default_dtype(), torch.get_default_device(), Path.cwd()
-    gradients, filters = torch.is_grad_enabled(), warnings.filters[:]
+    gradients = torch.is_grad_enabled()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about weights that will be replaced
             yield
     finally:
-        warnings.filters[:] = filters
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
             torch.set_default_device(device)

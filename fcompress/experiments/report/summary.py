@@ -121,7 +121,7 @@ def summary(results: Results, seconds: float) -> str:
 
 
 def plain(text: object) -> str:
-    """A text in one line of Markdown that shows as it is: no markup, no HTML, no cell of its own.
+    r"""A text in one line of Markdown that shows as it is: no markup, no HTML, no cell of its own.
 
     Example:
         >>> plain("a|b *c* <i>")
