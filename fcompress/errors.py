@@ -7,14 +7,40 @@ message without a traceback and exits with 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import operator
+import reprlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _LONGEST = 4000
+# Code that is nobody's own: of packages, of Python, of this one.
+_INSTALLED = tuple({*sysconfig.get_paths().values(), str(Path(__file__).parent)})
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def first_line(error: BaseException) -> str:
+    """What an error says first; never raises, whatever the error is."""
+    try:
+        said = str(error)
+    except Exception:  # a __str__ of anybody's
+        said = ""
+    return (said.strip().splitlines() or ["no message"])[0]
+
+
+def said_by(error: BaseException) -> str:
+    """What code of the user's raised and where: "net.py, line 9, in forward: ValueError: no".
+
+    Example:
+        >>> said_by(ValueError("no"))
+        'ValueError: no'
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(("<", *_INSTALLED))]
+    places = [f"{Path(f.filename).name}, line {f.lineno}, in {f.name}: " for f in own[-1:]]
+    return f"{''.join(places)}{type(error).__name__}: {first_line(error)}"
 
 
 class FcompressError(Exception):
@@ -30,6 +56,44 @@ class FcompressError(Exception):
         if len(plain) > _LONGEST:
             plain = f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
         super().__init__(plain)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: short, and whatever its type makes of that.
+
+    Example:
+        >>> shown([1, "two"]), shown(10**5000)
+        ("[1, 'two']", 'an int too long to show')
+    """
+    try:
+        return reprlib.repr(value)
+    except Exception:  # numbers of thousands of digits, types of anybody's
+        return f"an {type(value).__name__} too long to show"
+
+
+def as_seed(value: object, name: str = "seed") -> int:
+    """A seed as a plain number.
+
+    Args:
+        value: A whole number of any type, as of numpy, from 0 to 2^63 - 1.
+        name: What to call it in an error.
+
+    Raises:
+        FcompressError: It is anything else.
+
+    Example:
+        >>> as_seed(3)
+        3
+    """
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except Exception:  # of anybody's type
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise FcompressError(
+            f"{name} must be a whole number from 0 to 2^63 - 1, not {shown(value)}"
+        )
+    return seed
 
 
 class DataError(FcompressError):
@@ -66,3 +130,42 @@ def suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{name!r}{hint} there are: {', '.join(names)}"
+
+
+@contextmanager
+def code_of_users(fail: Callable[[BaseException], FcompressError]) -> Iterator[None]:
+    """Whatever code of the user's raises becomes one error of ours, and never an exit code.
+
+    Put it around each place where such code runs: its import, the call that builds a network, a
+    forward, a copy.
+
+    Args:
+        fail: Makes the error out of what was raised; `said_by` has the words.
+
+    Raises:
+        FcompressError: Something was raised (`SystemExit` too) that is no `FcompressError`, or
+            stdout was closed. Ctrl-C goes on as it is.
+
+    Example:
+        >>> with code_of_users(lambda error: FcompressError(f"fails: {said_by(error)}")):
+        ...     sys.exit(3)
+        Traceback (most recent call last):
+            ...
+        fcompress.errors.FcompressError: fails: SystemExit: 3
+    """
+    closed = _is_closed()
+    try:
+        yield
+    except FcompressError:
+        raise
+    except BaseException as error:
+        # Ctrl-C says nothing; what the code raises by itself is of another type or has words.
+        if type(error) is KeyboardInterrupt and not error.args:
+            raise
+        raise fail(error) from error
+    if _is_closed() and not closed:
+        raise fail(ValueError("it closed stdout, which is not its own; let it be"))
+
+
+def _is_closed() -> bool:
+    return bool(getattr(sys.stdout, "closed", False))

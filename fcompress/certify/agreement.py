@@ -40,6 +40,7 @@ from fcompress.forward.draws import Draws
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import runs_on
+from fcompress.models.external import check_weights
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ def verify(
     networks = as_network(original), as_network(compressed)
     readings = resolved(output, said, networks)
     for network, reading in zip(networks, readings, strict=True):
+        check_weights(network)
         if isinstance(network, Called):
             network.output = reading.output
     batches = as_batches(data)

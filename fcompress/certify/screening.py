@@ -274,7 +274,7 @@ def digests(examples: Examples, role: str, sketches: Sketches | None = None) -> 
     for inputs, _ in examples:
         count += len(inputs)
         if inputs.is_floating_point():
-            broken += int((~inputs.isfinite()).flatten(1).any(1).sum())
+            broken += int((~inputs.isfinite()).reshape(len(inputs), -1).any(1).sum())
         if sketches is not None:
             sketches.add(inputs)
         yield from _hashes(inputs)

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 from fcompress.checkpoints import rebuild_external
 from fcompress.checkpoints.rebuild import Checkpoint, rebuild, try_out, widths
-from fcompress.errors import CheckpointError, FcompressError
+from fcompress.data.record import check_record
+from fcompress.errors import CheckpointError, DataError, FcompressError
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import read_archive, write_archive
 from fcompress.models import Network
@@ -286,6 +287,10 @@ def _checked(content: Any) -> Checkpoint:
     for name, tensor in content["state"].items():
         if type(name) is not str or type(tensor) is not Tensor or not _is_whole(tensor):
             raise CheckpointError(f"state: {name!r} is not a dense tensor; the file is damaged")
+    try:
+        check_record(content["data"] or {}, complete=False)
+    except DataError as error:
+        raise CheckpointError(f"{error}") from error
     fields = Checkpoint.__dataclass_fields__
     return Checkpoint(**{key: content[key] for key in fields})
 

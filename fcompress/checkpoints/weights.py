@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.errors import CheckpointError
+from fcompress.errors import CheckpointError, code_of_users, said_by
+from fcompress.formats.limits import check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
+from fcompress.models.external import check_weights
 
 # Where training scripts put the state dict, in the order in which it is looked for.
 WRAPPERS = (
@@ -66,8 +68,7 @@ def read_weights(path: Path, *, trust_pickle: bool = False, key: str | None = No
         CheckpointError: The file is missing, damaged, of another kind, needs `trust_pickle`, or
             holds no weights.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    check_file(path)
     if path.suffix == ".safetensors" or is_safetensors(path):
         content: Any = read_safetensors(path)[0]
     else:
@@ -91,7 +92,9 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
     Raises:
         CheckpointError: Tensors are missing, left over or of another shape.
     """
-    expected = network.state_dict()
+    check_weights(network)
+    with code_of_users(lambda e: CheckpointError(f"{where}: {said_by(e)}; mend its state_dict")):
+        expected = network.state_dict()
     state = _named_alike(weights.state, set(expected))
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     left_over = [name for name in state if name not in expected]
@@ -114,6 +117,12 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
             f"{f' ({len(wrong) - 1} more differ)' if len(wrong) > 1 else ''}; give the arguments "
             """that the weights were made with, as in --arch-args '{"num_classes": 10}'"""
         )
+    for name, tensor in state.items():
+        if not _holds(expected[name], tensor):
+            raise CheckpointError(
+                f"{where}: {name} is {_kind(tensor)} in the file, but {_kind(expected[name])} in "
+                "the architecture; values would change: give weights of that kind"
+            )
     floats = {t.dtype for t in state.values() if t.is_floating_point()}
     if floats == {torch.float64}:
         network.double()
@@ -122,6 +131,29 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or ["no message"])[0]
         raise CheckpointError(f"{where}: the weights do not fit ({reason})") from error
+
+
+def _kind(tensor: Tensor) -> str:
+    """A dtype in words."""
+    if tensor.is_complex() or tensor.is_floating_point():
+        kind = "complex" if tensor.is_complex() else "floating point"
+    else:
+        kind = "boolean" if tensor.dtype is torch.bool else "integer"
+    return f"{kind} ({str(tensor.dtype).removeprefix('torch.')})"
+
+
+def _holds(wanted: Tensor, given: Tensor) -> bool:
+    """Whether a tensor can hold another's values: numbers of its kind, whole ones exactly."""
+    if wanted.is_floating_point() or wanted.is_complex():
+        return given.is_floating_point() == wanted.is_floating_point() and (
+            given.is_complex() == wanted.is_complex()
+        )
+    if wanted.dtype == given.dtype:
+        return True
+    # Counters are kept as floating point numbers by programs that convert all tensors alike.
+    if given.is_complex() or (given.is_floating_point() and given.dim()):
+        return False
+    return bool((given.to(wanted.dtype).double() == given.double()).all())
 
 
 def _refuse_programs(path: Path) -> None:

@@ -150,7 +150,7 @@ def train_command(
     splits = load_data(
         spec, root=data_root, seed=data_seed, random_labels=random_labels, download=download
     )
-    arguments = {**fitting(family, splits.info), **arguments}
+    arguments = fitting(family, splits.info, arguments)
     network = build(family, seed=config.seed, **arguments)
     try:
         with _shown() as report:

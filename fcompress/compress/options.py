@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.errors import as_seed
 from fcompress.forward.answers.asked import Asked, asked
 
 METHODS: Mapping[str, str] = MappingProxyType(
@@ -93,6 +94,7 @@ class ShrinkOptions:
     stochastic: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", as_seed(self.seed))
         self._check_aim()
         _ = self.asked
         if self.calibration is not None and self.calibration < 2:

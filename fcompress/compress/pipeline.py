@@ -20,7 +20,7 @@ from fcompress.compress.search import CandidateBuilder, best_multiple, of_size, 
 from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
 from fcompress.data.seen import seen_warning
 from fcompress.deprecation import renamed
-from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError, first_line
+from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError
 from fcompress.forward import cost
 from fcompress.forward.answers.heads import answering, main_of
 from fcompress.forward.answers.nearest import Nearest
@@ -29,9 +29,10 @@ from fcompress.forward.answers.understanding import understood
 from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, frontier_bytes
-from fcompress.forward.repeats import EXAMPLES, check_repeats
-from fcompress.forward.running import cannot_run, runs_on
+from fcompress.forward.repeats import check_repeats
+from fcompress.forward.running import runs_on
 from fcompress.models import Network
+from fcompress.models.external import check_layers, check_weights
 from fcompress.progress import Progress, Report, silent
 from fcompress.structure.groups import Structure, find_groups
 from fcompress.structure.paths import commonest_way, different_ways
@@ -220,6 +221,8 @@ def compress(
     """`shrink`, with its options as one object."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
+    check_layers(model)
+    check_weights(model)
     roles, copies = screened(roles_of(data, seed=options.seed, groups=groups))
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
@@ -352,7 +355,7 @@ def _repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predic
     Raises:
         UnsupportedNetworkError: It does not.
     """
-    inputs = original.place(roles.calibration.first(EXAMPLES))
+    inputs = original.place(next(iter(roles.calibration))[0])
     return replace(original, draws=check_repeats(original, inputs, stochastic=stochastic))
 
 
@@ -371,19 +374,9 @@ def _own_copy(given: Predictor, roles: Roles) -> Predictor:
         if not bool(parameter.isfinite().all()):
             raise FcompressError("a weight of the network is not finite; repair or retrain it")
     original = given.of(network)
-    with original.evaluating():
-        try:
-            original = answering(original, inputs)
-            original.scores(inputs)
-        except FcompressError:
-            raise
-        except Exception as error:
-            if roles.packing is None:
-                raise cannot_run((inputs,), error) from error
-            raise UnsupportedNetworkError(
-                f"the network does not run on inputs {roles.packing}: {type(error).__name__}: "
-                f"{first_line(error)}; give data of the names, shapes and types it expects"
-            ) from error
+    with original.evaluating(), runs_on(inputs):
+        original = answering(original, inputs)
+        original.scores(inputs)
     return original
 
 

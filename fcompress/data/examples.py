@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -16,10 +17,20 @@ from torch import Tensor
 
 from fcompress.data.preprocess import Preprocess
 from fcompress.errors import DataError
+from fcompress.formats.limits import check_memory
+from fcompress.formats.schema import LARGEST
 
 DECODING_THREADS = 8
 # A file of a few bytes can say that it holds any number of pixels.
 MOST_PIXELS = 2**26
+# Bytes of examples that pass through memory together as statistics are taken.
+AT_ONCE = 2**27
+# Examples that run together where nobody says otherwise, and bytes for each of their values: as it
+# is stored, and twice in single precision.
+BATCH = 256
+BYTES_OF_VALUE = 9
+# Digits of an option's number.
+_LONGEST_NUMBER = 20
 
 
 class Examples(Protocol):
@@ -137,6 +148,34 @@ class Rescaled:
             scaled = np.array(_scaled(image, self.size, 1.0, self.preprocess))
             made[number] = torch.from_numpy(scaled).view(*self.size, -1).permute(2, 0, 1)
         return made
+
+
+def check_batch(shape: tuple[int, ...]) -> None:
+    """See that a batch of examples fits in memory.
+
+    Args:
+        shape: Of one example.
+
+    Raises:
+        DataError: It does not; says how many bytes it takes.
+    """
+    sides = " x ".join(map(str, shape))
+    check_memory(
+        float(BYTES_OF_VALUE * BATCH * prod(shape)),
+        f"a batch of {BATCH} examples of {sides} values",
+        "take smaller ones, as images with the option size=64",
+        DataError,
+    )
+
+
+def rows_at_once(examples: Examples, most: int = 1024) -> int:
+    """How many examples to take at a time, so that they stay below `AT_ONCE` bytes in float64.
+
+    Args:
+        examples: Of any shape.
+        most: Never more than so many.
+    """
+    return max(1, min(most, AT_ONCE // (8 * max(1, prod(examples.shape)))))
 
 
 def random_crops(
@@ -370,8 +409,11 @@ class Request:
         text = self.options.get(option)
         if text is None:
             return default
-        if not text.isdecimal() or int(text) < least:
-            raise DataError(f"option {option}={text}: expected a whole number, {least} or more")
+        digits = text.isdecimal() and text.isascii() and len(text) <= _LONGEST_NUMBER
+        if not digits or not least <= int(text) <= LARGEST:
+            raise DataError(
+                f"option {option}={text[:40]}: expected a whole number from {least} to {LARGEST}"
+            )
         return int(text)
 
     def flag(self, option: str, default: bool) -> bool:

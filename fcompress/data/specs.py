@@ -10,13 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fcompress.data.examples import OnDisk, Raw, Request, Rescaled
+from fcompress.data.examples import (
+    OnDisk,
+    Raw,
+    Request,
+    Rescaled,
+    check_batch,
+)
 from fcompress.data.grouping import Grouping, cut_groups, grouping_again, grouping_of
 from fcompress.data.preprocess import Preprocess, from_dict
 from fcompress.data.readers.arrays import read_file
 from fcompress.data.readers.folders import read_folder, read_imagenet
 from fcompress.data.readers.gaussian import read_gaussian
 from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
+from fcompress.data.record import check_record
 from fcompress.data.splits import (
     OFFICIAL_TEST,
     OFFICIAL_TRAIN,
@@ -29,10 +36,9 @@ from fcompress.data.splits import (
     cut,
     of_test_sizes,
 )
-from fcompress.errors import DataError
+from fcompress.data.statistics import statistics_of
+from fcompress.errors import DataError, as_seed
 
-# Statistics of images that stay on disk are measured on this many of them.
-MEASURED_ON_DISK = 2048
 _OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
 
 
@@ -200,6 +206,11 @@ def load_data(
         raise ValueError(f"roles={roles!r}: expected one of {', '.join(SHARES)}")
     if seen not in (None, *SEEN):
         raise ValueError(f"seen={seen!r}: expected one of {', '.join(SEEN)}, or None")
+    seed = as_seed(seed)
+    if random_labels is not None:
+        random_labels = as_seed(random_labels, "random_labels")
+    if like is not None:
+        check_record(like)
     kind, argument, options = parse(spec)
     if kind.name in ("folder", "file") and argument:
         argument = str(Path(argument).expanduser().resolve())
@@ -238,6 +249,7 @@ def reload_data(
     Raises:
         DataError: It cannot be found, or is no longer the same data, or of the same groups.
     """
+    check_record(info)
     kind, argument, options = parse(info["spec"])
     known_root = Path(info["root"]) if info["root"] else None
     preprocess = from_dict(info.get("preprocess"))
@@ -346,10 +358,11 @@ def _cut(
     how: _How,
     like: Mapping[str, Any] | None,
 ) -> Splits:
+    check_batch(raw.examples.shape)
     rows, of_test = _rows(raw, request, how, spec)
     random_labels = how.random_labels
     labels = raw.labels if random_labels is None else _redrawn(raw, spec, random_labels)
-    mean, std, source = _statistics(raw, rows, like, request.preprocess)
+    mean, std, source = statistics_of(raw, rows, like, request.preprocess)
     splits = {
         name: Split(
             name=name,
@@ -434,62 +447,3 @@ def _rescaled(raw: Raw, preprocess: Preprocess | None) -> Raw:
         )
     made = Rescaled(raw.examples, (wanted[1], wanted[2]), wanted[0], preprocess)
     return replace(raw, examples=made, statistics=None)
-
-
-def _statistics(
-    raw: Raw,
-    rows: Mapping[str, Tensor],
-    like: Mapping[str, Any] | None,
-    preprocess: Preprocess | None,
-) -> tuple[list[float], list[float], str]:
-    """Mean and standard deviation per channel or feature, and in words where they are from."""
-    given = None if preprocess is None or preprocess.std is None else preprocess
-    if given is not None and given.mean is not None and given.std is not None:
-        shape = raw.examples.shape
-        if len(given.mean) not in (1, shape[0]):
-            raise DataError(
-                f"{len(given.mean)} means for examples of shape {list(shape)}: expected one for "
-                f"each of {shape[0]} channels"
-            )
-        scale = 255 if raw.examples.take(torch.arange(1)).dtype == torch.uint8 else 1
-        return [scale * m for m in given.mean], [scale * s for s in given.std], given.source
-    if like is not None:
-        same = like["sha256"] == raw.sha256
-        source = like["standardised_by"] if same else "the network's training data"
-        return list(like["mean"]), list(like["std"]), source
-    if raw.statistics is not None:
-        source = "published values" if raw.statistics[0] else "not standardised"
-        return *raw.statistics, source
-    role = "train" if "train" in rows else "calibration"
-    chosen = rows[role]
-    if isinstance(raw.examples, OnDisk):
-        chosen = chosen[:MEASURED_ON_DISK]
-    mean, std = channel_statistics(raw, chosen)
-    return mean, std, f"{role} split"
-
-
-def channel_statistics(raw: Raw, rows: Tensor) -> tuple[list[float], list[float]]:
-    """Measure mean and standard deviation per channel (images) or feature (vectors).
-
-    A channel that does not vary gets the standard deviation 1, so that it becomes 0.
-
-    Args:
-        raw: The dataset.
-        rows: [n], int64, the examples to measure.
-
-    Returns:
-        Two lists of C or D numbers, accumulated in float64, in raw values.
-    """
-    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-    for part in rows.split(1024):
-        values = raw.examples.take(part).double()
-        values = values.transpose(0, 1).flatten(1)
-        count += values.shape[1]
-        total = total + values.sum(1)
-        squares = squares + values.square().sum(1)
-    mean = total / count
-    # Scaled by the size of the values: of a constant channel only rounding is left.
-    variance = squares / count - mean.square()
-    constant = variance <= 1e-12 * (squares / count)
-    std = torch.where(constant, torch.ones_like(variance), variance.clamp_min(0).sqrt())
-    return mean.tolist(), std.tolist()

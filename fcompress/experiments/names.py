@@ -4,31 +4,58 @@ Names only, so that `fcompress recipe list` need not wait for torch; `trials` an
 what they stand for.
 """
 
-MEASURES: dict[str, tuple[str, ...]] = {
-    "analyze": (
-        "examples",
-        "by_layer",
-        "layer_examples",
-        "unit",
-        "steps",
-        "orders",
-        "layers",
-        "redundancy_layers",
-    ),
-    "shrunk": (
-        "tolerances",
-        "method",
-        "objective",
-        "distill",
-        "distill_seconds",
-        "polish",
-        "polish_seconds",
-        "calibration",
-        "confidence",
-    ),
-    "visualise": ("units", "steps", "lr", "layers", "sheet", "examples"),
-    "constructions": ("examples", "orders", "balance"),
-    "responses": ("layer", "examples"),
+from fcompress.compress.options import METHODS, OBJECTIVES
+from fcompress.formats.schema import (
+    Kind,
+    flag,
+    listed,
+    number,
+    one_of,
+    optional,
+    share,
+    text,
+    whole,
+)
+from fcompress.measure.options import UNITS
+
+_EXAMPLES = optional(whole(1))
+_LAYERS = optional(listed(text(least=1), 1))
+MEASURES: dict[str, dict[str, Kind]] = {
+    "analyze": {
+        "examples": _EXAMPLES,
+        "by_layer": flag(),
+        "layer_examples": _EXAMPLES,
+        "unit": one_of(UNITS),
+        "steps": whole(1, 10_000),
+        "orders": whole(1, 10_000),
+        "layers": _LAYERS,
+        "redundancy_layers": _LAYERS,
+    },
+    "shrunk": {
+        "tolerances": listed(share(), 1, 100),
+        "method": one_of(METHODS),
+        "objective": one_of(OBJECTIVES),
+        "distill": flag(),
+        "distill_seconds": number(above=0),
+        "polish": flag(),
+        "polish_seconds": number(above=0),
+        "calibration": optional(whole(2)),
+        "confidence": number(above=0, below=1),
+    },
+    "visualise": {
+        "units": whole(1, 100_000),
+        "steps": whole(1, 1_000_000),
+        "lr": number(above=0),
+        "layers": _LAYERS,
+        "sheet": whole(0, 10_000),
+        "examples": whole(2),
+    },
+    "constructions": {
+        "examples": _EXAMPLES,
+        "orders": whole(1, 10_000),
+        "balance": number(above=0),
+    },
+    "responses": {"layer": text(least=1), "examples": _EXAMPLES},
 }
 # Settings that a measure cannot do without.
 REQUIRED: dict[str, tuple[str, ...]] = {"responses": ("layer",)}

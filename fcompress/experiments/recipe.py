@@ -28,16 +28,32 @@ Nothing here needs torch.
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fcompress.errors import FcompressError, suggest
+from fcompress.errors import FcompressError, first_line, shown, suggest
 from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES, REQUIRED
-from fcompress.training.config import TrainConfig
+from fcompress.formats.schema import (
+    Kind,
+    as_one,
+    either,
+    flag,
+    listed,
+    named,
+    number,
+    one_of,
+    optional,
+    problem,
+    table,
+    text,
+    whole,
+)
+from fcompress.training.config import OPTIMIZERS, SCHEDULES, TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,9 +67,44 @@ COMPARED = ("curves", "layers")
 _KEYS = (*_TEXTS, "draw", "only", "curves", *CURVE_KEYS)
 _TRAIN_KEYS = tuple(name for name in asdict(TrainConfig()) if name not in ("seed", "device"))
 UNTRAINED = "none"
-# Type of a setting -> types that stand for it in TOML, in words.
-_KINDS = {int: ((int,), "a whole number"), bool: ((bool,), "true or false"),
-          float: ((int, float), "a number"), str: ((str,), "a text")}  # fmt: skip
+# Far above any real recipe; keeps a hostile one from costing hours, or the memory.
+_MOST_BYTES = 2**20
+_DEEPEST = 20
+_FILE_NAME = re.compile(r"\w[\w .-]*")
+_MOST_TRIALS = 100_000
+_RATE = number(above=0)
+_TRAIN = {
+    "epochs": whole(1, 1_000_000),
+    "batch_size": whole(2),
+    "optimizer": one_of(OPTIMIZERS),
+    "lr": as_one(either(_RATE, listed(_RATE, 1, 100)), "a number above 0, or a list of some"),
+    "schedule": one_of(SCHEDULES),
+    "weight_decay": number(0),
+    "augment": flag(),
+}
+_WIDTH = number(above=0)
+# What each key of a recipe, of a scale and of a curve holds; names are looked up later.
+_OF_CURVES: dict[str, Kind] = {
+    "family": text(),
+    "args": named(either(number(), flag(), text(), optional(listed(whole(1), 2, 2)))),
+    "data": replace(text(), said="a data spec"),
+    "random_labels": flag(),
+    "train": replace(
+        either(one_of((UNTRAINED,)), table(_TRAIN, whole=False)), said='a table, or "none"'
+    ),
+    "widths": as_one(either(_WIDTH, listed(_WIDTH, 1, 100)), "a list of factors above 0"),
+    "seeds": whole(1, 10_000),
+    "measure": table(
+        {name: table(settings, whole=False) for name, settings in MEASURES.items()}, whole=False
+    ),
+}
+_OF_ALL: dict[str, Kind] = {
+    **dict.fromkeys(_TEXTS, text()),
+    **_OF_CURVES,
+    "draw": replace(listed(text(), most=100), said="a list of names"),
+    "only": replace(listed(text(), 1), said="a list of curves"),
+    "curves": replace(named(table(_OF_CURVES, whole=False), 1000), said="a table of tables"),
+}
 
 
 @dataclass(frozen=True)
@@ -209,20 +260,29 @@ def _content(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise FcompressError(f"{path}: it is like itself, by way of {seen[-1].stem}")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FcompressError(f"{path} is no TOML file: {error}") from error
+        with path.open("rb") as file:
+            written = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FcompressError(f"cannot read {path}: {error.strerror}") from error
-    for where, table in [("", content), *((s, content[s]) for s in SCALES if s in content)]:
-        if not isinstance(table, dict):
+    if len(written) > _MOST_BYTES:
+        raise FcompressError(f"{path} is longer than {_MOST_BYTES:,} bytes; no recipe is")
+    try:
+        content = _parsed(written.decode())
+    except ValueError as error:
+        raise FcompressError(f"{path} is no TOML file: {first_line(error)}") from error
+    for where, part in [("", content), *((s, content[s]) for s in SCALES if s in content)]:
+        if not isinstance(part, dict):
             raise FcompressError(f"{path}: [{where}] is no table")
-        _check_keys(path.stem, where, table, (*_KEYS, *SCALES) if not where else _KEYS)
+        _check_keys(path.stem, where, part, (*_KEYS, *SCALES) if not where else _KEYS)
+        _check_kinds(path.stem, where, part)
     like = content.pop("like", None)
     if like is None:
         return content
-    if not isinstance(like, str):
-        raise FcompressError(f"recipe {path.stem}: like = {like!r}; expected a text")
+    if not _FILE_NAME.fullmatch(like):
+        raise FcompressError(
+            f"recipe {path.stem}: like = {shown(like)}; expected the name of a recipe, of the "
+            "project or in the same folder"
+        )
     beside = path.with_name(f"{like}.toml")
     base = _content(beside if beside.is_file() else find(like), (*seen, path))
     if "curves" in content:
@@ -230,6 +290,41 @@ def _content(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         for scale in SCALES:
             base.get(scale, {}).pop("curves", None)
     return _merged(base, content)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """What a TOML text says.
+
+    Raises:
+        ValueError: It is no TOML, or nests too deep.
+    """
+    try:
+        content = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"it nests deeper than {_DEEPEST}") from None
+    left: list[tuple[Any, int]] = [(content, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"it nests deeper than {_DEEPEST}")
+        if isinstance(value, dict | list):
+            parts = value.values() if isinstance(value, dict) else value
+            left += [(part, depth + 1) for part in parts]
+    return content
+
+
+def _check_kinds(name: str, where: str, content: Mapping[str, Any]) -> None:
+    """See that every setting is of its kind and within its range.
+
+    Raises:
+        FcompressError: One is not; names it and says what was expected.
+    """
+    for key, value in content.items():
+        if key in _OF_ALL:
+            found = problem(value, _OF_ALL[key], key)
+            if found is not None:
+                place = f" in [{where}]" if where else ""
+                raise FcompressError(f"recipe {name}{place}: {found}")
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,8 +350,8 @@ def _change(text: str, name: str, curves: Mapping[str, Any]) -> dict[str, Any]:
             'in curves."a b".seeds=2'
         )
     try:
-        read = tomllib.loads(f"value = {text[place + 1 :]}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = _parsed(f"value = {text[place + 1 :]}")["value"]
+    except ValueError:
         read = text[place + 1 :].strip()
     _check_keys(name, "", {parts[0]: None}, _KEYS)
     if parts[0] == "curves" and len(parts) > 1 and parts[1] not in curves:
@@ -283,12 +378,12 @@ def _says(table: Any, parts: Sequence[str]) -> bool:
 def _key(text: str) -> list[str]:
     """The parts of a dotted TOML key; none if it is not one."""
     try:
-        table = tomllib.loads(f"{text.strip()} = 0")
-    except tomllib.TOMLDecodeError:
+        found: Any = _parsed(f"{text.strip()} = 0")
+    except ValueError:
         return []
     parts = []
-    while isinstance(table, dict):
-        ((part, table),) = table.items()
+    while isinstance(found, dict) and len(found) == 1:
+        ((part, found),) = found.items()
         parts.append(part)
     return parts
 
@@ -302,16 +397,12 @@ def _check_keys(name: str, where: str, table: Iterable[str], allowed: Iterable[s
 
 def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
     """Check everything and fill in what every curve inherits."""
-    for key in _TEXTS:
-        if not isinstance(table.get(key, ""), str):
-            raise FcompressError(f"recipe {name}: {key} = {table[key]!r}; expected a text")
+    _check_kinds(name, "", table)
     if table.get("compare", COMPARED[0]) not in COMPARED:
         raise FcompressError(
             f"recipe {name}: compare = {table['compare']!r}; expected one of {', '.join(COMPARED)}"
         )
     drawings = table.get("draw", [])
-    if not isinstance(drawings, list):
-        raise FcompressError(f"recipe {name}: draw = {drawings!r}; expected a list of names")
     for drawing in drawings:
         if drawing not in DRAWINGS:
             raise FcompressError(f"recipe {name}: no drawing {suggest(drawing, DRAWINGS)}")
@@ -322,8 +413,6 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
         )
     curves = _curves(name, table)
     only = table.get("only", list(curves))
-    if not isinstance(only, list) or not only:
-        raise FcompressError(f"recipe {name}: only = {only!r}; expected a list of curves")
     for curve in only:
         if curve not in curves:
             raise FcompressError(f"recipe {name}: no curve {suggest(curve, curves)}")
@@ -331,6 +420,12 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
     found = tuple(
         _curve(f"{name}, curve {c}", c, shared, own) for c, own in curves.items() if c in only
     )
+    count = sum(len(c.widths) * c.seeds * len(_rates(c.train)) for c in found)
+    if count > _MOST_TRIALS:
+        raise FcompressError(
+            f"recipe {name}: {count:,} networks, more than {_MOST_TRIALS:,}; take fewer seeds, "
+            "widths or learning rates"
+        )
     for drawing in drawings:
         measure = DRAWN_FROM.get(drawing)
         if measure is not None and not all(measure in curve.measure for curve in found):
@@ -355,14 +450,11 @@ def _resolved(name: str, scale: str, table: Mapping[str, Any]) -> Recipe:
 def _curves(name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
     """Name -> what a curve changes; one that changes nothing for a recipe without any."""
     curves = table.get("curves") or {str(table.get("family", name)): {}}
-    if not isinstance(curves, Mapping):
-        raise FcompressError(f"recipe {name}: curves = {curves!r}; expected a table of tables")
+    assert isinstance(curves, Mapping)
     return curves
 
 
 def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
-    if not isinstance(own, Mapping):
-        raise FcompressError(f"recipe {where}: {own!r}; expected a table")
     _check_keys(where, "", own, CURVE_KEYS)
     if own.get("train") == UNTRAINED or (shared.get("train") == UNTRAINED and "train" not in own):
         shared, own = {**shared, "train": {}}, {**own, "train": {}}
@@ -370,18 +462,13 @@ def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
     else:
         trained = True
     table = _merged(shared, own)
-    for key, kind, said in (
-        ("family", str, "the name of a family"),
-        ("data", str, "a data spec"),
-        ("args", dict, "a table"),
-        ("train", dict, 'a table, or "none"'),
-        ("measure", dict, "a table"),
-        ("random_labels", bool, "true or false"),
+    for key, said in (
+        ("family", "the name of a family"),
+        ("data", "a data spec"),
+        ("measure", "a table"),
     ):
-        if key in ("family", "data", "measure") and key not in table:
+        if key not in table:
             raise FcompressError(f"recipe {where}: {key} is missing; expected {said}")
-        if not isinstance(table.get(key, kind()), kind):
-            raise FcompressError(f"recipe {where}: {key} = {table[key]!r}; expected {said}")
     train = dict(table.get("train", {}))
     _check_keys(where, "train", train, _TRAIN_KEYS)
     _check_training(where, train)
@@ -389,8 +476,6 @@ def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
     for measure, settings in table["measure"].items():
         if measure not in MEASURES:
             raise FcompressError(f"recipe {where}: no measure {suggest(measure, MEASURES)}")
-        if not isinstance(settings, Mapping):
-            raise FcompressError(f"recipe {where}: measure.{measure}: expected a table")
         _check_keys(where, f"measure.{measure}", settings, MEASURES[measure])
         for key in REQUIRED.get(measure, ()):
             if key not in settings:
@@ -403,48 +488,26 @@ def _curve(where: str, name: str, shared: Mapping[str, Any], own: Any) -> Curve:
         data=table["data"],
         random_labels=table.get("random_labels", False),
         train=train if trained else None,
-        widths=_widths(where, table.get("widths", [1])),
-        seeds=_count(where, "seeds", table.get("seeds", 1)),
+        widths=_widths(table.get("widths", [1])),
+        seeds=table.get("seeds", 1),
         measure=measures,
     )
 
 
 def _check_training(where: str, train: Mapping[str, Any]) -> None:
-    usual = asdict(TrainConfig())
-    rates = train.get("lr", usual["lr"])
-    for key, value in train.items():
-        kind = type(usual[key])
-        if kind in _KINDS and key != "lr" and type(value) not in _KINDS[kind][0]:
-            raise FcompressError(
-                f"recipe {where}: train: {key} = {value!r}; expected {_KINDS[kind][1]}"
-            )
-    for rate in rates if isinstance(rates, list) else [rates]:
+    for rate in _rates(train):
         try:
             TrainConfig(**{**train, "lr": rate})
-        except TypeError as error:
-            raise FcompressError(f"recipe {where}: train: {error}") from error
         except FcompressError as error:
             raise FcompressError(f"recipe {where}: train: {error}") from error
-    if rates == []:
-        raise FcompressError(f"recipe {where}: train.lr is empty; expected at least one number")
 
 
-def _widths(where: str, widths: Any) -> tuple[float, ...]:
-    if isinstance(widths, (int, float)) and not isinstance(widths, bool):
-        widths = [widths]
-    if (
-        not isinstance(widths, list)
-        or not widths
-        or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in widths)
-        or not all(0 < w < float("inf") for w in widths)
-    ):
-        raise FcompressError(
-            f"recipe {where}: widths = {widths!r}; expected a list of factors above 0"
-        )
-    return tuple(sorted({float(w) for w in widths}))
+def _rates(train: Mapping[str, Any] | None) -> list[float]:
+    """The learning rates to choose from; one for networks that are not trained."""
+    rates = (train or {}).get("lr", TrainConfig.lr)
+    return rates if isinstance(rates, list) else [rates]
 
 
-def _count(where: str, key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FcompressError(f"recipe {where}: {key} = {value!r}; expected a number from 1 on")
-    return value
+def _widths(widths: float | Sequence[float]) -> tuple[float, ...]:
+    given = [widths] if isinstance(widths, int | float) else widths
+    return tuple(sorted({float(width) for width in given}))

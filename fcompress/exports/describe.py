@@ -18,6 +18,7 @@ from fcompress.checkpoints.checkpoint import RECORD, read, widths
 from fcompress.checkpoints.weights import read_weights
 from fcompress.errors import CheckpointError, FcompressError
 from fcompress.exports import programs
+from fcompress.formats.limits import check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
 from fcompress.models import build
@@ -103,6 +104,7 @@ def describe_file(path: str | os.PathLike[str]) -> Contents:
         'network'
     """
     path = Path(path)
+    check_file(path)
     if path.suffix.lower() == ".onnx":
         return _of_onnx(path)
     if is_safetensors(path):

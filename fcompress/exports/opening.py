@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from fcompress.errors import CheckpointError, FcompressError, first_line
 from fcompress.exports.describe import describe_file
 from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
+from fcompress.formats.limits import check_file
 from fcompress.formats.torch_zip import is_zip
 from fcompress.forward.callables import Called, as_network
 from fcompress.models.external import Architecture
@@ -66,8 +67,7 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
         0
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    check_file(path)
     if path.suffix.lower() == ".onnx":
         known = describe_file(path)
         network = _onnx(path)

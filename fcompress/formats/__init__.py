@@ -1,4 +1,4 @@
-"""Bytes on disk: atomic writing, torch's zip archives, safetensors.
+"""Bytes on disk: atomic writing, torch's zip archives, safetensors, what may be taken in.
 
 Nothing here knows a network, and no class of fcompress is ever written into a file.
 Must never import: anything of fcompress but `errors`.

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fcompress.errors import CheckpointError, first_line
+from fcompress.formats.limits import check_file, is_regular
 
 DTYPES = {
     "F64": torch.float64,
@@ -48,6 +49,8 @@ _MOST_DIMENSIONS = 64
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as this format does; False where it cannot be read."""
+    if not is_regular(path):
+        return False
     try:
         with Path(path).open("rb") as file:
             start = file.read(9)
@@ -112,6 +115,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
         CheckpointError: The file is missing, damaged or of another format. Tensors take no more
             memory than the file is long.
     """
+    check_file(path)
     try:
         names = _names_in_header(path)
         with safe_open(path, framework="pt") as file:

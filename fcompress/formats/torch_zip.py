@@ -16,6 +16,7 @@ import torch
 
 from fcompress.errors import CheckpointError
 from fcompress.formats.atomic import write_atomic
+from fcompress.formats.limits import check_file, is_regular
 
 
 def write_archive(path: str | os.PathLike[str], content: Any) -> None:
@@ -52,6 +53,7 @@ def read_archive(
             and plain values. No code in it is ever run, and its tensors take no more memory than
             the file is long.
     """
+    check_file(path)
     try:
         with Path(path).open("rb") as file:
             _check(path, file, expected)
@@ -65,6 +67,8 @@ def read_archive(
 
 def is_zip(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a zip archive, or a damaged one."""
+    if not is_regular(path):
+        return False
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # of some ends of archives

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fcompress.errors import UnsupportedNetworkError, first_line
+from fcompress.errors import UnsupportedNetworkError, code_of_users, said_by
 
 Module = TypeVar("Module", bound=nn.Module)
 # Containers inside containers that are searched for tensors.
@@ -41,14 +41,16 @@ def deep_copy(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
     for module in model.modules():
         for tensor in _results(vars(module), _DEEPEST):
             known.setdefault(id(tensor), tensor.detach().clone())
-    try:
+    kind = type(model).__name__
+
+    def failed(error: BaseException) -> UnsupportedNetworkError:
+        return UnsupportedNetworkError(
+            f"the network {kind} cannot be copied: {said_by(error)}; keep what cannot be copied "
+            "(locks, open files, generators) out of its attributes"
+        )
+
+    with code_of_users(failed):
         return copy.deepcopy(model, known)
-    except Exception as error:
-        raise UnsupportedNetworkError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: "
-            f"{first_line(error)}); remove what it keeps beside its parameters and buffers "
-            "(locks, open files, tensors of an earlier pass) before it is handed over"
-        ) from error
 
 
 def _results(value: Any, depth: int) -> Iterator[Tensor]:

@@ -74,12 +74,6 @@ def _set_states(states: dict[torch.device, Tensor]) -> None:
             torch.cuda.set_rng_state(state, device)
 
 
-def has_drawn(network: nn.Module, since: dict[torch.device, Tensor]) -> bool:
-    """Whether a random state moved since `states_of`."""
-    now = states_of(network)
-    return any(not torch.equal(state, since[device]) for device, state in now.items())
-
-
 def states_of(network: nn.Module) -> dict[torch.device, Tensor]:
     """The random state of the CPU and of the GPUs that a network is on."""
     return _states(_devices(network))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fcompress.data.packing import Packing
 from fcompress.forward.answers.scoring import BY_SHAPE, Scoring
 from fcompress.forward.callables import Called
-from fcompress.forward.running import dtype_of, own_copies, tensors_of
+from fcompress.forward.running import dtype_of, own_copies, runs_on, tensors_of
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,15 @@ class Predictor:
         return self.scoring.chosen(network(*args, **kwargs), self.scoring.counted(args, kwargs))
 
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
-        """`call` without a choice: all that the network returns."""
+        """`call` without a choice: all that the network returns.
+
+        Raises:
+            UnsupportedNetworkError: Its code raises something, whatever that is.
+        """
         args, kwargs = self.unpacked(network, *own_copies(inputs))
-        return self.scoring.run(network, *args, **kwargs)
+        words = "" if self.packing is None else f"inputs {self.packing}"
+        with runs_on(*inputs, described=words):
+            return self.scoring.run(network, *args, **kwargs)
 
     def unpacked(self, network: nn.Module, *inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the network is given, by position and by name."""

@@ -4,15 +4,19 @@ A certificate counts changed labels by one run of each network in batches of one
 nothing of a network whose labels change from run to run, or with the other examples of the batch.
 Both are found by a few runs of a small batch (docs/certificate.md):
 
-1. twice, while the random state goes on; several times more if it moved;
-2. each half of it, in the opposite order.
+1. many times, while random states and the network's own go on;
+2. each half of it, in the opposite order, and one example alone; the same of a whole batch of
+   those that are counted, and its first examples.
 
-Rounding differs with the batch size, so what counts is a difference that stays in double precision.
+What a network draws from, counts or keeps is looked for in torch, numpy, Python and its modules;
+if something moved, all `RUNS` are made and smaller differences count. Rounding differs with the
+batch size, so what counts is a difference that stays in double precision.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.draws import has_drawn, states_of
+from fcompress.forward.draws import states_of
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
 
@@ -32,10 +36,21 @@ EXAMPLES = 8
 # How far outputs may be apart, relative to the largest one, and be the same.
 ROUNDING = {torch.float16: 0.01, torch.bfloat16: 0.05, torch.float64: 1e-7}
 ROUNDING_SINGLE = 1e-4
-# Runs of a network whose random state moved: of two answers by the toss of a coin, both are seen.
-RUNS = 12
+# Examples of a whole batch, as answers are counted in.
+LARGE = 256
+# Runs of the same batch: what a network does once in ten of them is seen in 999 of 1,000 cases.
+RUNS = 64
+# A network of which nothing is seen to move is not run again after so many seconds.
+SECONDS = 0.5
+# Runs in which the layer is looked for.
+FEW_RUNS = 16
+# How far outputs may be apart where something in the network moved; drift begins small.
+STEADY = 1e-6
 # Parameters of which no copy in double precision is made.
 MOST_PARAMETERS = 10**8
+# Attributes of a module: containers within containers, and parts of one, that are looked into.
+_DEEPEST = 3
+_MOST_PARTS = 100
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -104,50 +119,63 @@ def unsteadiness(predictor: Predictor, inputs: Tensor) -> Unsteady | None:
 
     Args:
         predictor: The network; it comes back as it was.
-        inputs: Some examples, as from `Predictor.place`; the first `EXAMPLES` are used.
+        inputs: A batch as answers are counted in, as from `Predictor.place`; of at most `LARGE`.
     """
-    inputs = inputs[:EXAMPLES]
-    with _random_states_kept():
-        moved = _moved_again(predictor, inputs)
-        check: _Check = _moved_again
-        if moved <= _rounding(predictor):
-            check = _moved_in_another_batch
-            moved = check(predictor, inputs)
-        if moved <= _rounding(predictor) or _is_rounding(predictor, inputs, check):
-            return None
-        draws = check is _moved_again
-        return Unsteady(draws, _first_layer(predictor, inputs, draws), moved)
+    whole, inputs = inputs[:LARGE], inputs[:EXAMPLES]
+    with _states_kept(predictor.network):
+        checks: list[tuple[_Check, Tensor]] = [
+            (_moved_again, inputs),
+            (_moved_in_another_batch, inputs),
+        ]
+        if len(whole) > len(inputs):
+            checks.append((_moved_in_another_batch, whole))
+        for check, examples in checks:
+            moved, limit = check(predictor, examples)
+            if moved > limit and not _is_rounding(predictor, examples, check):
+                draws = check is _moved_again
+                # Of a whole batch there is no room for what every layer gives.
+                small = examples is inputs
+                layer = _first_layer(predictor, inputs, draws) if small else ""
+                return Unsteady(draws, layer, moved)
+    return None
 
 
-_Check = Callable[[Predictor, Tensor], float]
+# The largest difference, and the one that rounding may make.
+_Check = Callable[[Predictor, Tensor], tuple[float, float]]
 
 
-def _moved_again(predictor: Predictor, inputs: Tensor) -> float:
+def _moved_again(predictor: Predictor, inputs: Tensor) -> tuple[float, float]:
     """The largest difference between runs of the same batch, with draws that go on."""
     limit = _rounding(predictor)
     with predictor.evaluating():
-        before = states_of(predictor.network)
+        started = time.perf_counter()
         first = _run(predictor, inputs)
-        moved = _distance(first, _run(predictor, inputs))
-        runs = RUNS if has_drawn(predictor.network, before) else 0
-        while moved <= limit and runs > 0:
+        before = _state(predictor.network)
+        moved, runs = _distance(first, _run(predictor, inputs)), 2
+        drifts = _state(predictor.network) != before
+        if drifts:
+            limit = min(limit, STEADY)
+        while (
+            moved <= limit and runs < RUNS and (drifts or time.perf_counter() - started < SECONDS)
+        ):
             moved = max(moved, _distance(first, _run(predictor, inputs)))
-            runs -= 1
-    return moved
+            runs += 1
+    return moved, limit
 
 
-def _moved_in_another_batch(predictor: Predictor, inputs: Tensor) -> float:
+def _moved_in_another_batch(predictor: Predictor, inputs: Tensor) -> tuple[float, float]:
     """The largest difference of an example's outputs in another batch; 0 where it does not run."""
     moved = 0.0
     with predictor.evaluating():
         whole = _run(predictor, inputs)
-        for rows in _halves(len(inputs)):
+        few = torch.arange(min(EXAMPLES, len(inputs)) if len(inputs) > EXAMPLES else 1)
+        for rows in [few, *_halves(len(inputs))]:
             try:
                 part = _run(predictor, inputs[rows])
             except Exception:  # made for one size of batch, which goes wrong in words elsewhere
                 continue
             moved = max(moved, _distance(*_aligned(whole, part, len(inputs), rows, merged=False)))
-    return moved
+    return moved, _rounding(predictor)
 
 
 def _is_rounding(predictor: Predictor, inputs: Tensor, check: _Check) -> bool:
@@ -157,7 +185,7 @@ def _is_rounding(predictor: Predictor, inputs: Tensor, check: _Check) -> bool:
         return False
     try:
         double = predictor.of(deep_copy(network).double())
-        return check(double, double.place(inputs)) <= ROUNDING[torch.float64]
+        return check(double, double.place(inputs))[0] <= ROUNDING[torch.float64]
     except Exception:  # code that makes float32 tensors of its own
         return False
 
@@ -233,14 +261,52 @@ def _picked(whole: Tensor, part: Tensor, n: int, rows: Tensor, *, merged: bool) 
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """The states of numpy and of Python come back; `Predictor.evaluating` keeps torch's."""
+def _states_kept(network: nn.Module) -> Iterator[None]:
+    """The states of numpy and of Python come back, and the buffers of the network.
+
+    `Predictor.evaluating` keeps torch's.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that networks draw from
+    buffers = [(b, b._version, b.clone()) for b in network.buffers() if not b.is_inference()]
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        with torch.no_grad():
+            for buffer, version, values in buffers:
+                if buffer._version != version:
+                    buffer.copy_(values)
+
+
+def _state(network: nn.Module) -> list[object]:
+    """All that a pass could change, to be compared: random states, buffers, plain attributes."""
+    torchs = [state.numpy().tobytes() for state in states_of(network).values()]
+    numpys = str(np.random.get_state(legacy=False))  # noqa: NPY002
+    found: list[object] = [*torchs, numpys, random.getstate()]
+    for module in network.modules():
+        found += [_mark(value, 0) for value in (*module._buffers.values(), vars(module))]
+    return found
+
+
+def _mark(value: object, depth: int) -> object:
+    """What differs once a value of an attribute was changed; None where that is not looked for."""
+    if isinstance(value, Tensor):
+        return None if value.is_inference() else (id(value), value._version)
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return str(value.get_state(legacy=False))
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if depth < _DEEPEST and isinstance(value, dict | list | tuple) and len(value) <= _MOST_PARTS:
+        parts = value.values() if isinstance(value, dict) else value
+        return [_mark(part, depth + 1) for part in parts]
+    return None
 
 
 # Which layer it is -----------------------------------------------------------------------
@@ -262,7 +328,7 @@ def _first_layer(predictor: Predictor, inputs: Tensor, draws: bool) -> str:
     try:
         with predictor.evaluating():
             first = _calls(predictor, inputs)
-            for rows in [None] * RUNS if draws else _halves(len(inputs)):
+            for rows in [None] * FEW_RUNS if draws else _halves(len(inputs)):
                 second = _calls(predictor, inputs if rows is None else inputs[rows])
                 for one, other in zip(first, second, strict=False):
                     if one.name != other.name:

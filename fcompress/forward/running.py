@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
+from fcompress.errors import FcompressError, UnsupportedNetworkError, code_of_users, said_by
 
 
 def own_copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -33,18 +33,18 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def runs_on(inputs: Any) -> Iterator[None]:
+def runs_on(*inputs: Any, described: str = "") -> Iterator[None]:
     """Whatever a network's own code raises becomes the error that it does not run on its inputs.
 
+    Args:
+        inputs: What it is given.
+        described: In words, where their shapes do not say it.
+
     Raises:
-        UnsupportedNetworkError: Something was raised that is no `FcompressError`.
+        UnsupportedNetworkError: Something was raised that is no `FcompressError`, an exit too.
     """
-    try:
+    with code_of_users(lambda error: cannot_run(inputs, error, described)):
         yield
-    except FcompressError:
-        raise
-    except Exception as error:  # of any network's code
-        raise cannot_run((inputs,), error) from error
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -90,12 +90,15 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def cannot_run(inputs: tuple[Any, ...], error: Exception) -> UnsupportedNetworkError:
+def cannot_run(
+    inputs: tuple[Any, ...], error: BaseException, described: str = ""
+) -> UnsupportedNetworkError:
     """The error for a network that does not run on its example."""
     tensors = [t for t in inputs if isinstance(t, Tensor)]
     shapes = [tuple(t.shape) for t in tensors]
     types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
+    what = described or f"an example of shape {shapes} ({types})"
     return UnsupportedNetworkError(
-        f"the network does not run on an example of shape {shapes} ({types}): "
-        f"{type(error).__name__}: {first_line(error)}; give data of the shape and type it expects"
+        f"the network does not run on {what}: {said_by(error)}; give data of the "
+        f"{'names, ' if described else ''}shape and type it expects"
     )

@@ -31,6 +31,7 @@ from fcompress.measure.options import (
 )
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
+from fcompress.models.external import check_layers, check_weights
 from fcompress.models.provenance import described, origin_of
 from fcompress.progress import Progress, Report, silent, takes
 from fcompress.structure.groups import find_groups
@@ -217,6 +218,8 @@ def measure(
     root: Path | None = None,
 ) -> AnalyzeResult:
     """`analyze`, with its options as one object."""
+    check_layers(model)
+    check_weights(model)
     data, identity = _evaluation_data(model, data, root)
     batches = as_batches(data, options.batch_size)
     total = len(data) if isinstance(data, Split | Tensor) else None

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fcompress.errors import as_seed
 from fcompress.forward.answers.asked import Asked, asked
 
 Unit = Literal["element", "map"]
+UNITS = ("element", "map")
 
 TOLERANCES = (0.2, 0.3, 0.4, 0.5)
 REDUNDANCY_TOLERANCES = (0.05, 0.10, 0.15)
@@ -77,12 +79,13 @@ class AnalyzeOptions:
     pad: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", as_seed(self.seed))
         _ = self.asked
         for tolerance in (*self.tolerances, *self.redundancy_tolerances):
             if not 0 <= tolerance < 1:
                 raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
-        if self.unit not in ("element", "map"):
-            raise ValueError(f"unit={self.unit!r}: expected one of element, map")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit={self.unit!r}: expected one of {', '.join(UNITS)}")
         for name in ("layer_examples", "examples"):
             value = getattr(self, name)
             if value is not None and value < 1:

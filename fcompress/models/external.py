@@ -15,15 +15,16 @@ when the user typed the name.
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,13 @@ import torchvision
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from fcompress.errors import ArchitectureError
+from fcompress.errors import (
+    ArchitectureError,
+    FcompressError,
+    UnsupportedNetworkError,
+    code_of_users,
+    said_by,
+)
 
 REGISTERED = ("torchvision", "timm")
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
@@ -104,29 +111,90 @@ def build_network(architecture: Architecture) -> nn.Module:
     Raises:
         ArchitectureError: There is no such builder, it fails, or it gives no network.
     """
-    dtype = torch.get_default_dtype()
-    with _paths(architecture):
+    with _paths(architecture), _settings_kept():
         make = _builder(architecture)
-        try:
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about weights that will be replaced
-                network = make()
-        except ArchitectureError:
-            raise
-        except Exception as error:  # a builder is anybody's code
-            reason = (str(error).splitlines() or ["no message"])[0]
+
+        def failed(error: BaseException) -> ArchitectureError:
+            return ArchitectureError(
+                f"{architecture} cannot be built: {said_by(error)}; check the arguments "
+                "(--arch-args)"
+            )
+
+        with code_of_users(failed), torch.random.fork_rng(devices=[]):
+            network = make()
+        if not isinstance(network, nn.Module):
             raise ArchitectureError(
-                f"{architecture} cannot be built: {type(error).__name__}: {reason}; "
-                "check the arguments (--arch-args)"
-            ) from error
-        finally:
-            torch.set_default_dtype(dtype)
-    if not isinstance(network, nn.Module):
-        raise ArchitectureError(
-            f"{architecture.name} gives a {type(network).__name__}; expected a function or class "
-            "that returns a torch.nn.Module"
-        )
-    return network.eval()
+                f"{architecture.name} gives a {type(network).__name__}; expected a function or "
+                "class that returns a torch.nn.Module"
+            )
+        check_layers(network)
+        check_weights(network, shapes=True)
+        with code_of_users(failed):
+            return network.eval()
+
+
+def check_layers(network: nn.Module) -> None:
+    """See that a network is made of layers that can be changed.
+
+    Raises:
+        UnsupportedNetworkError: Some of it is TorchScript.
+
+    Example:
+        >>> check_layers(nn.Linear(2, 1))
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedNetworkError(
+                f"{f'the layer {name}' if name else 'the network'} is a TorchScript program, whose "
+                "layers can no longer be changed; give the module that it was made from"
+            )
+
+
+def check_weights(network: nn.Module, *, shapes: bool = False) -> None:
+    """See that all weights of a network are there.
+
+    Args:
+        network: Any network.
+        shapes: Whether shapes without values (the device meta) are enough.
+
+    Raises:
+        UnsupportedNetworkError: They are not.
+
+    Example:
+        >>> check_weights(nn.Sequential(nn.LazyLinear(3)))
+        Traceback (most recent call last):
+            ...
+        fcompress.errors.UnsupportedNetworkError: 0.weight does not exist before the first \
+forward; run the network once on an example, or give its layers their sizes
+    """
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise UnsupportedNetworkError(
+                f"{name} does not exist before the first forward; run the network once on an "
+                "example, or give its layers their sizes"
+            )
+        if tensor.is_meta and not shapes:
+            raise UnsupportedNetworkError(
+                f"{name} has a shape and no values (device meta); build the network on the CPU, "
+                "then load its weights"
+            )
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What code of anybody's may set for the whole process comes back: types, folder, warnings."""
+    dtype, device, folder = torch.get_default_dtype(), torch.get_default_device(), Path.cwd()
+    gradients = torch.is_grad_enabled()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about weights that will be replaced
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.set_grad_enabled(gradients)
+        os.chdir(folder)
 
 
 @contextmanager
@@ -166,7 +234,7 @@ def _builder(architecture: Architecture) -> Callable[[], Any]:
         return _of_torchvision(architecture)
     if architecture.kind == "timm":
         return _of_timm(architecture)
-    return functools.partial(_of_code(architecture.name), **architecture.args)
+    return partial(_of_code(architecture.name), **architecture.args)
 
 
 def _without_fetching(architecture: Architecture) -> None:
@@ -193,7 +261,7 @@ def _of_torchvision(architecture: Architecture) -> Callable[[], Any]:
             arguments[key] = None
     if name in ("inception_v3", "googlenet"):
         arguments.setdefault("init_weights", False)
-    return functools.partial(make, **arguments)
+    return partial(make, **arguments)
 
 
 def _of_timm(architecture: Architecture) -> Callable[[], Any]:
@@ -203,7 +271,7 @@ def _of_timm(architecture: Architecture) -> Callable[[], Any]:
     # Names with a scheme (hf-hub:, local-dir:) would read configurations from elsewhere.
     if ":" in name or "/" in name or not timm.is_model(name):
         raise ArchitectureError(f"timm has no network {_closest(name, timm.list_models())}")
-    return functools.partial(timm.create_model, name, pretrained=False, **architecture.args)
+    return partial(timm.create_model, name, pretrained=False, **architecture.args)
 
 
 def import_timm() -> ModuleType:
@@ -241,7 +309,9 @@ def _of_code(name: str) -> Callable[..., Any]:
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
     found: Any = module
     for part in what.split("."):
-        if not hasattr(found, part):
+        with code_of_users(partial(_import_error, name)):  # a `__getattr__` of anybody's
+            known = hasattr(found, part)
+        if not known:
             offers = sorted(
                 key
                 for key, value in vars(module).items()
@@ -268,7 +338,7 @@ def function_of(name: str) -> Callable[..., Any]:
     Raises:
         ArchitectureError: There is none, or what it stands in cannot be imported.
     """
-    with _paths(Architecture(name)):
+    with _paths(Architecture(name)), _settings_kept():
         try:
             return _of_code(name)
         except ArchitectureError as error:
@@ -288,26 +358,24 @@ def _module_of_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # dataclasses and pickle look their module up there
     try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise _import_error(str(path), error) from error
+        with code_of_users(partial(_import_error, str(path))):
+            specification.loader.exec_module(module)
+    except FcompressError:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 
 def _module(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ArchitectureError(f"--arch: {name!r} is no module; expected {FORMS}")
-    try:
+    with code_of_users(partial(_import_error, name)):
         return importlib.import_module(name)
-    except Exception as error:
-        raise _import_error(name, error) from error
 
 
-def _import_error(name: str, error: Exception) -> ArchitectureError:
-    reason = (str(error).splitlines() or ["no message"])[0]
+def _import_error(name: str, error: BaseException) -> ArchitectureError:
     return ArchitectureError(
-        f"{name} cannot be imported: {type(error).__name__}: {reason}; "
+        f"{name} cannot be imported: {said_by(error)}; "
         "run where its imports are found, and check the name"
     )
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from fcompress.errors import FcompressError, suggest
+from fcompress.errors import FcompressError, as_seed, suggest
 from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
 from fcompress.models.base import ModelFamily, Network, Spec
 from fcompress.models.init import initialize
@@ -79,6 +79,4 @@ def build(family: str, *, seed: int | torch.Generator = 0, **args: object) -> Ne
 def _generator(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise FcompressError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
-    return torch.Generator(device="cpu").manual_seed(seed)
+    return torch.Generator(device="cpu").manual_seed(as_seed(seed))

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.errors import UnsupportedNetworkError, first_line
+from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.running import as_inputs, cannot_run, dtype_of, tensors_of
@@ -157,7 +157,7 @@ def _look(group: Group) -> list[tuple[str, int, str]]:
     return [(s.role, s.dim, ".".join(s.tensor.split(".")[-2:])) for s in group.slots]
 
 
-def _blamed(error: Exception, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+def _blamed(error: BaseException, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
     """Groups with a place in the innermost module that was running when the error arose."""
     names = {id(module): name for name, module in model.named_modules()}
     path = ""
@@ -225,6 +225,8 @@ class _Experiment:
                 return own, inputs, self._run(own, inputs)
             except Exception as error:  # code that makes float32 tensors of its own
                 failure = error
+        if isinstance(failure, FcompressError):
+            raise failure
         raise cannot_run(inputs, failure) from failure
 
     def _awake(self, dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -246,7 +248,8 @@ class _Experiment:
             excised = excise(excised, groups, self._kept(groups, 0), share=True)
             self._run_shapes(excised)
         except Exception as error:
-            return _width_error(error), _blamed(error, excised, groups)
+            cause = _cause(error)
+            return _width_error(cause), _blamed(cause, excised, groups)
         return None
 
     def numbers(self, group: Group) -> list[Number]:
@@ -259,7 +262,7 @@ class _Experiment:
             try:
                 excised = self._excised(groups, trial)
             except Exception as error:
-                return _width_error(error)
+                return _width_error(_cause(error))
             reference = self._reference(groups, trial)
             if self._agree(excised, reference):
                 continue
@@ -414,7 +417,12 @@ class _Experiment:
         return same_shapes and _distance(a, b) <= self._tolerance
 
 
-def _width_error(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """What the network's own code raised, where that has become an error of ours."""
+    return error.__cause__ or error if isinstance(error, FcompressError) else error
+
+
+def _width_error(error: BaseException) -> str:
     return f"the forward does not run at another width ({first_line(error)[:120]})"
 
 

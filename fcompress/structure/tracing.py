@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.running import as_inputs, cannot_run, dtype_of
+from fcompress.forward.running import as_inputs, dtype_of, runs_on
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.structure.liveness import Executed, executed
@@ -119,11 +119,8 @@ def _run(model: nn.Module, inputs: tuple[Any, ...], call: Call, tracer: Tracer) 
         tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
     mode = _OnUnitIds(tracer, _known_steps(model, inputs, call))
     run = _with_exact_normalisation(model, mode)
-    try:
-        with _places(model, tracer), mode:
-            outputs = call(run, *inputs)
-    except Exception as error:
-        raise cannot_run(inputs, error) from error
+    with runs_on(*inputs), _places(model, tracer), mode:
+        outputs = call(run, *inputs)
     tracer.returned(outputs)
     for module in model.modules():
         forget_caches(module)

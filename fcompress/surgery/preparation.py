@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.running import (
-    as_inputs,
-    cannot_run,
-    dtype_of,
-    own_copies,
-    quiet_tracing,
-)
+from fcompress.forward.running import as_inputs, dtype_of, own_copies, quiet_tracing, runs_on
 from fcompress.models.provenance import hand_on
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import adapt
@@ -121,11 +115,8 @@ def _exact_norms(model: nn.Module, example: Any, call: Call) -> dict[int, Any]:
     watched = {id(norm): _Watched(norm) for norm in norms}
     seen = deep_copy(model, dict(watched)).cpu().eval()
     inputs = as_inputs(example, dtype_of(seen))
-    try:
-        with quiet_tracing():
-            call(seen, *inputs)
-    except Exception as error:
-        raise cannot_run(inputs, error) from error
+    with runs_on(*inputs), quiet_tracing():
+        call(seen, *inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     exact: dict[int, Any] = {}
     for norm in norms:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
 from fcompress.errors import DataError, FcompressError, TrainingError
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.running import device_of
-from fcompress.models import Network, families
+from fcompress.forward.running import device_of, runs_on
+from fcompress.models import Network, Spec, families
 from fcompress.progress import Progress, Report, silent
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume
@@ -135,6 +136,8 @@ def train(
         (1, True)
     """
     data = trainable(splits, config)
+    if isinstance(model, Network):
+        check_fits(model.spec, splits.info)
     device = device_of(config.device)
     if out is not None:
         _check_can_save(model, out)
@@ -173,13 +176,62 @@ def train(
     return TrainResult(model.cpu().eval(), config, tuple(records), dict(splits.info), out)
 
 
-def fitting(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(
+    family: str, info: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The arguments that make a network of a family fit the data that `Splits.info` describes.
+
+    Args:
+        family: Name of the family.
+        info: Of the data.
+        given: Further arguments, from the user.
+
+    Returns:
+        Those that the data asks for, and the given ones.
 
     Raises:
         DataError: The data has no labels.
-        FcompressError: The family labels images, and the examples are none.
+        FcompressError: The family labels images, and the examples are none; or what was given
+            contradicts the data or is no argument of a family.
     """
+    given = dict(given or {})
+    for name in ("family", "seed"):
+        if name in given:
+            raise FcompressError(f"{name} is no argument of a network family; leave it out of them")
+    args = {**_asked_by(family, info), **given}
+    known = families().get(family)
+    if known is not None:
+        check_fits(Spec(family, known.resolve(args)), info)
+    return args
+
+
+def check_fits(spec: Spec, info: Mapping[str, Any]) -> None:
+    """See that a network of the registry can be trained on data.
+
+    Args:
+        spec: How it was built.
+        info: Of the data.
+
+    Raises:
+        FcompressError: It takes other inputs, or has too few outputs.
+    """
+    wanted, shape = spec.input_shape, tuple(info["shape"])
+    alike = wanted == shape if len(wanted) == len(shape) == 3 else prod(wanted) == prod(shape)
+    if not alike:
+        raise FcompressError(
+            f"{spec.family} takes examples of shape {list(wanted)}, but those of {info['spec']} "
+            f"have {list(shape)}; leave out the arguments of the shape, or take other data"
+        )
+    classes = info["classes"]
+    if classes is not None and spec.args["classes"] < classes:
+        raise FcompressError(
+            f"{spec.family} has {spec.args['classes']} outputs, but {info['spec']} has {classes} "
+            "classes; leave out classes, or take other data"
+        )
+
+
+def _asked_by(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that the data asks for."""
     if info["classes"] is None:
         raise DataError(f"{info['spec']} has no labels; training needs labelled examples")
     shape = info["shape"]
@@ -193,7 +245,7 @@ def fitting(family: str, info: Mapping[str, Any]) -> dict[str, Any]:
             f"{family} labels images, but the examples of {info['spec']} have the shape {shape}; "
             "take mlp, or other data"
         )
-    return {"in_features": math.prod(shape), "classes": info["classes"]}
+    return {"in_features": prod(shape), "classes": info["classes"]}
 
 
 @torch.no_grad()
@@ -274,22 +326,23 @@ def _step(
     config: TrainConfig,
 ) -> tuple[float, int]:
     """One step of descent; returns the loss and how many labels were right before it."""
-    try:
-        output = model(inputs)
-        logits, aux_logits = output if isinstance(output, tuple) else (output, None)
-        loss = F.cross_entropy(logits, labels)
-        total = loss
-        if aux_logits is not None:
-            total = loss + AUX_WEIGHT * F.cross_entropy(aux_logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        return float(total.detach()), int((logits.detach().argmax(1) == labels).sum())
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU has too little memory for batches of {config.batch_size}; take smaller ones "
-            "or device cpu"
-        ) from error
+    with runs_on(inputs):
+        try:
+            output = model(inputs)
+            logits, aux_logits = output if isinstance(output, tuple) else (output, None)
+            loss = F.cross_entropy(logits, labels)
+            total = loss
+            if aux_logits is not None:
+                total = loss + AUX_WEIGHT * F.cross_entropy(aux_logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            return float(total.detach()), int((logits.detach().argmax(1) == labels).sum())
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU has too little memory for batches of {config.batch_size}; take smaller "
+                "ones or device cpu"
+            ) from error
 
 
 def diverged(what: str, out: Path | None, epochs_done: int) -> TrainingError:

@@ -13,12 +13,15 @@ from torch import Tensor
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
 from fcompress.data.splits import own_sizes
 from fcompress.errors import CheckpointError, DataError
+from fcompress.formats.limits import check_memory
 from fcompress.formats.torch_zip import is_zip, read_archive
 
 INPUT_KEYS = ("x", "images", "inputs")
 LABEL_KEYS = ("y", "labels")
 # A packed file may unfold to this many bytes, or to this many times its size.
 UNPACKED_BYTES, UNPACKED_TIMES = 2**30, 50
+# One output for each class up to the largest label.
+MOST_CLASSES = 1_000_000
 _SHOWN = 20
 _FOREIGN = "tensors saved with torch.save"
 _REMEDY = "Save tensors only"
@@ -42,6 +45,9 @@ def read_file(request: Request) -> Raw:
     readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt, ".pth": _read_pt}
     if path.suffix not in readers:
         raise DataError(f"{path}: expected a file ending in .npz, .npy or .pt")
+    # As it lies there, and as floating point numbers of single precision.
+    size = 2.0 * path.stat().st_size
+    check_memory(size, f"{path}", "give fewer examples", DataError)
     found_inputs, found_labels = readers[path.suffix](path)
     inputs, labels = _inputs(path, found_inputs), _labels(path, found_labels)
     if labels is not None and len(labels) != len(inputs):
@@ -83,6 +89,7 @@ def _check_unpacked_size(path: Path) -> None:
             f"{path} of {size:,} bytes unfolds to {unpacked:,}; if that is right, save it unpacked "
             "(numpy.savez)"
         )
+    check_memory(2.0 * unpacked, f"{path}", "give fewer examples", DataError)
 
 
 def _read_npy(path: Path) -> tuple[Any, Any]:
@@ -159,20 +166,37 @@ def _labels(path: Path, found: Any) -> Tensor | None:
             f"{path}: labels of shape {list(labels.shape)} and type {labels.dtype}; expected [N] "
             "whole numbers, one class index an example"
         )
+    labels = labels.long()
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"{path}: labels below 0; expected class indices 0, 1, ...")
-    return labels.long()
+    if len(labels) and int(labels.max()) >= MOST_CLASSES:
+        raise DataError(
+            f"{path}: a label of {int(labels.max()):,}; expected class indices 0, 1, ... below "
+            f"{MOST_CLASSES:,}"
+        )
+    return labels
 
 
 def _tensor(path: Path, found: Any, what: str) -> Tensor:
     if isinstance(found, Tensor) and _is_dense(found):
-        return found.detach()
+        return _signed(path, found.detach(), what)
     if isinstance(found, np.ndarray) and found.dtype.kind in "biuf" and found.dtype.itemsize <= 8:
         native = found.astype(found.dtype.newbyteorder("="), copy=False)
-        if native.dtype in (np.uint16, np.uint32, np.uint64):
-            native = native.astype(np.int64)
-        return torch.from_numpy(native)
+        return _signed(path, torch.from_numpy(native), what)
     raise DataError(f"{path}: {what} are {type(found).__name__}; expected an array of numbers")
+
+
+def _signed(path: Path, values: Tensor, what: str) -> Tensor:
+    """Whole numbers without a sign, of which torch knows little, as int64."""
+    if values.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return values
+    if (
+        values.dtype == torch.uint64
+        and values.numel()
+        and bool((values.view(torch.int64) < 0).any())
+    ):
+        raise DataError(f"{path}: {what} above 2^63 - 1, the largest whole number that can be used")
+    return values.long()
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -5,20 +5,32 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from fcompress.data.examples import OnDisk, Raw, Request, Stored, decode, opened
+from fcompress.data.examples import (
+    OnDisk,
+    Raw,
+    Request,
+    Stored,
+    check_batch,
+    decode,
+    opened,
+    rows_at_once,
+)
 from fcompress.data.splits import official_sizes, own_sizes
 from fcompress.errors import DataError
+from fcompress.formats.limits import available
 
 # Folders whose pixels fit in this many bytes are decoded once, into memory.
 IN_MEMORY = 2**30
 # Folders whose files are larger than this are identified by names and sizes instead of content.
 HASHED_CONTENT = 2**31
 INSPECTED = 64
+_BLOCK = 2**20
 SPLIT_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 # Per-channel statistics of ImageNet's training set, as torchvision's networks use them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,9 +58,11 @@ def read_folder(request: Request) -> Raw:
     names = tuple(name for name, _ in files)
     labels, class_names = _labels(folder, names, request.flag("labels", True))
     size, channels = _shape(folder, names, request)
+    pixels = channels * size[0] * size[1]
+    check_batch((channels, *size))
     images = OnDisk(folder, names, size, channels, preprocess=request.preprocess)
     digest, identified_by = _identity(folder, files)
-    fits = len(names) * channels * size[0] * size[1] <= IN_MEMORY
+    fits = len(names) * pixels <= min(IN_MEMORY, available() // 4)
     return Raw(
         examples=_stored(images) if fits else images,
         labels=labels,
@@ -113,7 +127,14 @@ def read_imagenet(request: Request) -> Raw:
 def _images(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield (relative name with slashes, bytes) of every image below a folder, sorted."""
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise DataError(
+            f"{error.filename} cannot be read: {error.strerror}; its images would be left out: "
+            "allow it, or move it elsewhere"
+        ) from error
+
+    for place, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         # Links may lead in circles.
         at = Path(place).resolve()
         if at in seen:
@@ -197,8 +218,10 @@ def _shape(folder: Path, names: tuple[str, ...], request: Request) -> tuple[tupl
 
 
 def _stored(images: OnDisk) -> Stored:
-    rows = torch.arange(len(images))
-    return Stored(torch.cat([images.take(part) for part in rows.split(1024)]), padding=4, flip=True)
+    values = torch.empty(len(images), *images.shape, dtype=torch.uint8)
+    for rows in torch.arange(len(images)).split(rows_at_once(images)):
+        values[rows[0] : rows[-1] + 1] = images.take(rows)
+    return Stored(values, padding=4, flip=True)
 
 
 def _identity(folder: Path, files: list[tuple[str, int]]) -> tuple[str, str]:
@@ -206,9 +229,17 @@ def _identity(folder: Path, files: list[tuple[str, int]]) -> tuple[str, str]:
         return _list_hash(files), "file list"
     digest = hashlib.sha256()
     for name, _ in files:
-        content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        content = _content_hash(folder / name)
         digest.update(os.fsencode(f"{name}\0{content}\n"))
     return digest.hexdigest(), "content"
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _list_hash(files: list[tuple[str, int]]) -> str:

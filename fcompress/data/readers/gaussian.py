@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
-from fcompress.errors import DataError
+from fcompress.errors import DataError, as_seed
+from fcompress.formats.limits import check_memory
 
 TEACHER_UNITS = 32
 LEAST_SHARE = 0.4
@@ -26,8 +27,16 @@ def read_gaussian(request: Request) -> Raw:
         )
     dimensions = int(request.argument)
     n = request.number("n", 1000, least=1)
-    generator = torch.Generator().manual_seed(request.number("seed", 0))
-    inputs = torch.randn(2 * n + 3 * HELD_OUT, dimensions, generator=generator)
+    points = 2 * n + 3 * HELD_OUT
+    check_memory(
+        # The values, and a copy of some of them as they are hashed.
+        4.0 * points * dimensions + 16.0 * ROWS_AT_ONCE * dimensions,
+        f"gaussian:{request.argument},n={n}",
+        "ask for fewer points (n=) or dimensions",
+        DataError,
+    )
+    generator = torch.Generator().manual_seed(as_seed(request.number("seed", 0), "option seed"))
+    inputs = torch.randn(points, dimensions, generator=generator)
     labels = teacher_labels(inputs, generator)
     held_out = dict.fromkeys(("calibration", "search", "certification"), HELD_OUT)
     return Raw(

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fcompress.experiments.measures import constructions as constructing
 from fcompress.experiments.measures import interpretability, shrinking_by_width
@@ -220,7 +221,17 @@ def draw(results: Results) -> Iterator[tuple[str, Figure]]:
     for name in results.recipe.draw:
         figure = DRAWINGS[name](results)
         if figure is not None:
+            _without_formulas(figure)
             yield name, figure
+
+
+def _without_formulas(figure: Figure) -> None:
+    """Draw every text as it is: a name with two dollar signs is no formula. Ticks stay theirs."""
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    ticks = {id(text) for axis in axes for text in axis.findobj(Text) if text is not axis.label}
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_parse_math(False)
 
 
 def files(figure: Figure) -> dict[str, bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -92,13 +94,13 @@ def summary(results: Results, seconds: float) -> str:
         seconds: Processor time of all trials, as the log has it.
     """
     recipe = results.recipe
-    lines = [f"# {recipe.name}: {recipe.title}", ""]
-    where = f"{recipe.source}, scale" if recipe.source else "Scale"
-    lines += [f"{where} `{recipe.scale}`, made by `{results.command}`.", ""]
+    lines = [f"# {plain(recipe.name)}: {plain(recipe.title)}", ""]
+    where = f"{plain(recipe.source)}, scale" if recipe.source else "Scale"
+    lines += [f"{where} `{recipe.scale}`, made by {code(results.command)}.", ""]
     if recipe.note:
-        lines += [f"Not as in the paper: {recipe.note}.", ""]
+        lines += [f"Not as in the paper: {plain(recipe.note)}.", ""]
     if recipe.finding:
-        lines += [f"The paper: {recipe.finding}", ""]
+        lines += [f"The paper: {plain(recipe.finding)}", ""]
     compared = tables.compare(results)
     if compared:
         lines += ["## Gains beside the published ones", "", *_compared(compared), ""]
@@ -113,13 +115,33 @@ def summary(results: Results, seconds: float) -> str:
     accuracies = tables.accuracies(results)
     if any(accuracies.values()):
         lines += ["## Test accuracy", "", *_accuracy_table(accuracies), ""]
-    lines += ["## What it rests on", "", *(f"- {fact}" for fact in _facts(results, seconds))]
+    facts = _facts(results, seconds)
+    lines += ["## What it rests on", "", *(f"- {plain(fact)}" for fact in facts)]
     return "\n".join(lines) + "\n"
 
 
+def plain(text: object) -> str:
+    r"""A text in one line of Markdown that shows as it is: no markup, no HTML, no cell of its own.
+
+    Example:
+        >>> plain("a|b *c* <i>")
+        'a\\|b \\*c\\* &lt;i&gt;'
+    """
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    # Within a word an underscore means nothing.
+    return re.sub(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+
+
+def code(text: str) -> str:
+    """A text in one line as Markdown shows code, between more backticks than it holds."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
 def row(cells: Sequence[object]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    """A line of a Markdown table; cells show as they are."""
+    return "| " + " | ".join(map(plain, cells)) + " |"
 
 
 def head(names: Sequence[str]) -> list[str]:
@@ -172,13 +194,13 @@ def _correlations(results: Results) -> Iterator[str]:
     layer = results.recipe.layer
     yield from _by_width(results, lambda records: _mean_of(correlations_of(records, layer)))
     yield ""
-    yield f"Of {layer or 'the last layer'}; units that never vary are not compared."
+    yield f"Of {plain(layer or 'the last layer')}; units that never vary are not compared."
 
 
 def _responses(results: Results) -> Iterator[str]:
     yield from _by_width(results, lambda records: _mean_of(responses_of(records)))
     yield ""
-    yield f"Of {results.recipe.curves[0].measure['responses']['layer']}."
+    yield f"Of {plain(results.recipe.curves[0].measure['responses']['layer'])}."
 
 
 def _mean_of(found: Sequence[Correlations]) -> str:

@@ -131,7 +131,7 @@ def data_of(work: Record, root: Path | None) -> Splits:
 
 def network_of(work: Record, splits: Splits) -> Network:
     """The network of a trial with its fresh weights."""
-    args = {**fitting(work["family"], splits.info), **work["args"]}
+    args = fitting(work["family"], splits.info, work["args"])
     return build(work["family"], seed=work["seed"], **args)
 
 
