@@ -412,7 +412,8 @@ class Request:
         digits = text.isdecimal() and text.isascii() and len(text) <= _LONGEST_NUMBER
         if not digits or not least <= int(text) <= LARGEST:
             raise DataError(
-                f"option {option}={text[:40]}: expected a whole number from {least} to {LARGEST}"
+                f"option {option}={text[:40]}: expected a whole number, {least} or more, and at "
+                f"most {LARGEST}"
             )
         return int(text)
 

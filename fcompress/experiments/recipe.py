@@ -31,29 +31,16 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fcompress.errors import FcompressError, first_line, shown, suggest
 from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES, REQUIRED
-from fcompress.formats.schema import (
-    Kind,
-    as_one,
-    either,
-    flag,
-    listed,
-    named,
-    number,
-    one_of,
-    optional,
-    problem,
-    table,
-    text,
-    whole,
-)
-from fcompress.training.config import OPTIMIZERS, SCHEDULES, TrainConfig
+from fcompress.experiments.settings import SETTINGS, TEXTS, UNTRAINED
+from fcompress.formats.schema import problem
+from fcompress.training.config import TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,49 +49,14 @@ else:
 
 SCALES = ("smoke", "small", "paper")
 CURVE_KEYS = ("family", "args", "data", "random_labels", "train", "widths", "seeds", "measure")
-_TEXTS = ("title", "source", "finding", "published", "compare", "note", "layer", "like")
 COMPARED = ("curves", "layers")
-_KEYS = (*_TEXTS, "draw", "only", "curves", *CURVE_KEYS)
+_KEYS = (*TEXTS, "draw", "only", "curves", *CURVE_KEYS)
 _TRAIN_KEYS = tuple(name for name in asdict(TrainConfig()) if name not in ("seed", "device"))
-UNTRAINED = "none"
 # Far above any real recipe; keeps a hostile one from costing hours, or the memory.
 _MOST_BYTES = 2**20
 _DEEPEST = 20
 _FILE_NAME = re.compile(r"\w[\w .-]*")
 _MOST_TRIALS = 100_000
-_RATE = number(above=0)
-_TRAIN = {
-    "epochs": whole(1, 1_000_000),
-    "batch_size": whole(2),
-    "optimizer": one_of(OPTIMIZERS),
-    "lr": as_one(either(_RATE, listed(_RATE, 1, 100)), "a number above 0, or a list of some"),
-    "schedule": one_of(SCHEDULES),
-    "weight_decay": number(0),
-    "augment": flag(),
-}
-_WIDTH = number(above=0)
-# What each key of a recipe, of a scale and of a curve holds; names are looked up later.
-_OF_CURVES: dict[str, Kind] = {
-    "family": text(),
-    "args": named(either(number(), flag(), text(), optional(listed(whole(1), 2, 2)))),
-    "data": replace(text(), said="a data spec"),
-    "random_labels": flag(),
-    "train": replace(
-        either(one_of((UNTRAINED,)), table(_TRAIN, whole=False)), said='a table, or "none"'
-    ),
-    "widths": as_one(either(_WIDTH, listed(_WIDTH, 1, 100)), "a list of factors above 0"),
-    "seeds": whole(1, 10_000),
-    "measure": table(
-        {name: table(settings, whole=False) for name, settings in MEASURES.items()}, whole=False
-    ),
-}
-_OF_ALL: dict[str, Kind] = {
-    **dict.fromkeys(_TEXTS, text()),
-    **_OF_CURVES,
-    "draw": replace(listed(text(), most=100), said="a list of names"),
-    "only": replace(listed(text(), 1), said="a list of curves"),
-    "curves": replace(named(table(_OF_CURVES, whole=False), 1000), said="a table of tables"),
-}
 
 
 @dataclass(frozen=True)
@@ -320,8 +272,8 @@ def _check_kinds(name: str, where: str, content: Mapping[str, Any]) -> None:
         FcompressError: One is not; names it and says what was expected.
     """
     for key, value in content.items():
-        if key in _OF_ALL:
-            found = problem(value, _OF_ALL[key], key)
+        if key in SETTINGS:
+            found = problem(value, SETTINGS[key], key)
             if found is not None:
                 place = f" in [{where}]" if where else ""
                 raise FcompressError(f"recipe {name}{place}: {found}")

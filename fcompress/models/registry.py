@@ -1,8 +1,11 @@
 """All network families, and building one by name."""
 
+from typing import Any
+
 import torch
 
 from fcompress.errors import FcompressError, as_seed, suggest
+from fcompress.formats.limits import check_memory
 from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
 from fcompress.models.base import ModelFamily, Network, Spec
 from fcompress.models.init import initialize
@@ -60,6 +63,8 @@ def build(family: str, *, seed: int | torch.Generator = 0, **args: object) -> Ne
     init = resolved["init"]
     generator = _generator(seed)
     only_shapes = torch.get_default_device().type == "meta"
+    if not only_shapes:
+        _check_size(chosen, resolved)
     # torch draws weights of its own as it builds each layer; ours replace them.
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta" if only_shapes else "cpu"):
@@ -74,6 +79,21 @@ def build(family: str, *, seed: int | torch.Generator = 0, **args: object) -> Ne
     if not only_shapes:
         initialize(network, init, generator, network.output_layers)
     return network
+
+
+def _check_size(family: ModelFamily, resolved: dict[str, Any]) -> None:
+    """See that a network fits in memory, by its shapes alone.
+
+    Raises:
+        FcompressError: It does not; says how many bytes it takes.
+    """
+    try:
+        with torch.device("meta"):
+            made = family.make(**{name: resolved[name] for name in resolved if name != "init"})
+        needed = sum(t.numel() * t.element_size() for t in made.state_dict().values())
+    except (RuntimeError, MemoryError, OverflowError):
+        return  # building it says what is wrong
+    check_memory(needed, f"a network of the family {family.name}", "take a smaller width")
 
 
 def _generator(seed: int | torch.Generator) -> torch.Generator:
