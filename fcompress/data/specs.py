@@ -1,6 +1,7 @@
 """From the text that names a dataset to its splits."""
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from fcompress.data.readers.gaussian import read_gaussian
 from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
 from fcompress.data.splits import ROLES, SHARES, Split, Splits, cut
 from fcompress.errors import DataError
+from fcompress.numbers import whole
 
 # Statistics of images that stay on disk are measured on this many of them.
 MEASURED_ON_DISK = 2048
@@ -176,9 +178,12 @@ def load_data(
     """
     if roles not in SHARES:
         raise ValueError(f"roles={roles!r}: expected one of {', '.join(SHARES)}")
+    seed = whole("seed", seed)
+    if random_labels is not None:
+        random_labels = whole("random_labels", random_labels)
     kind, argument, options = parse(spec)
     if kind.name in ("folder", "file") and argument:
-        argument = str(Path(argument).expanduser().resolve())
+        argument = os.path.realpath(user_path(argument))
     shape = None if like is None else tuple(like["shape"])
     if preprocess is None and like is not None:
         preprocess = from_dict(like.get("preprocess"))
@@ -224,6 +229,12 @@ def reload_data(info: Mapping[str, Any], *, root: Path | None = None) -> Splits:
             "data by --data"
         )
     return _cut(raw, info["spec"], request, info["seed"], info["random_labels"], info)
+
+
+def user_path(text: str) -> str:
+    """A path as the user wrote it, `~` replaced where there is such a user."""
+    # That of pathlib ends in an error where there is none.
+    return os.path.expanduser(text)  # noqa: PTH111
 
 
 def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:

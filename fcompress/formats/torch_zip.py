@@ -65,6 +65,8 @@ def read_archive(
 
 def is_zip(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a zip archive, or a damaged one."""
+    if not Path(path).is_file():
+        return False  # the end of an endless device is never found
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # of some ends of archives

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
 from fcompress.errors import DataError
+from fcompress.numbers import short, whole, whole_text
 
 TEACHER_UNITS = 32
 LEAST_SHARE = 0.4
@@ -20,11 +21,13 @@ def read_gaussian(request: Request) -> Raw:
     `n` training and `n` test points plus 1,000 each for calibration, search and certification,
     all labelled by one teacher, which labels between 40% and 60% of them with each class.
     """
-    if not request.argument.isdecimal() or int(request.argument) < 1:
+    try:
+        dimensions = whole("dimensions", whole_text(request.argument), 1, 2**31 - 1)
+    except ValueError as error:
         raise DataError(
-            f"gaussian:{request.argument}: expected the number of dimensions, as in gaussian:10"
-        )
-    dimensions = int(request.argument)
+            f"gaussian:{short(request.argument)}: expected the number of dimensions, as in "
+            "gaussian:10"
+        ) from error
     n = request.number("n", 1000, least=1)
     generator = torch.Generator().manual_seed(request.number("seed", 0))
     inputs = torch.randn(2 * n + 3 * HELD_OUT, dimensions, generator=generator)
