@@ -58,9 +58,8 @@ class Real(click.FloatRange):
             number = float(value) if type(value) in (int, float) else real_text(str(value))
         except ValueError:
             number = math.nan
-        # Next to 0, whose half is 0 and whose reciprocal is infinite, is as good as 0.
-        tiny = 0 < abs(number) < LEAST and self.min == 0 and self.min_open
-        if not self._has(number) or tiny:
+        # Half of a number next to 0 is 0, and its reciprocal infinite.
+        if not self._has(number) or 0 < abs(number) < LEAST:
             self.fail(
                 f"{short(value)!r}: expected a number in the range {self._describe_range()}.",
                 param,
@@ -86,7 +85,7 @@ class Several(click.ParamType):
     """Numbers with commas between them, or an x where they are sizes.
 
     Args:
-        one: What each of them is.
+        one: What each of them is; whole numbers are sizes.
         name: An example, for errors.
         counts: How many there may be; empty for any number.
     """
@@ -98,7 +97,8 @@ class Several(click.ParamType):
         """Read the numbers."""
         if isinstance(value, tuple):
             return value
-        parts = str(value).lower().replace("x", ",").split(",")
+        text = str(value).lower()
+        parts = (text.replace("x", ",") if isinstance(self.one, Whole) else text).split(",")
         if not (len(parts) in self.counts if self.counts else len(parts) <= 16):
             self.fail(f"{short(value)!r}: expected {self.name}.", param, ctx)
         return tuple(self.one.convert(part, param, ctx) for part in parts)

@@ -26,8 +26,8 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "analyze": (("network", "ablation", "redundancy", "layer_costs", "groups"),),
     "gain": (("family", "widths", "network_range", "layers_range"),),
     "shrink": (("agreement", "layers", "params", "macs", "method", "candidates"),),
-    "verify": (("same", "lower_bound", "upper_bound", "split", "data", "certificate"),),
-    "export": (("path", "format", "bytes", "examples"),),
+    "verify": (("n", "same", "lower_bound", "split", "data", "certificate"),),
+    "export": (("path", "format", "bytes", "n", "same", "allowed_difference"),),
     "show": (("path", "kind", "bytes", "history", "versions", "notes"),),
     "models": (("name", "summary", "params", "arguments", "inits"),),
     "data": (
