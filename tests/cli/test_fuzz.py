@@ -49,9 +49,9 @@ FIRST_WORDS = [  # what makes most commands begin to work
 SMALL = {"epochs", "steps", "width", "hidden", "depth", "workers", "distill_seconds", "calibration"}
 NUMBERS = ["0", "1", "2", "3", "0.5", "-1", "nan", "inf", "1e400", "1e-300", "1_0", "٣", "9" * 30,
            "1" * 5000, "", str(2**63 - 1), str(2**63), "5e-324", "0.999999999"]  # fmt: skip
-SPECS = ["digits", "gaussian:4,n=50", "file:d.npz", "file:bad.npz", "folder:images", "file:to-d.npz",
-         "folder:~nosuchuser", "file:/dev/zero", "gaussian:10,seed=1e30", "digits,train=0", "nosuch",
-         "file:loop.npz", "folder:.", "gaussian:", "file:m.pt", "imagenet"]  # fmt: skip
+SPECS = ["digits", "gaussian:4,n=50", "file:d.npz", "file:bad.npz", "folder:images",
+         "file:to-d.npz",          "folder:~nosuchuser", "file:/dev/zero", "gaussian:10,seed=1e30", "digits,train=0",
+         "nosuch", "file:loop.npz", "folder:.", "gaussian:", "file:m.pt", "imagenet"]  # fmt: skip
 CODE = ["net.py:net", "net.py:none", "no.py:net", "torchvision:resnet18", "torchvision:nosuch",
         "timm:nosuch", "pickle:m.pt", "json:loads", "x", "net.py:broken"]  # fmt: skip
 TEXTS = ["", "x", "{", '{"a": 1}', "a=1", "train.epochs=0", "seeds=" + "9" * 30, "depth=2", "犬",
@@ -195,6 +195,7 @@ def test_random_mistakes(inputs, tmp_path):
     log = tmp_path / "log"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < BYTES  # the control
     worked, wrong = 0, []
+    listed = os.environ.get("FCOMPRESS_FUZZ_LOG")  # where each run is listed as it ends
     for number in range(RUNS):
         rng = random.Random(SEED * 10**6 + number)
         words = arguments_of(rng, files)
@@ -217,9 +218,8 @@ def test_random_mistakes(inputs, tmp_path):
         changed = [name for name in kept if after.get(name) != before[name]]
         if changed:
             faults.append(f"changed {changed}")
-        left = [
-            n for n in after if n.endswith((".tmp", ".lock")) or (code and n.endswith(".resume"))
-        ]
+        endings = (".tmp", ".lock", ".resume") if code else (".tmp", ".lock")
+        left = [name for name in after if name.endswith(endings)]
         if left:
             faults.append(f"left {left}")
         if memory > BYTES:
@@ -227,6 +227,11 @@ def test_random_mistakes(inputs, tmp_path):
         if faults:
             wrong.append(f"{number}: {faults}: {words!r}: {text[-400:]}")
         worked += code == 0
+        if listed:
+            with Path(listed).open("a") as file:
+                file.write(
+                    f"{number} {code} {faults} {memory >> 20} MiB {words!r}\n{text[-300:]}\n"
+                )
         shutil.rmtree(folder)
     assert not wrong, "\n".join([f"{len(wrong)} of {RUNS}", *wrong[:40]])
     assert worked > RUNS / 20  # they are not all stopped at the first word

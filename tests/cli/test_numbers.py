@@ -18,7 +18,8 @@ from fcompress.training.config import TrainConfig
 
 NASTY = (
     "", " ", "-", "+", ".", "e", "x", "1_000", "٣", "²", "１", "0x10", "1e", "--1", "1 2", "1;2",
-    "inf,1", "nan", "NaN", "-nan", "inf", "-inf", "Infinity", "1e400", "-1e400", "1e99999999", "5e-324",
+    "inf,1", "nan", "NaN", "-nan", "inf", "-inf", "Infinity", "1e400", "-1e400", "1e99999999",
+    "5e-324",
     "1" * 5000, "-" + "1" * 5000, "0." + "1" * 5000, "True", "None", "[]", "1\n", "\x00", "½",
 )  # fmt: skip
 BEYOND = ("9" * 30, str(-(10**30)), str(2**63), "-1.5")
@@ -64,11 +65,6 @@ def test_all_numbers_are_of_these_types():
 def test_nasty_values_are_refused(words, parameter):
     """In each option alone: the first thing that is wrong with a command is what it says."""
     for value in (*NASTY, *BEYOND):
-        if (
-            value in ("9" * 30, "-1.5", str(-(10**30)))
-            and getattr(parameter.type, "max", 1) is None
-        ):
-            continue
         try:
             found = parameter.type.convert(value, parameter, None)
         except click.BadParameter as error:
@@ -110,8 +106,17 @@ def test_right_values_are_taken():
         Real(0, 1, max_open=True).convert("1", None, None)
 
 
-@pytest.mark.parametrize("spec", ["gaussian:10,seed={}", "gaussian:{}", "gaussian:10,n={}",
-                                  "fashion-mnist,size={}", "cifar10,crop={}", "digits,train={}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "gaussian:10,seed={}",
+        "gaussian:{}",
+        "gaussian:10,n={}",
+        "fashion-mnist,size={}",
+        "cifar10,crop={}",
+        "digits,train={}",
+    ],
+)
 def test_data_specs(spec):
     for value in (*NASTY, "9" * 30, "1e30", str(2**63), "-1"):
         if value.strip() != value:
