@@ -7,7 +7,6 @@ message without a traceback and exits with 1.
 from __future__ import annotations
 
 import difflib
-import operator
 import reprlib
 import sys
 import sysconfig
@@ -69,31 +68,6 @@ def shown(value: object) -> str:
         return reprlib.repr(value)
     except Exception:  # numbers of thousands of digits, types of anybody's
         return f"an {type(value).__name__} too long to show"
-
-
-def as_seed(value: object, name: str = "seed") -> int:
-    """A seed as a plain number.
-
-    Args:
-        value: A whole number of any type, as of numpy, from 0 to 2^63 - 1.
-        name: What to call it in an error.
-
-    Raises:
-        FcompressError: It is anything else.
-
-    Example:
-        >>> as_seed(3)
-        3
-    """
-    try:
-        seed = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except Exception:  # of anybody's type
-        seed = -1
-    if not 0 <= seed < 2**63:
-        raise FcompressError(
-            f"{name} must be a whole number from 0 to 2^63 - 1, not {shown(value)}"
-        )
-    return seed
 
 
 class DataError(FcompressError):

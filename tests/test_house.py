@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fcompress"
 # From what stands on nothing to what the user calls: each imports only from those before it.
 ORDER = """
-    errors deprecation progress nn formats models data forward surgery certify structure
+    errors deprecation numbers progress nn formats models data forward surgery certify structure
     checkpoints measure compress training exports report experiments cli
 """.split()
 # What else a package must not import though it stands below, as its docstring says.

@@ -11,6 +11,7 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
+from fcompress.cli.boundary import Command
 from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import FILE, FILE_COLUMNS, checked, stdout, tell, write_bytes, write_json
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fcompress.measure.analysis import AnalyzeResult
 
 
-@click.command("analyze")
+@click.command("analyze", cls=Command)
 @click.argument("model", type=FILE)
 @click.option(
     "--tolerance",

@@ -10,10 +10,11 @@ import click
 from rich import box
 from rich.table import Table
 
+from fcompress.cli.boundary import SEED, Command, DataSpec
 from fcompress.cli.output import data_root_option, json_option, stdout, write_json
 
 
-@click.command("models")
+@click.command("models", cls=Command)
 @json_option
 def models_command(json_file: Path | None) -> None:
     r"""List the network families, what they are and what they take.
@@ -55,11 +56,11 @@ def models_command(json_file: Path | None) -> None:
         console.print(f"init: {', '.join(inits)}", soft_wrap=True, markup=False)
 
 
-@click.command("data")
-@click.argument("spec", required=False)
+@click.command("data", cls=Command)
+@click.argument("spec", required=False, type=DataSpec(), metavar="[SPEC]")
 @data_root_option
 @click.option(
-    "--data-seed", type=int, default=0, show_default=True, help="Random seed of how SPEC is split."
+    "--data-seed", type=SEED, default=0, show_default=True, help="Random seed of how SPEC is split."
 )
 @click.option("--download", is_flag=True, help="Fetch SPEC if it is not here.")
 @json_option

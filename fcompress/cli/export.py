@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from fcompress.cli.boundary import Command, DataSpec, OutputFile, Real, Whole
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import (
     FILE,
-    FloatRange,
     data_root_option,
     export_targets,
     json_option,
@@ -23,12 +23,12 @@ from fcompress.report.text import export_lines
 EXAMPLES = 1024  # as `exports.exporting` has it, without torch
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("compressed", type=FILE)
 @click.option(
     "--to",
     "targets",
-    type=FILE,
+    type=OutputFile("export"),
     multiple=True,
     required=True,
     callback=export_targets,
@@ -44,17 +44,19 @@ EXAMPLES = 1024  # as `exports.exporting` has it, without torch
 @old_option("--wide", "--original", type=FILE)
 @click.option(
     "--tol",
-    type=FloatRange(0, 1, max_open=True),
+    type=Real(0, 1, max_open=True),
     help="Largest share of labels that may differ from ORIGINAL.  [default: as certified]",
 )
 @click.option(
     "--examples",
-    type=click.IntRange(min=1),
+    type=Whole(1),
     default=EXAMPLES,
     show_default=True,
     help="Most examples to run the file on.",
 )
-@click.option("--data", metavar="SPEC", help="Other data than COMPRESSED remembers.")
+@click.option(
+    "--data", type=DataSpec(), metavar="SPEC", help="Other data than COMPRESSED remembers."
+)
 @data_root_option
 @json_option
 @network_options

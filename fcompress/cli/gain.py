@@ -10,6 +10,7 @@ import click
 from rich import box
 from rich.table import Table
 
+from fcompress.cli.boundary import Command
 from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
 from fcompress.cli.output import FILE, stdout, write_bytes, write_json
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fcompress.measure.growth import GainResult
 
 
-@click.command("gain")
+@click.command("gain", cls=Command)
 @click.argument("models", nargs=-1, required=True, type=FILE)
 @click.option(
     "--tolerance",

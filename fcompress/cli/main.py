@@ -1,15 +1,13 @@
 """The command `fcompress`: finds its subcommands by name and says errors in one line."""
 
 import importlib
-import os
 import sys
 from typing import Any
 
 import click
 
+from fcompress.cli.boundary import faults, terminal
 from fcompress.errors import FcompressError
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 # Name -> module, object in it, summary. The summaries stand here so that `fcompress --help` need
 # not import the commands, which import torch.
@@ -72,22 +70,38 @@ class Commands(click.Group):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what goes wrong becomes one line on stderr and an exit code."""
+        """Run a command; what goes wrong becomes one line on stderr and an exit code.
+
+        This is the only place that catches: commands let everything through.
+        """
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()  # so that a closed pipe is noticed here and not at exit
-            return result
-        except FcompressError as error:
-            _fail(ctx, str(error), 1)
-        except KeyboardInterrupt:
-            _fail(ctx, "interrupted", INTERRUPTED)
+            with terminal.signals():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except BrokenPipeError:
-            # Whoever read our output has seen enough. What is left in the buffer goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            terminal.lose_stdout()  # whoever read our output has seen enough
             ctx.exit(1)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            _fail(ctx, f"{where}{error.strerror or error}", 1)
+        except (Exception, KeyboardInterrupt, terminal.Terminated) as error:
+            ctx.exit(faults.show(error, ctx.params.get("debug", False)))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line of a process, from open streams to all that was printed."""
+        try:
+            terminal.open_streams()
+            result = super().main(*args, **kwargs)
+        except SystemExit as end:
+            failed = terminal.flush()
+            if failed:
+                click.echo(f"error: {failed}", err=True)
+            if failed is not None and not end.code:
+                sys.exit(1)
+            raise
+        except (FcompressError, OSError) as error:  # of the streams, also in help
+            code = faults.show(error, False)
+            terminal.lose_stdout()
+            sys.exit(code)
+        return result
 
 
 def _with_kept_lines(command: click.Command) -> click.Command:
@@ -100,14 +114,10 @@ def _with_kept_lines(command: click.Command) -> click.Command:
     return command
 
 
-def _fail(ctx: click.Context, message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
-    ctx.exit(code)
-
-
 @click.command("fcompress", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fcompress")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show where an error comes from, too.")
+def main(debug: bool) -> None:
     r"""Make trained networks thinner without retraining, and certify that the labels stay.
 
     \b

@@ -17,23 +17,26 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from fcompress.cli.boundary import SEED, DataSpec, Real, Whole
 from fcompress.cli.output import (
     DEVICE_OPTION,
-    FloatRange,
     data_root_option,
     json_option,
     plot_option,
 )
 from fcompress.measure.options import LAYER_EXAMPLES, STEPS
+from fcompress.numbers import MOST_STEPS
 from fcompress.progress import Progress, Report, silent
 
-TOLERANCE = FloatRange(0, 1, max_open=True)
+TOLERANCE = Real(0, 1, max_open=True)
 # Unit of ablation -> what it is, in words.
 UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--data", metavar="SPEC", help="Data to measure on (`fcompress data`)."),
+    click.option(
+        "--data", type=DataSpec(), metavar="SPEC", help="Data to measure on (`fcompress data`)."
+    ),
     data_root_option,
     click.option(
         "--unit",
@@ -44,13 +47,13 @@ _OPTIONS = (
     ),
     click.option(
         "--examples",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         metavar="N",
         help="Measure on the first N examples of the test split.  [default: all]",
     ),
     click.option(
         "--layer-examples",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         metavar="N",
         default=LAYER_EXAMPLES,
         show_default=True,
@@ -64,14 +67,14 @@ _OPTIONS = (
     ),
     click.option(
         "--steps",
-        type=click.IntRange(min=1),
+        type=Whole(1, MOST_STEPS),
         metavar="N",
         default=STEPS,
         show_default=True,
         help="Steps from nothing to everything ablated.",
     ),
     click.option(
-        "--seed", type=int, default=0, show_default=True, help="Random seed of the orders."
+        "--seed", type=SEED, default=0, show_default=True, help="Random seed of the orders."
     ),
     DEVICE_OPTION,
     json_option,

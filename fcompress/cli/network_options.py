@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fcompress.cli.boundary import PythonCode, Real, Several, Whole
+from fcompress.cli.boundary.numbers import Size
 from fcompress.forward.answers.asked import (
     ANSWERS,
     COSINE,
@@ -19,6 +21,7 @@ from fcompress.forward.answers.asked import (
     asked,
     top_k,
 )
+from fcompress.numbers import MOST_SIDE
 
 # torch takes seconds to import, so what needs it is imported when it is used.
 if TYPE_CHECKING:
@@ -118,36 +121,6 @@ class NetworkOptions:
         )
 
 
-class _Numbers(click.ParamType):
-    """Numbers with commas between them, or an x where they are sizes."""
-
-    def __init__(self, kind: type, name: str, counts: Sequence[int] = ()) -> None:
-        self.kind, self.name, self._counts = kind, name, counts
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the numbers."""
-        try:
-            found = tuple(
-                self.kind(part) for part in str(value).lower().replace("x", ",").split(",")
-            )
-        except ValueError:
-            self.fail(f"{value!r}: expected numbers as in {self.name}.", param, ctx)
-        if self.kind is int and min(found) < 1:
-            self.fail(f"{value!r}: expected sizes of at least 1.", param, ctx)
-        if self._counts and len(found) not in self._counts:
-            self.fail(f"{value!r}: expected {self.name}.", param, ctx)
-        return found
-
-
-class _Size(_Numbers):
-    """A side, or height and width."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the size; one number is a square's side."""
-        found = super().convert(value, param, ctx)
-        return found * 2 if len(found) == 1 else found
-
-
 class _Answer(click.ParamType):
     """A kind of answer."""
 
@@ -173,6 +146,7 @@ def _function(name: str) -> Callable[[Any, Any], Any]:
 _OPTIONS = (
     click.option(
         "--arch",
+        type=PythonCode(),
         metavar="NAME",
         help=f"Architecture of a network of your own: {FORMS}. Your code is imported and run.",
     ),
@@ -195,25 +169,25 @@ _OPTIONS = (
     ),
     click.option(
         "--mean",
-        type=_Numbers(float, "0.5,0.5,0.5"),
+        type=Several(Real(), "0.5,0.5,0.5"),
         metavar="M,M,M",
         help="Mean of each channel, of images in 0 to 1.",
     ),
     click.option(
         "--std",
-        type=_Numbers(float, "0.5,0.5,0.5"),
+        type=Several(Real(), "0.5,0.5,0.5"),
         metavar="S,S,S",
         help="Standard deviation of each channel; belongs to --mean.",
     ),
     click.option(
         "--size",
-        type=_Size(int, "224 or 224x320", (1, 2)),
+        type=Size(Whole(1, MOST_SIDE), "224 or 224x320", (1, 2)),
         metavar="SIDE",
         help="Side of the images, or HEIGHTxWIDTH.",
     ),
     click.option(
         "--input-shape",
-        type=_Numbers(int, "3,224,224"),
+        type=Several(Whole(1, MOST_SIDE), "3,224,224"),
         metavar="C,H,W",
         help="Shape of one example, where the data does not tell.",
     ),
@@ -239,12 +213,13 @@ _OPTIONS = (
     ),
     click.option(
         "--cosine",
-        type=float,
+        type=Real(-1, 1, min_open=True, max_open=True),
         metavar="C",
         help=f"Least cosine of an embedding with the original's.  [default: {COSINE:g}]",
     ),
     click.option(
         "--same",
+        type=PythonCode(),
         metavar="FILE.py:FUNCTION",
         help="Your own function (original, compressed outputs) -> bool [n] that says which answers "
         "are the same. Your code is imported and run.",

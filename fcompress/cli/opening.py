@@ -12,12 +12,15 @@ from torch import nn
 
 from fcompress.checkpoints.checkpoint import load, read
 from fcompress.checkpoints.weights import Weights, load_weights, read_weights
+from fcompress.cli.boundary.ignored import check_networks
+from fcompress.cli.boundary.paths import check_remembered
 from fcompress.cli.network_options import NetworkOptions
 from fcompress.data import Splits, load_data, reload_data
 from fcompress.data.specs import parse
 from fcompress.data.splits import OFFICIAL_TEST, UNDIVIDED
 from fcompress.errors import CheckpointError, DataError
 from fcompress.exports.opening import is_program, open_program
+from fcompress.models import Network
 from fcompress.models.external import FORMS, Architecture, build_network
 from fcompress.models.provenance import (
     Described,
@@ -28,6 +31,13 @@ from fcompress.models.provenance import (
     reading_of,
     set_origin,
 )
+
+
+def _check_effect(how: NetworkOptions, networks: Sequence[nn.Module]) -> None:
+    """Refuse options that say nothing about any of the networks."""
+    foreign = any(described(network) is not None for network in networks)
+    own = any(isinstance(network, Network) for network in networks)
+    check_networks(vars(how), foreign, own)
 
 
 def open_network(path: Path, how: NetworkOptions) -> nn.Module:
@@ -160,10 +170,13 @@ def open_data(
     Raises:
         DataError: There is none, or it does not fit.
     """
+    _check_effect(how, networks)
     # A compressed network remembers what weights of others, which it was made from, cannot.
     asked = networks if described(networks[0]) is not None else networks[:1]
     remembered = next((d for n in asked if (d := origin_of(n)["data"])), None)
     own = next((r.architecture for n in networks if (r := described(n)) is not None), None)
+    if remembered is not None and spec is None:
+        check_remembered(remembered["spec"])
     preprocess = how.preprocess(own)
     if spec is None and remembered is None:
         raise DataError(f"{path} does not remember its data; name some by --data")

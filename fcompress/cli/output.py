@@ -7,7 +7,6 @@ not wait for it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -18,6 +17,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.cli.boundary import DataSpec, InputFile, InputFolder, OutputFile, Real
 from fcompress.errors import FcompressError
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
     from fcompress.certify.agreement import AgreementResult
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = InputFile()
 DATA = click.option(
-    "--data", metavar="SPEC", help="Other data than the network was trained on (`fcompress data`)."
+    "--data",
+    type=DataSpec(),
+    metavar="SPEC",
+    help="Other data than the network was trained on (`fcompress data`).",
 )
 DEVICE_OPTION = click.option(
     "--device",
@@ -98,22 +101,9 @@ def tell(line: str) -> None:
     click.echo(line, err=True)
 
 
-class FloatRange(click.FloatRange):
-    """A range of numbers, which "nan" is not."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read a number in the range."""
-        number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
-        return number
-
-
 CONFIDENCE_OPTION = click.option(
     "--confidence",
-    type=FloatRange(0, 1, min_open=True, max_open=True),
+    type=Real(0, 1, min_open=True, max_open=True),
     default=CONFIDENCE,
     show_default=True,
     help="Confidence of the bound on changed labels.",
@@ -125,40 +115,14 @@ STOCHASTIC_OPTION = click.option(
 )
 
 
-class Multiple(click.ParamType):
-    """A whole number from 1 on, or "auto"."""
-
-    name = "multiple"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """Read it."""
-        if value == "auto":
-            return "auto"
-        if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
-            self.fail(f'{value} is not a whole number from 1 on, nor "auto".', param, ctx)
-        return int(value)
-
-
-def existing_folder(
-    context: click.Context, parameter: click.Parameter, value: Path | None
-) -> Path | None:
-    """Refuse a file that cannot be written before minutes of work, not after."""
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {value.absolute().parent}; create it first")
-    return value
-
-
 def export_targets(
     context: click.Context, parameter: click.Parameter, values: tuple[Path, ...]
 ) -> tuple[Path, ...]:
-    """Refuse exports of no known format, or in no folder, before minutes of work."""
+    """Refuse exports of no known format before minutes of work."""
     if values:
         from fcompress.exports.exporting import format_of
 
         for value in values:
-            existing_folder(context, parameter, value)
             format_of(value)
     return values
 
@@ -171,8 +135,7 @@ def plot_option(drawn: str) -> Callable[[_Command], _Command]:
     """
     return click.option(
         "--plot",
-        type=FILE,
-        callback=existing_folder,
+        type=OutputFile("picture"),
         metavar="FILE.png",
         help=f"Draw {drawn}.",
     )
@@ -183,8 +146,7 @@ def json_option(command: _Command) -> _Command:
     return click.option(
         "--json",
         "json_file",
-        type=FILE,
-        callback=existing_folder,
+        type=OutputFile("JSON"),
         metavar="FILE",
         help="Write the result for machines; - for stdout, instead of text.",
     )(command)
@@ -194,7 +156,7 @@ def data_root_option(command: _Command) -> _Command:
     """The option `--data-root DIR`, as argument `data_root`."""
     return click.option(
         "--data-root",
-        type=click.Path(path_type=Path),
+        type=InputFolder(),
         metavar="DIR",
         help="Folder in which datasets are looked for first.",
     )(command)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fcompress.cli.boundary import Command, OutputFolder, RecipeName, Whole
 from fcompress.cli.output import data_root_option, json_option, stdout, write_json
+from fcompress.experiments.names import WRITTEN
 from fcompress.experiments.recipe import SCALES, read, summaries
+from fcompress.numbers import MOST_WORKERS
 from fcompress.training.config import DEVICES
 
 # torch takes seconds to import, so the commands import what needs it when they run.
@@ -31,7 +34,7 @@ def recipe_command() -> None:
     """
 
 
-@recipe_command.command("list")
+@recipe_command.command("list", cls=Command)
 @json_option
 def list_command(json_file: Path | None) -> None:
     r"""List the recipes, what they reproduce and at which scales.
@@ -51,8 +54,8 @@ def list_command(json_file: Path | None) -> None:
         stdout().print(table)
 
 
-@recipe_command.command("run")
-@click.argument("name")
+@recipe_command.command("run", cls=Command)
+@click.argument("name", type=RecipeName())
 @click.option(
     "--scale",
     type=click.Choice(SCALES),
@@ -62,19 +65,19 @@ def list_command(json_file: Path | None) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputFolder(WRITTEN),
     metavar="DIR",
     help="Folder of the results.  [default: NAME-SCALE]",
 )
 @click.option(
     "--trials",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputFolder(),
     metavar="DIR",
     help="Folder of the trials, for recipes to share.  [default: in --out]",
 )
 @click.option(
     "--networks",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputFolder(),
     metavar="DIR",
     help="Keep the trained networks here, and train none that is here already.",
 )
@@ -87,7 +90,7 @@ def list_command(json_file: Path | None) -> None:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=Whole(1, MOST_WORKERS),
     help="Trials at once, each with one thread.  [default: processors]",
 )
 @click.option(
@@ -107,7 +110,7 @@ def list_command(json_file: Path | None) -> None:
 def run_command(
     name: str,
     scale: str,
-    out: Path | None,
+    out: Path,
     trials: Path | None,
     networks: Path | None,
     changes: tuple[str, ...],
@@ -127,7 +130,6 @@ def run_command(
       fcompress recipe run fig4c --set seeds=1 --set "curves.He.widths=[0.25, 0.5]"
     """
     recipe = read(name, scale, changes)
-    out = out or Path(f"{recipe.name}-{scale}")
 
     from fcompress.experiments.report import summary
     from fcompress.experiments.trials import results
@@ -150,8 +152,17 @@ def run_command(
     _show(found, out, json_file)
 
 
-@recipe_command.command("report")
-@click.argument("folder", type=click.Path(path_type=Path))
+def _of_its_own(given: dict[str, Any]) -> tuple[str, Path]:
+    """The folder of the results if nothing else is said."""
+    name = Path(given["name"]).stem if given["name"].endswith(".toml") else given["name"]
+    return "out", given["out"] or Path(f"{name}-{given['scale']}")
+
+
+run_command.default_output = _of_its_own  # type: ignore[attr-defined]
+
+
+@recipe_command.command("report", cls=Command)
+@click.argument("folder", type=OutputFolder(WRITTEN))
 @json_option
 def report_command(folder: Path, json_file: Path | None) -> None:
     r"""Draw and compare what FOLDER holds, finished or not, without running anything.

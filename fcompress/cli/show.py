@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fcompress.cli.boundary import Command
 from fcompress.cli.output import FILE, json_option, stdout, write_json
 from fcompress.report.labels import rounded_up
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fcompress.exports.describe import Contents
 
 
-@click.command("show")
+@click.command("show", cls=Command)
 @click.argument("file", type=FILE)
 @json_option
 def show_command(file: Path, json_file: Path | None) -> None:

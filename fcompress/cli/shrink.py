@@ -14,6 +14,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fcompress.cli.boundary import SEED, Command, OutputFile, Real, Whole
+from fcompress.cli.boundary.numbers import Multiple
+from fcompress.cli.boundary.recognise import says_fcompress
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import (
     CONFIDENCE_OPTION,
@@ -21,11 +24,8 @@ from fcompress.cli.output import (
     DEVICE_OPTION,
     FILE,
     STOCHASTIC_OPTION,
-    FloatRange,
-    Multiple,
     checked,
     data_root_option,
-    existing_folder,
     export_targets,
     json_option,
     old_option,
@@ -45,6 +45,7 @@ from fcompress.compress.options import (
     ShrinkOptions,
 )
 from fcompress.errors import ResultWarning
+from fcompress.numbers import MOST_SECONDS
 from fcompress.progress import Progress, Report
 from fcompress.report.text import change_rows, export_lines, verdict
 
@@ -53,11 +54,11 @@ if TYPE_CHECKING:
     from fcompress.exports.exporting import ExportResult
 
 
-@click.command("shrink")
+@click.command("shrink", cls=Command)
 @click.argument("model", type=FILE)
 @click.option(
     "--tol",
-    type=FloatRange(0, 1, max_open=True),
+    type=Real(0, 1, max_open=True),
     help=f"Largest share of labels that may change.  [default: {TOLERANCE:g}]",
 )
 @click.option(
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tol-label",
-    type=FloatRange(0, 1, min_open=True, max_open=True),
+    type=Real(0, 1, min_open=True, max_open=True),
     metavar="T",
     help="Like --per-label, with a tolerance of its own.",
 )
@@ -80,15 +81,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    type=FILE,
-    callback=existing_folder,
+    type=OutputFile("network"),
     metavar="COMPRESSED.pt",
     help="Write the compressed network.  [default: MODEL with .thin before its ending]",
 )
 @click.option(
     "--export",
     "exports",
-    type=FILE,
+    type=OutputFile("export"),
     multiple=True,
     callback=export_targets,
     metavar="FILE",
@@ -119,40 +119,40 @@ if TYPE_CHECKING:
 @old_option("--polish", "--distill", is_flag=True)
 @click.option(
     "--distill-seconds",
-    type=FloatRange(0, min_open=True),
+    type=Real(0, MOST_SECONDS, min_open=True),
     default=DISTILL_SECONDS,
     show_default=True,
     help="Most seconds to distil one candidate; up to six are.",
 )
-@old_option("--polish-seconds", "--distill-seconds", type=FloatRange(0, min_open=True))
+@old_option("--polish-seconds", "--distill-seconds", type=Real(0, MOST_SECONDS, min_open=True))
 @click.option(
     "--ratio",
-    type=FloatRange(0, 1, min_open=True),
+    type=Real(0, 1, min_open=True),
     metavar="R",
     help="Size target instead of --tol: at most this share of the MACs.",
 )
 @click.option(
     "--max-macs",
-    type=click.IntRange(min=1),
+    type=Whole(1),
     metavar="N",
     help="Size target instead of --tol: at most this many MACs.",
 )
 @click.option(
     "--calibration",
-    type=click.IntRange(min=2),
+    type=Whole(2),
     metavar="N",
     help="Most calibration examples to use.  [default: 1,024 to 8,192 by the network's cost]",
 )
 @CONFIDENCE_OPTION
 @STOCHASTIC_OPTION
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @DATA
 @data_root_option
 @network_options
 @DEVICE_OPTION
 def shrink_command(
     model: Path,
-    out: Path | None,
+    out: Path,
     exports: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
@@ -177,16 +177,11 @@ def shrink_command(
     from fcompress.cli.opening import open_data, open_network
     from fcompress.compress.pipeline import compress
     from fcompress.exports.exporting import export
-    from fcompress.models import Network
 
     _not_both(chosen)
     options = checked(ShrinkOptions, **chosen)
     network = open_network(model, how)
     splits = open_data([network], model, how, data, data_root, "compress", say=tell)
-    ending = model.suffix if isinstance(network, Network) else ".pt"
-    out = out or model.with_name(f"{model.stem}.thin{ending}")
-    if out.resolve() == model.resolve():
-        raise click.BadParameter("this is MODEL itself; name another file", param_hint="--out")
     place(network, device)
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
@@ -203,6 +198,16 @@ def shrink_command(
         write_bytes(plot, shrink_png(result))
     if write_json(json_file, result.to_dict()):
         _show(result, out, written)
+
+
+def _beside_model(given: dict[str, Any]) -> tuple[str, Path]:
+    """Where the compressed network goes if nothing else is said."""
+    model: Path = given["model"]
+    ending = model.suffix if says_fcompress(model) else ".pt"
+    return "out", given["out"] or model.with_name(f"{model.stem}.thin{ending}")
+
+
+shrink_command.default_output = _beside_model  # type: ignore[attr-defined]
 
 
 def _not_both(chosen: Mapping[str, Any]) -> None:

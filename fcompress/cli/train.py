@@ -12,14 +12,22 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
 from fcompress.cli.output import (
-    FILE,
     data_root_option,
-    existing_folder,
     json_option,
     stdout,
     tell,
     write_json,
+)
+from fcompress.numbers import (
+    MOST_BATCH,
+    MOST_EPOCHS,
+    MOST_LAYERS,
+    MOST_UNITS,
+    MOST_WIDTH,
+    real_text,
+    whole_text,
 )
 from fcompress.progress import Progress, Report
 from fcompress.training.config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
@@ -43,7 +51,7 @@ def _arguments(
 
 
 def _number(text: str) -> int | float | str:
-    for read in (int, float):
+    for read in (whole_text, real_text):
         try:
             return read(text)
         except ValueError:
@@ -51,22 +59,36 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-@click.command("train")
+@click.command("train", cls=Command)
 @click.argument("family")
-@click.option("--data", "spec", required=True, metavar="SPEC", help="Data (`fcompress data`).")
+@click.option(
+    "--data",
+    "spec",
+    required=True,
+    type=DataSpec(),
+    metavar="SPEC",
+    help="Data (`fcompress data`).",
+)
 @click.option(
     "--out",
     required=True,
-    type=FILE,
-    callback=existing_folder,
+    type=OutputFile("network", beside=(".resume",)),
     metavar="FILE",
     help="Where the network goes, after every epoch.",
 )
-@click.option("--width", type=float, help="Width factor.  [default: 1]")
-@click.option("--hidden", type=int, help="mlp: units of each hidden layer at 1x.  [default: 128]")
-@click.option("--depth", type=int, help="mlp: hidden layers.  [default: 1]")
+@click.option(
+    "--width", type=Real(0, MOST_WIDTH, min_open=True), help="Width factor.  [default: 1]"
+)
+@click.option(
+    "--hidden",
+    type=Whole(1, MOST_UNITS),
+    help="mlp: units of each hidden layer at 1x.  [default: 128]",
+)
+@click.option("--depth", type=Whole(1, MOST_LAYERS), help="mlp: hidden layers.  [default: 1]")
 @click.option("--init", help="Initializer of the weights (`fcompress models`).")
-@click.option("--dropout", type=float, help="Share of units that training drops.")
+@click.option(
+    "--dropout", type=Real(0, 1, max_open=True), help="Share of units that training drops."
+)
 @click.option(
     "--arg",
     "arguments",
@@ -75,10 +97,26 @@ def _number(text: str) -> int | float | str:
     metavar="KEY=VALUE",
     help="Any other argument of the family (`fcompress models`); may be repeated.",
 )
-@click.option("--epochs", type=int, default=4, show_default=True, help="Passes over the data.")
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step.")
+@click.option(
+    "--epochs",
+    type=Whole(1, MOST_EPOCHS),
+    default=4,
+    show_default=True,
+    help="Passes over the data.",
+)
+@click.option(
+    "--batch-size",
+    type=Whole(2, MOST_BATCH),
+    default=128,
+    show_default=True,
+    help="Examples a step.",
+)
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: by family]")
-@click.option("--lr", type=float, help="Learning rate.  [default: by family and optimizer]")
+@click.option(
+    "--lr",
+    type=Real(0, min_open=True),
+    help="Learning rate.  [default: by family and optimizer]",
+)
 @click.option(
     "--schedule",
     type=click.Choice(SCHEDULES),
@@ -86,19 +124,19 @@ def _number(text: str) -> int | float | str:
     show_default=True,
     help="Schedule of the learning rate; decay: x0.95 an epoch.",
 )
-@click.option("--weight-decay", type=float, help="[default: by family]")
+@click.option("--weight-decay", type=Real(0), help="[default: by family]")
 @click.option("--augment", is_flag=True, help="Crop and mirror images at random.")
-@click.option("--random-labels", type=int, metavar="SEED", help="Draw all labels at random, once.")
+@click.option("--random-labels", type=SEED, metavar="SEED", help="Draw all labels at random, once.")
 @click.option(
     "--seed",
-    type=int,
+    type=SEED,
     default=0,
     show_default=True,
     help="Random seed of weights, shuffling and dropout.",
 )
 @click.option(
     "--data-seed",
-    type=int,
+    type=SEED,
     default=0,
     show_default=True,
     help="Random seed of how the data is split.",

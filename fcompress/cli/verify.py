@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcompress.cli.boundary import Command
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import (
     CONFIDENCE_OPTION,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from fcompress.data import Split, Splits
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("original", type=FILE)
 @click.argument("compressed", type=FILE)
 @click.option(

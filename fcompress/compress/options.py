@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.errors import as_seed
 from fcompress.forward.answers.asked import Asked, asked
+from fcompress.numbers import LEAST, MOST_BATCH, whole
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
@@ -94,11 +94,20 @@ class ShrinkOptions:
     stochastic: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", as_seed(self.seed))
         self._check_aim()
         _ = self.asked
-        if self.calibration is not None and self.calibration < 2:
-            raise ValueError(f"calibration={self.calibration}: expected at least 2 examples")
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        for name, least in (("calibration", 2), ("max_macs", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole(name, value, least))
+        if self.round_to != "auto":
+            try:
+                object.__setattr__(self, "round_to", whole("", self.round_to, 1, MOST_BATCH))
+            except ValueError as error:
+                raise ValueError(
+                    f'round_to={self.round_to!r}: expected a whole number from 1 on, or "auto"'
+                ) from error
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence={self.confidence}: expected a number in (0, 1)")
         if self.method not in METHODS:
@@ -106,10 +115,7 @@ class ShrinkOptions:
         if self.objective not in OBJECTIVES:
             choices = ", ".join(OBJECTIVES)
             raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
-        multiple = self.round_to
-        if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
-            raise ValueError(f'round_to={multiple!r}: expected a whole number from 1 on, or "auto"')
-        if not 0 < self.distill_seconds < float("inf"):
+        if not LEAST <= self.distill_seconds < float("inf"):
             raise ValueError(f"distill_seconds={self.distill_seconds}: expected a number above 0")
 
     def _check_aim(self) -> None:
@@ -117,8 +123,6 @@ class ShrinkOptions:
             raise ValueError(f"tol={self.tol}: expected a share of labels in [0, 1)")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
-        if self.max_macs is not None and self.max_macs < 1:
-            raise ValueError(f"max_macs={self.max_macs}: expected at least 1")
         for name in ("ratio", "max_macs"):
             if self.tol is not None and getattr(self, name) is not None:
                 raise ValueError(

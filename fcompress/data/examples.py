@@ -18,9 +18,11 @@ from torch import Tensor
 from fcompress.data.preprocess import Preprocess
 from fcompress.errors import DataError
 from fcompress.formats.limits import check_memory
-from fcompress.formats.schema import LARGEST
+from fcompress.numbers import LARGEST, MOST_SIDE, short, whole, whole_text
 
 DECODING_THREADS = 8
+# Option of a spec -> largest number, where it is not that of all numbers.
+_MOST = {"size": MOST_SIDE, "crop": MOST_SIDE, "n": 2**40, "train": 2**40}
 # A file of a few bytes can say that it holds any number of pixels.
 MOST_PIXELS = 2**26
 # Bytes of examples that pass through memory together as statistics are taken.
@@ -409,13 +411,14 @@ class Request:
         text = self.options.get(option)
         if text is None:
             return default
-        digits = text.isdecimal() and text.isascii() and len(text) <= _LONGEST_NUMBER
-        if not digits or not least <= int(text) <= LARGEST:
+        most = _MOST.get(option, LARGEST)
+        try:
+            return whole(option, whole_text(text), least, most)
+        except ValueError as error:
             raise DataError(
-                f"option {option}={text[:40]}: expected a whole number, {least} or more, and at "
-                f"most {LARGEST}"
-            )
-        return int(text)
+                f"option {option}={short(text)}: expected a whole number, {least} or more, and "
+                f"{most} at most"
+            ) from error
 
     def flag(self, option: str, default: bool) -> bool:
         """Read an option as 0 (no) or 1 (yes)."""

@@ -1,6 +1,7 @@
 """From the text that names a dataset to its splits."""
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,8 @@ from fcompress.data.splits import (
     of_test_sizes,
 )
 from fcompress.data.statistics import statistics_of
-from fcompress.errors import DataError, as_seed
+from fcompress.errors import DataError
+from fcompress.numbers import whole
 
 _OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
 
@@ -206,14 +208,14 @@ def load_data(
         raise ValueError(f"roles={roles!r}: expected one of {', '.join(SHARES)}")
     if seen not in (None, *SEEN):
         raise ValueError(f"seen={seen!r}: expected one of {', '.join(SEEN)}, or None")
-    seed = as_seed(seed)
+    seed = whole("seed", seed)
     if random_labels is not None:
-        random_labels = as_seed(random_labels, "random_labels")
+        random_labels = whole("random_labels", random_labels)
     if like is not None:
         check_record(like)
     kind, argument, options = parse(spec)
     if kind.name in ("folder", "file") and argument:
-        argument = str(Path(argument).expanduser().resolve())
+        argument = os.path.realpath(user_path(argument))
     shape = None if like is None else tuple(like["shape"])
     if preprocess is None and like is not None:
         preprocess = from_dict(like.get("preprocess"))
@@ -271,6 +273,12 @@ def reload_data(
     grouping = grouping_again(raw, request, kind.name, info, groups)
     how = _How(info["seed"], info["random_labels"], info.get("seen"), grouping)
     return _cut(raw, info["spec"], request, how, info)
+
+
+def user_path(text: str) -> str:
+    """A path as the user wrote it, `~` replaced where there is such a user."""
+    # That of pathlib ends in an error where there is none.
+    return os.path.expanduser(text)  # noqa: PTH111
 
 
 def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:

@@ -83,3 +83,16 @@ DRAWN_FROM: dict[str, str] = {
     "constructions": "constructions",
     "responses": "responses",
 }
+
+# What a folder of results holds: no other file goes there under such a name.
+WRITTEN = (
+    "recipe.json",
+    "trials",
+    "scratch",
+    "log.jsonl",
+    "figures",
+    "results.json",
+    "summary.md",
+    "written.json",
+    ".fcompress.lock",
+)

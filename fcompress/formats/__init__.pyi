@@ -1,5 +1,7 @@
 from .atomic import alone_in as alone_in
 from .atomic import make_folder as make_folder
+from .atomic import remove_unfinished as remove_unfinished
+from .atomic import why_not_writable as why_not_writable
 from .atomic import write_atomic as write_atomic
 from .safetensors import read_safetensors as read_safetensors
 from .safetensors import write_safetensors as write_safetensors

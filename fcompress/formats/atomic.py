@@ -40,12 +40,13 @@ def write_atomic(
         FcompressError: The folder is missing, the system refuses to write there, or a device is
             to be checked, which cannot be read back.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
     try:
         mode = _mode(target)
+        reason = why_not_writable(target)
+        if reason is not None:
+            raise FcompressError(f"cannot write {path}: {reason}")
         if mode is not None and not stat.S_ISREG(mode):
-            if stat.S_ISDIR(mode):
-                raise FcompressError(f"cannot write {path}: it is a folder; name a file in it")
             if check is not None:
                 raise FcompressError(
                     f"cannot write {path}: what is written is read back and checked, which only a "
@@ -53,14 +54,47 @@ def write_atomic(
                 )
             _fill(os.open(target, os.O_WRONLY | _BINARY), write)
             return
-        if not target.parent.is_dir():
-            raise FcompressError(
-                f"cannot write {path}: there is no folder {target.parent}; create it first"
-            )
         _replace(target, None if mode is None else stat.S_IMODE(mode), write, check)
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise FcompressError(f"cannot write {path}: {reason}") from error
+
+
+def why_not_writable(path: str | os.PathLike[str]) -> str | None:
+    """Why a file cannot be written, as far as that is known before; None if it can.
+
+    A file that nobody may write to is not replaced either, though its folder would allow that.
+
+    Args:
+        path: The file, which need not exist.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = _mode(target)
+    except OSError as error:
+        return f"{error.strerror}; name another file"
+    if mode is not None and stat.S_ISDIR(mode):
+        return "it is a folder; name a file in it"
+    if mode is not None and not (mode & 0o222 and os.access(target, os.W_OK)):
+        return "it is read-only; make it writable, or name another file"
+    if mode is not None and not stat.S_ISREG(mode):
+        return None
+    if not target.parent.is_dir():
+        return f"there is no folder {target.parent}; create it first"
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        return f"nothing can be written to the folder {target.parent}; name another"
+    return None
+
+
+# Of this process: what a signal that ends it at once has to remove.
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files of what is being written, for a process that ends at once."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -116,9 +150,10 @@ def _replace(
     check: Callable[[Path], object] | None,
 ) -> None:
     temporary = target.parent / f".fcompress-{secrets.token_hex(8)}.tmp"
-    # Not tempfile: its files are readable by their owner only, and that would stay so.
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    _unfinished.add(temporary)
     try:
+        # Not tempfile: its files are readable by their owner only, and that would stay so.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         _fill(descriptor, write)
         if check is not None:
             check(temporary)
@@ -129,6 +164,8 @@ def _replace(
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        _unfinished.discard(temporary)
     _flush_folder(target.parent)
 
 

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcompress.errors import shown
+from fcompress.numbers import LARGEST
 
-# What torch takes for a seed, a size or a count.
-LARGEST = 2**63 - 1
 _LONGEST_TEXT = 10_000
 _MISSING = object()
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fcompress.errors import as_seed
 from fcompress.forward.answers.asked import Asked, asked
+from fcompress.numbers import LARGEST, MOST_BATCH, MOST_STEPS, whole
 
 Unit = Literal["element", "map"]
 UNITS = ("element", "map")
@@ -79,20 +79,23 @@ class AnalyzeOptions:
     pad: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", as_seed(self.seed))
         _ = self.asked
         for tolerance in (*self.tolerances, *self.redundancy_tolerances):
             if not 0 <= tolerance < 1:
                 raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
         if self.unit not in UNITS:
             raise ValueError(f"unit={self.unit!r}: expected one of {', '.join(UNITS)}")
-        for name in ("layer_examples", "examples"):
+        for name, least, most in (
+            ("layer_examples", 1, LARGEST),
+            ("examples", 1, LARGEST),
+            ("steps", 1, MOST_STEPS),
+            ("orders", 1, MOST_STEPS),
+            ("batch_size", 1, MOST_BATCH),
+            ("seed", 0, LARGEST),
+        ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected 1 or more, or None")
-        for name in ("steps", "orders", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            if value is not None or name not in ("layer_examples", "examples"):
+                object.__setattr__(self, name, whole(name, value, least, most))
 
     @property
     def asked(self) -> Asked:

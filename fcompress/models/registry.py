@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 
-from fcompress.errors import FcompressError, as_seed, suggest
+from fcompress.errors import FcompressError, suggest
 from fcompress.formats.limits import check_memory
 from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
 from fcompress.models.base import ModelFamily, Network, Spec
 from fcompress.models.init import initialize
+from fcompress.numbers import whole
 
 _FAMILIES = {
     family.name: family
@@ -99,4 +100,4 @@ def _check_size(family: ModelFamily, resolved: dict[str, Any]) -> None:
 def _generator(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
-    return torch.Generator(device="cpu").manual_seed(as_seed(seed))
+    return torch.Generator(device="cpu").manual_seed(whole("seed", seed))

@@ -238,5 +238,8 @@ def _colours(count: int) -> list[object]:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DOTS_PER_INCH)
+    # The name of the program is how the command line knows its own pictures again.
+    FigureCanvasAgg(figure).print_figure(
+        buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": "fcompress"}
+    )
     return buffer.getvalue()

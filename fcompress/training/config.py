@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcompress.errors import TrainingError
+from fcompress.numbers import LARGEST, MOST_BATCH, MOST_EPOCHS, short, whole
 
 OPTIMIZERS = ("momentum", "sgd", "adam", "rmsprop")
 SCHEDULES = ("constant", "decay", "cosine", "step")
@@ -54,9 +55,18 @@ class TrainConfig:
                 raise TrainingError(
                     f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}"
                 )
-        for name, least in (("epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise TrainingError(f"{name} {getattr(self, name)}: expected at least {least}")
+        for name, least, most in (
+            ("epochs", 1, MOST_EPOCHS),
+            ("batch_size", 2, MOST_BATCH),
+            ("seed", 0, LARGEST),
+        ):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, whole(name, value, least, most))
+            except ValueError as error:
+                raise TrainingError(
+                    f"{name} {short(value)}: expected at least {least}, and at most {most}"
+                ) from error
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise TrainingError(f"lr {self.lr}: expected a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

@@ -192,9 +192,10 @@ def test_train_mistakes(tmp_path):
     assert "no labels" in fails("train", "mlp", "--data", f"file:{tmp_path / 'x.npy'}", *out)
     assert "labels images" in fails("train", "alexnet", "--data", "gaussian:10", *out)
     assert "no argument 'depht'" in fails(*DIGITS, "--arg", "depht=3", *out)
-    assert "a number above 0" in fails(*DIGITS, "--width", "-1", *out)
-    assert "lr -1" in fails(*DIGITS, "--lr", "-1", *out)
-    assert "epochs 0" in fails("train", "mlp", "--data", "digits", "--epochs", "0", *out)
+    assert "0<x<=10000" in fails(*DIGITS, "--width", "-1", *out, code=2)
+    assert "'-1'" in fails(*DIGITS, "--lr", "-1", *out, code=2)
+    zero = ["train", "mlp", "--data", "digits", "--epochs", "0", *out]
+    assert "from 1 to" in fails(*zero, code=2)
     assert "--data-root" in fails("train", "mlp", "--data", "imagenet", *out)
     for usage in (
         DIGITS,

@@ -78,7 +78,7 @@ def test_smoke(name, shared, tmp_path):
     assert f"`fcompress recipe run {name} --scale smoke`" in page
     assert not (out / "scratch").exists() and "summary.md" in result.stdout
     assert {path.name for path in out.iterdir()} <= {
-        "recipe.json", "figures", "results.json", "summary.md", "log.jsonl",
+        "recipe.json", "figures", "results.json", "summary.md", "log.jsonl", "written.json",
     }  # fmt: skip
     if name in AGAIN:
         content = written(out)

@@ -39,7 +39,7 @@ def read_file(request: Request) -> Raw:
         DataError: Missing, damaged, of an unknown kind, without inputs, labels that do not fit,
             or values that are not finite.
     """
-    path = Path(request.argument).expanduser()
+    path = Path(request.argument)
     if not path.is_file():
         raise DataError(f"file:{request.argument}: there is no such file")
     readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt, ".pth": _read_pt}

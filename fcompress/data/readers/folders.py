@@ -48,7 +48,7 @@ def read_folder(request: Request) -> Raw:
         DataError: No images, ambiguous layout, images of different sizes and no `size`, or a
             damaged file.
     """
-    folder = Path(request.argument).expanduser()
+    folder = Path(request.argument)
     if not folder.is_dir():
         raise DataError(f"folder:{request.argument}: there is no such folder")
     files = list(_images(folder))

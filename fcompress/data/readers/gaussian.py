@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
-from fcompress.errors import DataError, as_seed
+from fcompress.errors import DataError
 from fcompress.formats.limits import check_memory
+from fcompress.numbers import short, whole, whole_text
 
 TEACHER_UNITS = 32
 LEAST_SHARE = 0.4
@@ -21,11 +22,13 @@ def read_gaussian(request: Request) -> Raw:
     `n` training and `n` test points plus 1,000 each for calibration, search and certification,
     all labelled by one teacher, which labels between 40% and 60% of them with each class.
     """
-    if not request.argument.isdecimal() or int(request.argument) < 1:
+    try:
+        dimensions = whole("dimensions", whole_text(request.argument), 1, 2**31 - 1)
+    except ValueError as error:
         raise DataError(
-            f"gaussian:{request.argument}: expected the number of dimensions, as in gaussian:10"
-        )
-    dimensions = int(request.argument)
+            f"gaussian:{short(request.argument)}: expected the number of dimensions, as in "
+            "gaussian:10"
+        ) from error
     n = request.number("n", 1000, least=1)
     points = 2 * n + 3 * HELD_OUT
     check_memory(
@@ -35,7 +38,7 @@ def read_gaussian(request: Request) -> Raw:
         "ask for fewer points (n=) or dimensions",
         DataError,
     )
-    generator = torch.Generator().manual_seed(as_seed(request.number("seed", 0), "option seed"))
+    generator = torch.Generator().manual_seed(request.number("seed", 0))
     inputs = torch.randn(points, dimensions, generator=generator)
     labels = teacher_labels(inputs, generator)
     held_out = dict.fromkeys(("calibration", "search", "certification"), HELD_OUT)

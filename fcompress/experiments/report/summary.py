@@ -7,9 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -17,12 +15,12 @@ from fcompress.experiments.measures import shrinking_by_width
 from fcompress.experiments.measures.constructions import KINDS, NARROW
 from fcompress.experiments.measures.interpretability import compare
 from fcompress.experiments.report import tables
-from fcompress.experiments.report.figures import DRAWINGS, draw, files
+from fcompress.experiments.report.figures import draw, files
 from fcompress.experiments.report.measured import analyzed_of, correlations_of, gains, responses_of
 from fcompress.experiments.report.tables import Comparison, range_text
-from fcompress.experiments.trials.results import Results, write_json
+from fcompress.experiments.report.written import Written
+from fcompress.experiments.trials.results import Results, json_bytes
 from fcompress.experiments.trials.trial import Record
-from fcompress.formats.atomic import make_folder, write_atomic
 from fcompress.measure.ablation import TOLERANCES
 from fcompress.measure.growth import LAST, QUANTITIES, GainResult
 from fcompress.measure.options import REDUNDANCY_TOLERANCES
@@ -39,16 +37,12 @@ def write(results: Results, out: Path) -> None:
     Raises:
         FcompressError: The folder cannot be written to.
     """
-    folder = out / "figures"
-    make_folder(folder)
+    folder = Written(out)
     names = []
     for name, figure in draw(results):
         names.append(name)
         for kind, content in files(figure).items():
-            write_atomic(folder / f"{name}.{kind}", partial(_put, content))
-    for path in folder.iterdir():
-        if path.stem in DRAWINGS and path.stem not in names:
-            path.unlink()  # of another time: it shows what these results do not
+            folder.write(f"figures/{name}.{kind}", content)
     record = {
         "recipe": results.recipe.to_dict(),
         **tables.tables(results),
@@ -64,14 +58,11 @@ def write(results: Results, out: Path) -> None:
             if t.id in results.records
         ],
     }
-    write_json(out / "results.json", record)
+    folder.write("results.json", json_bytes(record))
     page = summary(results, _seconds(out))
     page += "".join(f"\n![{name}](figures/{name}.png)\n" for name in names)
-    write_atomic(out / "summary.md", partial(_put, page.encode()))
-
-
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+    folder.write("summary.md", page.encode())
+    folder.close()
 
 
 def _seconds(out: Path) -> float:

@@ -5,6 +5,8 @@ trials/*.json   one record each, written whole or not at all
 scratch/        what trials that were killed go on with
 log.jsonl       when each trial ended and how long it took
 figures/        PNG and SVG
+written.json    which files a report wrote: only these are ever replaced or removed
+written.json    which files a report wrote, so that only these are replaced and removed
 results.json    all trials and tables
 summary.md      one page
 """
@@ -169,8 +171,12 @@ def load(out: Path) -> Results:
 
 def write_json(path: Path, record: Any) -> None:
     """Write plain values, whole or not at all."""
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(json_bytes(record)))
+
+
+def json_bytes(record: Any) -> bytes:
+    """Plain values as the files of results hold them."""
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:

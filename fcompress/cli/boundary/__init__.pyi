@@ -1,0 +1,12 @@
+from .command import Command as Command
+from .files import DataSpec as DataSpec
+from .files import InputFile as InputFile
+from .files import InputFolder as InputFolder
+from .files import OutputFile as OutputFile
+from .files import OutputFolder as OutputFolder
+from .files import PythonCode as PythonCode
+from .files import RecipeName as RecipeName
+from .numbers import SEED as SEED
+from .numbers import Real as Real
+from .numbers import Several as Several
+from .numbers import Whole as Whole

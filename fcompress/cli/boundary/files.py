@@ -1,0 +1,94 @@
+"""What a parameter of a command is: a file that it reads, one that it writes, or a name of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class InputFile(click.Path):
+    """A file that is read."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+
+class InputFolder(click.Path):
+    """A folder that is read."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
+class OutputFile(click.Path):
+    """A file that is written.
+
+    Args:
+        kind: What is written, a key of `recognise.KINDS`.
+        beside: Endings of what lies beside it, for which it must be a file and no device.
+    """
+
+    def __init__(self, kind: str, beside: tuple[str, ...] = ()) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.kind, self.beside = kind, beside
+
+
+class OutputFolder(click.Path):
+    """A folder whose files are written, and the names in it that are.
+
+    Args:
+        names: Files and folders in it that the command writes; empty for any.
+    """
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+        self.names = names
+
+
+class _Text(click.ParamType):
+    """A text that may name a file or folder to be read."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        return str(value)
+
+    def paths(self, text: str) -> Iterator[Path]:
+        """What it names."""
+        raise NotImplementedError
+
+
+class DataSpec(_Text):
+    """A spec of data: `file:PATH`, `folder:PATH`, or the name of a dataset."""
+
+    def paths(self, text: str) -> Iterator[Path]:
+        """The file or folder of the user's own data."""
+        kind, colon, _ = text.strip().partition(":")
+        if colon and kind in ("file", "folder"):
+            from fcompress.data.specs import parse, user_path
+
+            yield Path(user_path(parse(text)[1]))
+
+
+class PythonCode(_Text):
+    """`FILE.py:FUNCTION`, `pickle:FILE`, or names of modules and of registered builders."""
+
+    def paths(self, text: str) -> Iterator[Path]:
+        """The file."""
+        kind, _, rest = text.partition(":")
+        place = rest if kind == "pickle" else text.rpartition(":")[0]
+        if kind == "pickle" or place.endswith(".py"):
+            yield Path(place)
+
+
+class RecipeName(_Text):
+    """A recipe of the project, or a file."""
+
+    def paths(self, text: str) -> Iterator[Path]:
+        """The file."""
+        if text.endswith(".toml"):
+            yield Path(text)
