@@ -209,10 +209,9 @@ def _check_pairs(inputs: list[Place], outputs: list[Place]) -> None:
                         f"{said} would lie in the data of {name}; name a file elsewhere"
                     )
     for into in (out for out in outputs if out.names is not None):
-        for place in (one for one in outputs if one.names is None):
-            _check_inside(into, place)
-        for place in inputs if into.names else ():
-            _check_inside(into, place)
+        files = [one for one in outputs if one.names is None]
+        for one in [*files, *(inputs if into.names else [])]:
+            _check_inside(into, one)
 
 
 def _check_inside(folder: Place, one: Place) -> None:
