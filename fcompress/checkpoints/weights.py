@@ -93,7 +93,9 @@ def load_weights(network: nn.Module, weights: Weights, where: str) -> None:
         CheckpointError: Tensors are missing, left over or of another shape.
     """
     check_weights(network)
-    with code_of_users(lambda e: CheckpointError(f"{where}: {said_by(e)}; its state_dict has to work")):
+    with code_of_users(
+        lambda e: CheckpointError(f"{where}: {said_by(e)}; its state_dict has to work")
+    ):
         expected = network.state_dict()
     state = _named_alike(weights.state, set(expected))
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
