@@ -140,7 +140,8 @@ def verify(
 ) -> AgreementResult:
     """Compare the answers of two networks, streaming.
 
-    Exact copies of an example count once.
+    Where examples are exact copies of others, the bound is the weaker of those on all examples and
+    on the distinct ones.
 
     An example counts as changed where either network's outputs are not finite. Networks that draw
     random numbers draw anew for each example, so that what they disagree with themselves counts.
@@ -223,8 +224,8 @@ def verify(
         moving = unvouched(one, one.place(first[:4]))
     tally, others = Tally(), OtherOutputs(moving)
     once = Once(batches)
-    for inputs, truth in once:
-        tally.compare(one, other, inputs, truth)
+    for inputs, truth, new in once:
+        tally.compare(one, other, inputs, truth, new)
         others.compare(one, other, inputs)
     weak += once.said()
     result = tally.result(confidence)
@@ -346,16 +347,23 @@ class Tally:
         self._by_label = LabelCounts()
         self._heads: tuple[str, ...] = ()
         self._draws = Draws()
+        self._distinct: list[np.ndarray] = []
 
     def compare(
-        self, original: Predictor, compressed: Predictor, inputs: Tensor, truth: Tensor | None
+        self,
+        original: Predictor,
+        compressed: Predictor,
+        inputs: Tensor,
+        truth: Tensor | None,
+        new: Tensor | None = None,
     ) -> None:
-        """Run both networks on one batch."""
+        """Run both networks on one batch; `new` marks what is no copy of an earlier example."""
         if not len(inputs):
             return
         if original.draws and len(inputs) > 1:
             for row, one in enumerate(inputs.split(1)):
-                self.compare(original, compressed, one, None if truth is None else truth[[row]])
+                label = None if truth is None else truth[[row]]
+                self.compare(original, compressed, one, label, None if new is None else new[[row]])
             return
         with ExitStack() as stack:
             for network in (original, compressed):
@@ -368,7 +376,7 @@ class Tally:
                 f"the networks give outputs of shape {list(before.shape[1:])} and "
                 f"{list(after.shape[1:])}; compare networks with the same classes"
             )
-        self._add(original.scoring, compressed.scoring, before, after, truth)
+        self._add(original.scoring, compressed.scoring, before, after, truth, new)
 
     def _add(
         self,
@@ -377,6 +385,7 @@ class Tally:
         before: Tensor,
         after: Tensor,
         truth: Tensor | None,
+        new: Tensor | None,
     ) -> None:
         """Compare scores of one batch, each read off in its own way."""
         difference = (before.double() - after.double()).abs().nan_to_num(math.inf, math.inf)
@@ -387,6 +396,8 @@ class Tally:
         self._heads = heads_of(scoring)
         ours, theirs = scoring.labels_of(before), others.labels_of(after)
         lost = scoring.lost(ours, theirs)
+        distinct = lost if new is None else lost[new.to(lost.device)]
+        self._distinct.append(distinct[~distinct.isnan()].cpu().numpy())
         if scoring.in_parts:
             valid = ~lost.isnan()
             self._empty += int((~valid).sum())
@@ -422,12 +433,16 @@ class Tally:
             }
         same: float = n - self._changed
         deviation = None
+        distinct = np.concatenate(self._distinct)
         if self._shares is None:
             bound = upper_bound(self._changed, n, confidence)
+            fewer = upper_bound(int(distinct.sum()), len(distinct), confidence)
         else:
             shares = np.concatenate(self._shares)
             same, deviation = n - float(shares.sum()), float(shares.std())
-            bound = betting_bound(shares, confidence)
+            bound, fewer = (betting_bound(some, confidence) for some in (shares, distinct))
+        # Copies may be how often such examples come, or one example taken again and again.
+        bound = bound if len(distinct) == n else max(bound, fewer)
         return AgreementResult(
             n=n,
             same=same,

@@ -288,7 +288,9 @@ def digests(examples: Examples, role: str, sketches: Sketches | None = None) -> 
 
 
 class Once:
-    """Batches without the exact copies of examples that came before; 16 bytes an example are kept.
+    """Batches with a mark on the examples that are no exact copies of ones that came before.
+
+    16 bytes an example are kept.
 
     Args:
         batches: (inputs, labels or None) pairs.
@@ -298,30 +300,25 @@ class Once:
         self._batches = batches
         self.examples = self.copies = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         known: set[bytes] = set()
         self.examples = self.copies = 0
         for inputs, labels in self._batches:
-            keep = []
+            new = []
             for digest in _hashes(inputs):
-                keep.append(digest not in known)
+                new.append(digest not in known)
                 known.add(digest)
-            self.examples += len(keep)
-            if all(keep):
-                yield inputs, labels
-                continue
-            self.copies += keep.count(False)
-            rows = torch.tensor(keep, device=inputs.device)
-            if rows.any():
-                yield inputs[rows], None if labels is None else labels[rows.to(labels.device)]
+            self.examples += len(new)
+            self.copies += new.count(False)
+            yield inputs, labels, torch.tensor(new, dtype=torch.bool)
 
     def said(self) -> list[str]:
-        """What was left out at the last pass, in words."""
+        """What was found at the last pass, in words."""
         if not self.copies:
             return []
         return [
-            f"{self.copies:,} of {self.examples:,} examples are copies of others and were left out:"
-            " an example counts once"
+            f"{self.copies:,} of {self.examples:,} examples are copies of others; the bound holds "
+            "for all of them and for the distinct ones, whichever is weaker"
         ]
 
 

@@ -238,25 +238,25 @@ _OPTIONS = (
     ),
     click.option(
         "--score",
-        type=float,
+        type=Real(0, 1, max_open=True),
         metavar="S",
         help=f"Least score of a detector's boxes that count.  [default: {SCORE:g}]",
     ),
     click.option(
         "--iou",
-        type=float,
+        type=Real(0, 1, min_open=True, max_open=True),
         metavar="I",
         help=f"Least overlap of two boxes that match.  [default: {IOU:g}]",
     ),
     click.option(
         "--threshold",
-        type=float,
+        type=Real(-1, 1, min_open=True, max_open=True),
         metavar="T",
         help="Cosine above which the two inputs of a pair are of one kind.",
     ),
     click.option(
         "--pad",
-        type=click.IntRange(min=0),
+        type=Whole(0),
         metavar="ID",
         help="Token id of padding, of --answer tokens; an attention_mask among the inputs goes "
         "first.",

@@ -319,7 +319,8 @@ def _warn(report: Report, lines: tuple[str, ...]) -> None:
 
 def _ways(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tensor], set[str]]:
     """Batches on which the network executes different operators, the first four among them."""
-    tried = [inputs[:4], *inputs[4 : 4 + SINGLES].split(1), *batches_of(inputs)[:LOOKED_AT]]
+    single = [inputs[row : row + 1] for row in range(min(SINGLES, len(inputs)))]
+    tried = [inputs[:4], *single, *batches_of(inputs)[:LOOKED_AT]]
     with original.evaluating(), runs_on(inputs):
         return different_ways(original.network, tried, call=call)
 

@@ -68,7 +68,7 @@ class Predictor:
             The output that holds the scores, unchecked.
         """
         args, kwargs = self.unpacked(network, *inputs)
-        return self.scoring.chosen(network(*args, **kwargs), self.scoring.counted(args, kwargs))
+        return self.scoring.chosen(self.whole(network, *inputs), self.scoring.counted(args, kwargs))
 
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
         """`call` without a choice: all that the network returns.

@@ -37,6 +37,7 @@ def adapt(model: nn.Module, given: Collection[str] = ()) -> list[str]:
         Names of the weights that were computed and are plain now.
 
     Example:
+        >>> import torch
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> x = torch.randn(3, 5, 8)
         >>> before = layer(x)

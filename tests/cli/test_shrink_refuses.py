@@ -155,8 +155,8 @@ def test_a_method_that_can_use_no_group_says_so():
     torch.manual_seed(0)
     model, x = Product(), examples()[0]
     assert shrink(model, [x], tol=0.3, method="prune").params["after"] < 160
-    with pytest.raises(UnsupportedNetworkError, match="method hybrid can use no group"):
-        shrink(model, [x], tol=0.3)
+    with pytest.raises(UnsupportedNetworkError, match="method factor can use no group"):
+        shrink(model, [x], tol=0.3, method="factor")
 
 
 def test_the_tolerance_is_a_twentieth_unless_a_size_is_asked_for():

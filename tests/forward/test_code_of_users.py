@@ -93,12 +93,12 @@ def test_networks_that_cannot_be_used_say_why(name):
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "x", None, True, float("nan")])
 def test_seeds_out_of_range(seed):
     for use in (fcompress.shrink, fcompress.analyze):
-        with pytest.raises(FcompressError, match="seed must be a whole number"):
+        with pytest.raises(FcompressError, match=r"seed=.*: expected a whole number"):
             use(Raising(), X, seed=seed)
 
 
 def test_a_seed_too_long_to_show():
-    with pytest.raises(FcompressError, match="too long to show"):
+    with pytest.raises(FcompressError, match="thousands of digits"):
         fcompress.shrink(Raising(), X, seed=10**5000)
 
 

@@ -109,13 +109,16 @@ def test_padding_does_not_count_whoever_says_where_it_is(model):
     ids, kept = sequences()
     other = pair(model)
     shares = by_hand(model, other, ids, kept)
+    # Short sequences come several times; the bound is the weaker one of all and of the distinct.
+    first = [row for row, one in enumerate(ids) if not (ids[:row] == one).all(1).any()]
+    bound = max(betting_bound(some.numpy()) for some in (shares, shares[first]))
     found = verify(model, other, masked(ids, kept), answer="tokens")
     named = verify(model, other, ids.split(37), answer="tokens", pad=0)
     only = verify(model, other, [{"input_ids": ids}], pad=0)
     for one in (found, named, only):
         assert one.labels == "tokens" and one.n == N
         assert one.changed == pytest.approx(float(shares.sum()))
-        assert one.upper_bound == pytest.approx(betting_bound(shares.numpy()))
+        assert one.upper_bound == pytest.approx(bound)
         differ = (model(ids).argmax(2) != other(ids).argmax(2))[kept]
         assert one.positions == pytest.approx(1 - float(differ.double().mean()))
         assert one.by_label is None

@@ -323,7 +323,7 @@ def test_dropout_only_when_asked_for_and_training(family):
         ("mlp", {"depth": 0}, "depth must be a whole number from 1"),
         ("mlp", {"in_features": 5, "image_size": 8}, "either in_features or"),
         ("mlp", {"in_features": 2**31 - 1, "hidden": 2**31 - 1}, "take a smaller width"),
-        ("alexnet", {"seed": -1}, "seed must be"),
+        ("alexnet", {"seed": -1}, "seed=-1: expected a whole number"),
     ],
 )
 def test_errors_are_one_line(family, args, message):
