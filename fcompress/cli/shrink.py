@@ -73,6 +73,11 @@ if TYPE_CHECKING:
     help="Like --per-label, with a tolerance of its own.",
 )
 @click.option(
+    "--balance",
+    is_flag=True,
+    help="Calibrate on as many examples of each of the original's labels.",
+)
+@click.option(
     "--method",
     type=click.Choice(list(METHODS)),
     default="hybrid",

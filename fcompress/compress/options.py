@@ -61,6 +61,7 @@ class ShrinkOptions:
         per_label: Whether `tol` has to hold for every label of the original with enough examples.
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
         stochastic: Whether a network that draws random numbers is welcome.
+        balance: Whether calibration listens to all labels alike.
 
     Raises:
         ValueError: One of them is out of its range, or a tolerance and a size are asked for.
@@ -92,6 +93,7 @@ class ShrinkOptions:
     per_label: bool = False
     tol_label: float | None = None
     stochastic: bool = False
+    balance: bool = False
 
     def __post_init__(self) -> None:
         self._check_aim()

@@ -13,6 +13,7 @@ from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
+from fcompress.compress.balance import balanced
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
@@ -80,6 +81,7 @@ def shrink(
     per_label: bool = False,
     tol_label: float | None = None,
     stochastic: bool = False,
+    balance: bool = False,
     groups: object = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
@@ -146,6 +148,8 @@ def shrink(
         stochastic: Take a network that draws random numbers (dropout that stays on, noise): every
             example has draws of its own in each network, so that what the network disagrees with
             itself counts against the tolerance. It takes a pass for each example.
+        balance: Calibrate on as many examples of each of the original's labels, so that what is
+            removed costs rare labels no more than frequent ones. For one class an example.
         groups: Which examples belong together (a video, a patient, a speaker): a name or number
             for each, in the data's order. A group lies in one split and counts as one example.
             `load_data` takes them for named data.
@@ -206,6 +210,7 @@ def shrink(
         per_label=per_label,
         tol_label=tol_label,
         stochastic=stochastic,
+        balance=balance,
     )
     return compress(model, data, options, progress or silent, groups=groups)
 
@@ -250,6 +255,8 @@ def compress(
     wanted = options.calibration or _affordable(original, roles, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
+    if options.balance:
+        inputs = balanced(original, inputs, seed=options.seed)
     call = averaged(original.whole) if original.draws else original.whole
     ways, unreached = _ways(original, inputs, call)
     lines = tuple(_said_of_ways(ways, unreached))
