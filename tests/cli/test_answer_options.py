@@ -100,7 +100,7 @@ def test_detections(folder):
     assert checked.exit_code == 0, checked.output
     assert json.loads(checked.stdout)["answer"] == answer
     refused, _ = shrunk(folder, "Boxes", "--score", 2)
-    assert refused.exit_code == 2 and "expected a number in [0, 1)" in refused.output
+    assert refused.exit_code == 2 and "expected a number in the range 0<=x<1" in refused.output
 
 
 def test_a_divergence_of_the_users(folder):
