@@ -20,6 +20,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from cases.small_recipe import RECIPE
 
 from fcompress.checkpoints.checkpoint import save
 from fcompress.cli import main
@@ -58,17 +59,6 @@ CODE = ["net.py:net", "net.py:none", "no.py:net", "torchvision:resnet18", "torch
         "timm:nosuch", "pickle:m.pt", "json:loads", "x", "net.py:broken"]  # fmt: skip
 TEXTS = ["", "x", "{", '{"a": 1}', "a=1", "train.epochs=0", "seeds=" + "9" * 30, "depth=2", "犬",
          "\udcff", "a" * 3000, "train.lr=nan", "draw=[1]", "10%", "top-1", "classes"]  # fmt: skip
-RECIPE = """
-title="t"
-family="mlp"
-data="gaussian:4,n=100"
-widths=[0.25,0.5]
-draw=["params"]
-measure.analyze={examples=50}
-[smoke]
-seeds=1
-train={epochs=1}
-"""
 
 
 @pytest.fixture(scope="module")

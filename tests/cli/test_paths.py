@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases.small_recipe import RECIPE
 from click.testing import CliRunner
 
 from fcompress.checkpoints.checkpoint import load, save
@@ -16,17 +17,6 @@ from fcompress.data import load_data
 from fcompress.models import build
 
 TRAIN = ["train", "mlp", "--data", "digits", "--epochs", "1", "--width", "0.1"]
-RECIPE = """
-title="t"
-family="mlp"
-data="gaussian:4,n=100"
-widths=[0.25,0.5]
-draw=["params"]
-measure.analyze={examples=50}
-[smoke]
-seeds=1
-train={epochs=1}
-"""
 
 
 def run(*arguments):
