@@ -67,8 +67,9 @@ class Predictor:
         Returns:
             The output that holds the scores, unchecked.
         """
-        args, kwargs = self.unpacked(network, *inputs)
-        return self.scoring.chosen(self.whole(network, *inputs), self.scoring.counted(args, kwargs))
+        args, kwargs = self.unpacked(network, *own_copies(inputs))
+        counted = self.scoring.counted(args, kwargs)
+        return self.scoring.chosen(self._run(network, inputs, args, kwargs), counted)
 
     def whole(self, network: nn.Module, *inputs: Any) -> Any:
         """`call` without a choice: all that the network returns.
@@ -77,6 +78,11 @@ class Predictor:
             UnsupportedNetworkError: Its code raises something, whatever that is.
         """
         args, kwargs = self.unpacked(network, *own_copies(inputs))
+        return self._run(network, inputs, args, kwargs)
+
+    def _run(
+        self, network: nn.Module, inputs: tuple[Any, ...], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
         words = "" if self.packing is None else f"inputs {self.packing}"
         with runs_on(*inputs, described=words):
             return self.scoring.run(network, *args, **kwargs)
