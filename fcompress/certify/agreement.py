@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fcompress.certify.bounded_mean import betting_bound
+from fcompress.certify.bounded_mean import betting_bound, mean_kept
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.certify.other_outputs import OtherOutputs, unvouched
 from fcompress.certify.other_outputs import said as said_of
@@ -71,6 +71,8 @@ class AgreementResult:
         answer: The kind, with when two answers of it are the same: "within", "cosine" or the name
             of a "function"; "ending" is the network's last operator where that matters.
         by_label: How each of the original's labels fares; None for answers that are no labels.
+        matched: Of detections the share of the boxes of an image that have a match, on average, and
+            a lower bound on it for this network alone: {"share": , "lower_bound": }.
         heads: Outputs whose labels count beside the main one's: an example is the same where all
             of them are (`forward/answers/heads.py`).
         other_outputs: From `verify`: every output that the bound says nothing about, with how far
@@ -92,6 +94,7 @@ class AgreementResult:
     empty: int = 0
     answer: dict[str, Any] | None = None
     by_label: ByLabel | None = None
+    matched: dict[str, float] | None = None
     heads: tuple[str, ...] = ()
     other_outputs: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -348,6 +351,7 @@ class Tally:
         self._heads: tuple[str, ...] = ()
         self._draws = Draws()
         self._distinct: list[np.ndarray] = []
+        self._missed: list[np.ndarray] = []
 
     def compare(
         self,
@@ -396,6 +400,9 @@ class Tally:
         self._heads = heads_of(scoring)
         ours, theirs = scoring.labels_of(before), others.labels_of(after)
         lost = scoring.lost(ours, theirs)
+        matched = scoring.matched(ours, theirs)
+        if matched is not None:
+            self._missed.append((1 - matched).cpu().numpy())
         distinct = lost if new is None else lost[new.to(lost.device)]
         self._distinct.append(distinct[~distinct.isnan()].cpu().numpy())
         if scoring.in_parts:
@@ -458,6 +465,7 @@ class Tally:
             empty=self._empty,
             answer=self._answer,
             by_label=self._by_label.result(confidence),
+            matched=mean_kept(self._missed, confidence),
             heads=self._heads,
         )
 

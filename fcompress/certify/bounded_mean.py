@@ -22,6 +22,7 @@ certificates use.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -36,6 +37,30 @@ Shares = NDArray[np.float64]
 MOST_PUT = 0.9
 PRIOR_VARIANCE = 0.25  # the largest that there is, counted as one example seen before
 _HALVINGS = 50
+
+
+def mean_kept(
+    missed: Sequence[ArrayLike], confidence: float = CONFIDENCE
+) -> dict[str, float] | None:
+    """How much is kept of answers on average, with its bound.
+
+    Args:
+        missed: In [0, 1], batch by batch, what each example lost; independent examples.
+        confidence: Of the bound, in (0, 1).
+
+    Returns:
+        {"share": , "lower_bound": }; None for no batch.
+
+    Example:
+        >>> found = mean_kept([[0.0, 0.5], [0.0] * 98])
+        >>> round(found["share"], 3), found["lower_bound"] < found["share"]
+        (0.995, True)
+    """
+    if not missed:
+        return None
+    shares = np.concatenate([np.asarray(some, dtype=np.float64) for some in missed])
+    bound = betting_bound(shares, confidence)
+    return {"share": 1 - float(shares.mean()), "lower_bound": 1 - bound}
 
 
 def betting_bound(shares: ArrayLike, confidence: float = CONFIDENCE) -> float:

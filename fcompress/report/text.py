@@ -27,7 +27,7 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
             f"On {result.n:,} {where} the outputs of {result.same:,} {stays} and those of "
             f"{result.changed:,} did not ({result.changed / result.n:.1%}), so with "
             f"{result.confidence:.0%} confidence at most {rounded_up(result.upper_bound)} of "
-            "examples do not."
+            f"examples do not.{_matched_sentence(result)}"
         )
     if result.deviation is not None:
         return _parts_sentence(result, where)
@@ -79,12 +79,29 @@ def _stays(answer: Mapping[str, Any]) -> str | None:
         return f"kept a cosine of at least {answer.get('cosine', 0):g} with the original's"
     if kind == "same":
         return f"stayed the same by {answer.get('function', 'the given function')}"
+    if kind == "nearest":
+        return "kept their nearest entry of the gallery"
+    if kind == "detections":
+        score, iou = answer.get("score", 0), answer.get("iou", 0)
+        return f"kept every box (score from {score:g}, overlap from {iou:g}, same label)"
     return None
+
+
+def _matched_sentence(result: AgreementResult) -> str:
+    """Of detections, what stays of an image on average."""
+    if result.matched is None:
+        return ""
+    return (
+        f" {result.matched['share']:.1%} of the boxes of an image had a match on average, at least "
+        f"{100 - float(rounded_up(1 - result.matched['lower_bound']).rstrip('%')):.1f}% with the "
+        "same confidence for this network alone."
+    )
 
 
 # What changed of an example, what the bound is about, and in what way.
 _LABELS_IN_WORDS = {
     "classes": ("their label", "", ""),
+    "pairs": ("their decision", "of pairs ", " theirs"),
     "sigmoid": ("at least one of their labels", "of examples ", " any"),
 }
 

@@ -80,6 +80,8 @@ def test_nearest_neighbours(folder):
     checked = run("verify", *both, *gallery, "--json", "-")
     assert checked.exit_code == 0, checked.output
     assert json.loads(checked.stdout)["labels"] == "nearest"
+    said = run("verify", *both, *gallery)
+    assert "kept their nearest entry of the gallery" in said.output
     refused = run("verify", *both)
     assert refused.exit_code == 1 and "needs a gallery" in refused.output
     refused, _ = shrunk(folder, "Net", "--gallery", f"file:{folder / 'x.npy'}")
@@ -99,6 +101,9 @@ def test_detections(folder):
     checked = run("verify", *both, "--json", "-")
     assert checked.exit_code == 0, checked.output
     assert json.loads(checked.stdout)["answer"] == answer
+    said = run("verify", *both)
+    assert "kept every box (score from 0.7, overlap from 0.4" in said.output
+    assert "of the boxes of an image had a match on average" in said.output
     refused, _ = shrunk(folder, "Boxes", "--score", 2)
     assert refused.exit_code == 2 and "expected a number in the range 0<=x<1" in refused.output
 

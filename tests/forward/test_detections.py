@@ -8,10 +8,12 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fcompress import load, save, shrink, verify
+from fcompress.certify.bounded_mean import betting_bound
 from fcompress.errors import FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import boxes
 from fcompress.forward.answers.detections import Detections
 from fcompress.forward.predictor import Predictor
+from fcompress.report.text import agreement_sentence
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(4, 3, 32, 32, generator=GENERATOR)
@@ -28,7 +30,7 @@ def same(ours, theirs, **how):
     scoring = Detections(None, "detections", **how)
     one, other = (boxes.encoded([found], scoring.least[0]) for found in (ours, theirs))
     assert scoring.changed(other, one).tolist() == scoring.changed(one, other).tolist()
-    assert scoring.changed(one, other).item() == (scoring.shares(one, other).item() < 1)
+    assert scoring.changed(one, other).item() == (scoring.matched(one, other).item() < 1)
     return not scoring.changed(one, other).item()
 
 
@@ -136,6 +138,20 @@ def test_one_tensor_before_suppression():
     result = shrink(network, x, tol=0.4, answer="detections", method="factor")
     assert result.certified and result.macs["after"] < result.macs["before"]
     again = verify(network, result.model, x[:100], answer="detections")
+    assert again.matched is not None and result.agreement.matched is not None
+    assert again.rate <= again.matched["share"] and again.matched["lower_bound"] >= (
+        again.lower_bound - 0.05
+    )
+    assert again.to_dict()["matched"] == again.matched
+    assert "of the boxes of an image had a match" in agreement_sentence(again, "images")
+    with torch.no_grad():
+        raw = [one(x[:100])[0] for one in (network, result.model)]
+    ours, theirs = (boxes.encoded(boxes.suppressed(one, 0.5), 0.5) for one in raw)
+    by_hand = boxes.shares(ours, theirs, 0.5)
+    assert again.matched["share"] == pytest.approx(float(by_hand.mean()))
+    assert again.matched["lower_bound"] == pytest.approx(
+        1 - betting_bound((1 - by_hand).numpy(), 0.95)
+    )
     assert again.changed < 40 and again.answer == {"kind": "detections", "score": 0.5, "iou": 0.5}
 
 

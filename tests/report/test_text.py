@@ -3,8 +3,10 @@
 import pytest
 from cases.shrunk import agreement, shrunk
 
+from fcompress.certify.agreement import AgreementResult
 from fcompress.certify.screening import Copies
 from fcompress.exports.exporting import ExportResult
+from fcompress.forward.answers.asked import ANSWERS, IN_PARTS
 from fcompress.report.text import (
     agreement_sentence,
     change_rows,
@@ -130,3 +132,26 @@ def test_exports():
         "differ by 2e-07 at most (0.001 allowed).",
         "  5 of 300 labels differ from the original network's (1.7%) (5.0% allowed).",
     ]
+
+
+@pytest.mark.parametrize("kind", [*ANSWERS, "same"])
+def test_every_kind_of_answer_has_its_words(kind):
+    kind = kind.replace("K", "3")
+    parts = kind in IN_PARTS
+    result = AgreementResult(
+        n=200,
+        same=190,
+        rate=0.95,
+        lower_bound=0.9,
+        confidence=0.95,
+        largest_difference=1.0,
+        mean_difference=0.1,
+        accuracy=None,
+        labels=kind,
+        deviation=0.1 if parts else None,
+        answer={"kind": kind},
+        matched={"share": 0.97, "lower_bound": 0.94} if kind == "detections" else None,
+    )
+    said = agreement_sentence(result, "examples")
+    assert said.startswith("On 200 examples ") and "at most 10.0%" in said
+    assert ("at least 94.0%" in said) == (kind == "detections")

@@ -259,9 +259,9 @@ class Detections(Scoring):
 
     def changed(self, reference: Tensor, found: Tensor) -> Tensor:
         """Which images have a box without a match: bool [n]."""
-        return self.shares(reference, found) < 1
+        return self.matched(reference, found) < 1
 
-    def shares(self, reference: Tensor, found: Tensor) -> Tensor:
+    def matched(self, reference: Tensor, found: Tensor) -> Tensor:
         """Share of matched boxes among those of both networks, for each image: float64 [n].
 
         It is 1 where neither network gives a box.

@@ -308,6 +308,13 @@ class Scoring:
         """
         return parts.drawn(labels, first) if self.in_parts else labels
 
+    def matched(self, reference: Tensor, found: Tensor) -> Tensor | None:
+        """How much of an answer that is one whole stays all the same: float64 [n], or None.
+
+        Nothing is promised of it; it stands beside `changed`, whose arguments it has.
+        """
+        return None
+
     def lost(self, reference: Tensor, found: Tensor) -> Tensor:
         """How much of each example's answer changed, as a certificate counts it: float64 [n].
 
