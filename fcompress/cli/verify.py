@@ -25,6 +25,7 @@ from fcompress.cli.output import (
     write_json,
 )
 from fcompress.errors import ResultWarning
+from fcompress.forward.answers.asked import CONTINUOUS
 from fcompress.report.labels import rounded_up
 from fcompress.report.text import agreement_sentence
 
@@ -138,7 +139,8 @@ def show_agreement(result: AgreementResult, split: str) -> None:
     for warning in result.warnings:
         console.print(f"Warning: {warning}.", soft_wrap=True)
     mean, most = result.mean_difference, result.largest_difference
-    console.print(f"Logits differ by {mean:.4g} on average, {most:.4g} at most.", soft_wrap=True)
+    what = "Outputs" if result.labels in (*CONTINUOUS, "pairs") else "Logits"
+    console.print(f"{what} differ by {mean:.4g} on average, {most:.4g} at most.", soft_wrap=True)
     if result.accuracy is not None:
         before, after = result.accuracy["before"], result.accuracy["after"]
         console.print(f"Accuracy: {before:.2%} before, {after:.2%} after.")

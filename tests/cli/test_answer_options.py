@@ -103,6 +103,7 @@ def test_detections(folder):
     assert json.loads(checked.stdout)["answer"] == answer
     said = run("verify", *both)
     assert "kept every box (score from 0.7, overlap from 0.4" in said.output
+    assert "Outputs differ by" in said.output
     assert "of the boxes of an image had a match on average" in said.output
     refused, _ = shrunk(folder, "Boxes", "--score", 2)
     assert refused.exit_code == 2 and "expected a number in the range 0<=x<1" in refused.output
