@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rivals.base import Setting
-from fcompress.compress.samples import Target, collect_targets, consumers_of, unit_columns
+from fcompress.compress.refitting.samples import Target, collect_targets, consumers_of, unit_columns
 from fcompress.forward.graph import Layer
 from fcompress.forward.recording import Recording, recordings_for
 from fcompress.forward.running import tensors_of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.rivals.base import Setting, recalibrate
 from benchmarks.rivals.channels import as_matrix, wide_of
-from fcompress.compress.samples import Target, input_rows
+from fcompress.compress.refitting.samples import Target, input_rows
 from fcompress.forward.graph import Norm
 from fcompress.forward.recording import Replay, recordings_for
 from fcompress.forward.running import tensors_of

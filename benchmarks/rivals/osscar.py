@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.rivals.base import Setting, recalibrate
 from benchmarks.rivals.channels import as_matrix, flattened, same_share, wide_of
-from fcompress.compress.samples import Target, centre, input_rows
+from fcompress.compress.refitting.samples import Target, centre, input_rows
 from fcompress.forward.recording import Replay, recordings_for
 from fcompress.forward.running import tensors_of
 from fcompress.surgery.excision import excise, kept_indices

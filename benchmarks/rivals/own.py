@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import fcompress
 from benchmarks.rivals.base import Setting
-from fcompress.compress.allocation import RemovalOrder
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import METHODS as SUMMARIES
+from fcompress.compress.ranking.allocation import RemovalOrder
 from fcompress.forward.predictor import Predictor
 
 DISTILL_SECONDS = 30.0
@@ -26,7 +26,7 @@ class Own:
 
     Attributes:
         method: Its name there.
-        objective: What it is to save, one of `fcompress.allocation.OBJECTIVES`.
+        objective: What it is to save, one of `fcompress.compress.options.OBJECTIVES`.
     """
 
     method: str

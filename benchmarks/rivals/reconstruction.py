@@ -18,8 +18,8 @@ from benchmarks.rivals.channels import (
     unit_rows,
     wide_of,
 )
-from fcompress.compress.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.samples import consumers_of, unit_columns
+from fcompress.compress.ranking.allocation import GroupOrder, RemovalOrder
+from fcompress.compress.refitting.samples import consumers_of, unit_columns
 
 
 @dataclass(frozen=True)

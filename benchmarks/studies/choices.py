@@ -25,10 +25,10 @@ from torch import Tensor
 import fcompress
 from fcompress.certify.labels import changed_labels, reference_labels
 from fcompress.compress import divergence, fisher, least_squares, methods, reconstruct, samples
-from fcompress.compress.allocation import RemovalOrder, merge
-from fcompress.compress.least_squares import Fit, fit
 from fcompress.compress.methods import Context, Factor, Hybrid, importance, readings_of
-from fcompress.compress.subset_selection import weighted
+from fcompress.compress.ranking.allocation import RemovalOrder, merge
+from fcompress.compress.ranking.subset_selection import weighted
+from fcompress.compress.refitting.least_squares import Fit, fit
 from fcompress.forward.predictor import Predictor
 from fcompress.surgery.excision import excise
 

@@ -15,18 +15,24 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fcompress.compress.allocation import Load, RemovalOrder, layer_loads, merge
-from fcompress.compress.divergence import KEPT, Reading, ablation_effects, dense, measured_costs
-from fcompress.compress.fisher import output_fisher, unit_fisher
-from fcompress.compress.reconstruct import refit_network
-from fcompress.compress.samples import (
+from fcompress.compress.ranking.allocation import Load, RemovalOrder, layer_loads, merge
+from fcompress.compress.ranking.divergence import (
+    KEPT,
+    Reading,
+    ablation_effects,
+    dense,
+    measured_costs,
+)
+from fcompress.compress.ranking.fisher import output_fisher, unit_fisher
+from fcompress.compress.ranking.subset_selection import pivoted, weighted
+from fcompress.compress.refitting.reconstruct import refit_network
+from fcompress.compress.refitting.samples import (
     Target,
     collect_targets,
     consumers_of,
     unit_columns,
     unit_moments,
 )
-from fcompress.compress.subset_selection import pivoted, weighted
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording
 from fcompress.structure.groups import Group, Structure

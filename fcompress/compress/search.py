@@ -20,9 +20,9 @@ from fcompress.certify.fixed_sequence import (
 )
 from fcompress.certify.labels import changed_shares, reference_labels
 from fcompress.certify.outlook import Outlook
-from fcompress.compress.allocation import RemovalOrder
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
+from fcompress.compress.ranking.allocation import RemovalOrder
 from fcompress.data.roles import Roles, batches_of
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost

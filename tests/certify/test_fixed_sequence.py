@@ -15,7 +15,7 @@ from fcompress.certify.bounds import most_changes, upper_bound
 from fcompress.certify.fixed_sequence import certify, sequence_to_test
 from fcompress.certify.labels import changed_labels
 from fcompress.certify.outlook import DOUBT
-from fcompress.compress.allocation import GroupOrder, RemovalOrder
+from fcompress.compress.ranking.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.search import measure, path
 from fcompress.forward.predictor import Predictor
 

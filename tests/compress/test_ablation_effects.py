@@ -4,8 +4,8 @@ from cases.planted import ARCHITECTURES, context_of, images, network
 from torch import nn
 from torch.func import functional_call
 
-from fcompress.compress.divergence import ablation_effects
 from fcompress.compress.methods import Prune
+from fcompress.compress.ranking.divergence import ablation_effects
 from fcompress.structure.groups import find_groups
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcompress.compress.allocation import Load, layer_loads, merge
+from fcompress.compress.ranking.allocation import Load, layer_loads, merge
 from fcompress.forward import cost
 from fcompress.structure.groups import find_groups
 from fcompress.surgery.excision import excise

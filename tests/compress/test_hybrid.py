@@ -9,12 +9,12 @@ from cases.trained import examples, trained
 from torch import nn
 from torch.nn import functional as F
 
-from fcompress.compress.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.divergence import dense, folded, rescaled, undense
-from fcompress.compress.fisher import SMOOTHING, output_fisher
 from fcompress.compress.methods import Hybrid, readings_of
 from fcompress.compress.pipeline import shrink
-from fcompress.compress.subset_selection import pivoted, weighted
+from fcompress.compress.ranking.allocation import GroupOrder, RemovalOrder
+from fcompress.compress.ranking.divergence import dense, folded, rescaled, undense
+from fcompress.compress.ranking.fisher import SMOOTHING, output_fisher
+from fcompress.compress.ranking.subset_selection import pivoted, weighted
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcompress.compress.least_squares import HELD_OUT, RIDGES, Rectifier, fit
+from fcompress.compress.refitting.least_squares import HELD_OUT, RIDGES, Rectifier, fit
 
 
 def _normal(*shape, seed=0):

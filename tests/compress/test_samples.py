@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fcompress.compress.samples import (
+from fcompress.compress.refitting.samples import (
     ROWS_AT_LEAST,
     Places,
     collect_targets,

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fcompress.compress import reconstruct
-from fcompress.compress.divergence import ablation_effects
 from fcompress.compress.methods import Factor, Prune
+from fcompress.compress.ranking.divergence import ablation_effects
 from fcompress.models import build
 from fcompress.surgery.excision import excise
 

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcompress.compress.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.subset_selection import pivoted
+from fcompress.compress.ranking.allocation import GroupOrder, RemovalOrder
+from fcompress.compress.ranking.subset_selection import pivoted
 
 
 def _rows(seed, rank, units, decades=0.0, rows=200):

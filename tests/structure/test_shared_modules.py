@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fcompress
-from fcompress.compress.fisher import unit_fisher
+from fcompress.compress.ranking.fisher import unit_fisher
 from fcompress.structure.groups import find_groups
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcompress.compress.samples import Target
+from fcompress.compress.refitting.samples import Target
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.graph import run
 from fcompress.forward.predictor import Predictor, as_predictor

@@ -12,8 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fcompress.compress.least_squares import Fit, Rectifier, fit
-from fcompress.compress.samples import Target, centre, input_rows, output_rows, unit_columns
+from fcompress.compress.refitting.least_squares import Fit, Rectifier, fit
+from fcompress.compress.refitting.samples import (
+    Target,
+    centre,
+    input_rows,
+    output_rows,
+    unit_columns,
+)
 from fcompress.forward.graph import Layer, Norm
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.recording import Replay, recordings_for
