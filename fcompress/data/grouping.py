@@ -22,6 +22,7 @@ from torch import Tensor
 from fcompress.data.examples import Raw, Request
 from fcompress.data.splits import SHARES, own_sizes
 from fcompress.errors import DataError
+from fcompress.formats.places import real_path
 
 # Roles in which all examples of a group are of use, since nothing is counted there.
 WHOLE = ("train", "calibration")
@@ -179,7 +180,7 @@ def read_groups(source: str, examples: int, data: str = "") -> Grouping:
     if not path.is_file() and head.lower().endswith(".csv"):
         path, column = Path(head).expanduser(), tail
     if path.is_file():
-        named = str(path.resolve()) + (f":{column}" if column else "")
+        named = str(real_path(path)) + (f":{column}" if column else "")
         return grouped(_from_file(path, column, examples), examples, named)
     if Path(data).suffix == ".npz":
         with np.load(data, allow_pickle=False) as arrays:

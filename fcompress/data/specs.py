@@ -39,6 +39,7 @@ from fcompress.data.splits import (
 )
 from fcompress.data.statistics import statistics_of
 from fcompress.errors import DataError
+from fcompress.formats.places import real_path
 from fcompress.numbers import whole
 
 _OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
@@ -384,7 +385,7 @@ def _cut(
     }
     info = {
         "spec": spec,
-        "root": str(request.root.resolve()) if request.root else None,
+        "root": str(real_path(request.root)) if request.root else None,
         "seed": how.seed,
         "roles": request.roles,
         "random_labels": random_labels,

@@ -39,6 +39,7 @@ from typing import Any
 from fcompress.errors import FcompressError, first_line, shown, suggest
 from fcompress.experiments.names import DRAWINGS, DRAWN_FROM, MEASURES, REQUIRED
 from fcompress.experiments.settings import SETTINGS, TEXTS, UNTRAINED
+from fcompress.formats.places import real_path
 from fcompress.formats.schema import problem
 from fcompress.training.config import TrainConfig
 
@@ -137,7 +138,7 @@ def folder() -> Path:
     # tree, installed as editable or not at all, has it beside the package.
     package = resources.files("fcompress")
     for place in (package / "experiments" / "recipes", package / ".." / "recipes"):
-        path = Path(str(place)).resolve()
+        path = real_path(str(place))
         if any(path.glob("*.toml")):
             return path
     raise FcompressError(

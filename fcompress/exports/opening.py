@@ -17,6 +17,7 @@ from fcompress.errors import CheckpointError, FcompressError, first_line
 from fcompress.exports.describe import describe_file
 from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
 from fcompress.formats.limits import check_file
+from fcompress.formats.places import real_path
 from fcompress.formats.torch_zip import is_zip
 from fcompress.forward.callables import Called, as_network
 from fcompress.models.external import Architecture
@@ -178,12 +179,12 @@ def _array(value: Tensor, kind: str) -> Any:
 def _check_outside(path: Path) -> None:
     """Refuse a network that keeps tensors in files outside its folder, which could be any file."""
     onnx, _, _ = onnx_packages()
-    folder = path.parent.resolve()
+    folder = real_path(path.parent)
     for tensor in _stored(onnx.load(os.fspath(path), load_external_data=False)):
         place = {entry.key: entry.value for entry in tensor.external_data}.get("location")
         if place is None:
             continue
-        there = (folder / place).resolve()
+        there = real_path(folder / place)
         if not there.is_relative_to(folder):
             raise CheckpointError(
                 f"{path}: keeps its tensors outside its folder, in {place}; it was not opened"

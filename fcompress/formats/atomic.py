@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from fcompress.errors import FcompressError
+from fcompress.formats.places import real_path
 
 LOCK = ".fcompress.lock"
 # Windows translates the ends of lines in what is not opened as binary.
@@ -40,7 +41,7 @@ def write_atomic(
         FcompressError: The folder is missing, the system refuses to write there, or a device is
             to be checked, which cannot be read back.
     """
-    target = Path(os.path.realpath(path))
+    target = real_path(path)
     try:
         mode = _mode(target)
         reason = why_not_writable(target)
@@ -68,7 +69,7 @@ def why_not_writable(path: str | os.PathLike[str]) -> str | None:
     Args:
         path: The file, which need not exist.
     """
-    target = Path(os.path.realpath(path))
+    target = real_path(path)
     try:
         mode = _mode(target)
     except OSError as error:
@@ -105,6 +106,10 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FcompressError(
+            f"cannot make the folder {folder}: there is something else of that name; name another"
+        ) from error
     except OSError as error:
         raise FcompressError(f"cannot make the folder {folder}: {error.strerror}") from error
 

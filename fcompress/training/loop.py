@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
 from fcompress.errors import DataError, FcompressError, TrainingError
+from fcompress.formats.places import real_path
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of, runs_on
 from fcompress.models import Network, Spec, families
@@ -442,7 +443,7 @@ def _check_can_save(model: nn.Module, out: Path) -> None:
             f"a {type(model).__name__} has no file format here: train it without a file and save "
             "its state_dict with torch.save, or build it with fcompress.models.build"
         )
-    if out.is_dir() or not out.resolve().parent.is_dir():
+    if out.is_dir() or not real_path(out).parent.is_dir():
         raise TrainingError(f"cannot write {out}: expected a file in a folder that exists")
 
 

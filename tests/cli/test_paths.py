@@ -143,6 +143,17 @@ def test_places_that_cannot_be_written(here, place):
         assert state(here) == before
 
 
+@pytest.mark.parametrize("option", ["--out", "--trials", "--networks"])
+@pytest.mark.parametrize("place", ["loop", "loop/x", "m.pt", "m.pt/x"])
+def test_folders_that_cannot_be_made(here, option, place):
+    folders = {"--out": "o", option: place}
+    words = [word for pair in folders.items() for word in pair]
+    ran = run("recipe", "run", "r.toml", "--scale", "smoke", *words)
+    usage = 3 if ran.exit_code == 2 else 0  # lines that click puts before its errors
+    assert ran.exit_code in (1, 2) and len(ran.stderr.splitlines()) == usage + 1, ran.stderr
+    assert "bug" not in ran.stderr
+
+
 def test_what_is_read_only_stays(here):
     Path("old.json").write_text("")
     Path("old.json").chmod(0o444)

@@ -24,6 +24,7 @@ from fcompress.data.examples import (
 from fcompress.data.splits import official_sizes, own_sizes
 from fcompress.errors import DataError
 from fcompress.formats.limits import available
+from fcompress.formats.places import real_path
 
 # Folders whose pixels fit in this many bytes are decoded once, into memory.
 IN_MEMORY = 2**30
@@ -136,7 +137,7 @@ def _images(folder: Path) -> Iterator[tuple[str, int]]:
 
     for place, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         # Links may lead in circles.
-        at = Path(place).resolve()
+        at = real_path(place)
         if at in seen:
             folders.clear()
             continue

@@ -25,6 +25,7 @@ from fcompress.experiments.recipe import Recipe, recipe_of
 from fcompress.experiments.trials import engines
 from fcompress.experiments.trials.trial import FORMAT, Record, Trial, data_of, trials_of
 from fcompress.formats.atomic import alone_in, make_folder, write_atomic
+from fcompress.formats.places import real_path
 from fcompress.progress import Progress, Report, silent
 
 MANIFEST = "recipe.json"
@@ -128,7 +129,7 @@ def run(
                 data_of(work, root)  # says now, not in a worker, what is missing
         scratch = None if cluster else out / "scratch"
         if networks is not None:
-            networks = networks.resolve()
+            networks = real_path(networks)
             make_folder(networks)
         jobs = engines.jobs_of(left, scratch, networks, root, device)
         if cluster is not None:
@@ -191,7 +192,7 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
                 f"{out} is not empty and holds no results of a recipe; choose another --out"
             )
         make_folder(pool)
-        where = None if trials is None else os.path.relpath(pool.resolve(), out.resolve())
+        where = None if trials is None else os.path.relpath(real_path(pool), real_path(out))
         write_json(
             out / MANIFEST,
             {"format": FORMAT, "command": command, "recipe": wanted, "trials": where},
@@ -211,9 +212,9 @@ def _open(recipe: Recipe, out: Path, command: str, trials: Path | None) -> Path:
             "with the settings it was begun with"
         )
     pool = _pool(out, manifest)
-    if trials is not None and trials.resolve() != pool.resolve():
+    if trials is not None and real_path(trials) != real_path(pool):
         raise FcompressError(
-            f"the trials of {out} are in {pool.resolve()}; give that folder as --trials, or none"
+            f"the trials of {out} are in {real_path(pool)}; give that folder as --trials, or none"
         )
     if (held, manifest.get("command")) != (wanted, command):  # only what is drawn or said
         write_json(out / MANIFEST, {**manifest, "recipe": wanted, "command": command})
@@ -246,7 +247,7 @@ def _accuracy(records: list[Record]) -> float:
 
 def _pool(out: Path, manifest: Record) -> Path:
     """Folder of the records: its place is kept relative, so that both can be moved together."""
-    return out.resolve() / (manifest["trials"] or "trials")
+    return real_path(out) / (manifest["trials"] or "trials")
 
 
 def _difference(held: Any, wanted: Any, place: str = "curves") -> str:
