@@ -17,18 +17,18 @@ ROUNDS = 3  # of solutions that a ReLU leaves more freedom; more were measured t
 
 @dataclass(frozen=True)
 class Fit:
-    """An affine map fitted to rows.
+    """An affine map fitted to rows, or one for each of several sets of rows ([sets] in front).
 
     Attributes:
         weight: float64 [out, in].
         bias: float64 [out]: what has to be added so that the means agree.
-        ridge: The chosen ridge, relative to the mean variance of an input; infinite where the
-            prior was best left as it was.
+        ridge: float64, of no dimension: the chosen ridge, relative to the mean variance of an
+            input; infinite where the prior was best left as it was.
     """
 
     weight: Tensor
     bias: Tensor
-    ridge: float
+    ridge: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class Rectifier:
     """Where the outputs of a layer do not matter, because a ReLU follows.
 
     Attributes:
-        off: bool [rows, out]: where the wanted output is switched off.
-        bound: [rows, out] or [out]: where the fitted output would be switched off.
-        above: bool [out]: whether that is above the bound (behind a negative scale), not below.
+        off: bool [rows, out], or [sets, rows, out]: where the wanted output is switched off.
+        bound: Of the same shape, or with one row: where the fitted output would be switched off.
+        above: bool, with one row: whether that is above the bound (behind a negative scale), not
+            below.
     """
 
     off: Tensor
     bound: Tensor
     above: Tensor
 
-    def part(self, outputs: slice) -> Rectifier:
-        """The same for some of the outputs."""
-        return Rectifier(self.off[:, outputs], self.bound[..., outputs], self.above[outputs])
+    def sets(self, count: int) -> Rectifier:
+        """The outputs dealt out to so many sets, in order: [rows, out] to [sets, rows, out]."""
+        return Rectifier(*(in_sets(t, count) for t in (self.off, self.bound, self.above)))
 
     def spare(self, fitted: Tensor, wanted: Tensor) -> Tensor:
         """What to ask for: nothing more where both are switched off."""
@@ -55,6 +56,11 @@ class Rectifier:
             self.above, torch.maximum(fitted, self.bound), torch.minimum(fitted, self.bound)
         )
         return torch.where(self.off, inside, wanted)
+
+
+def in_sets(rows: Tensor, count: int) -> Tensor:
+    """Columns dealt out to so many sets, in order: [rows, columns, ...] to [sets, rows, ...]."""
+    return rows.unflatten(1, (count, -1)).transpose(0, 1)
 
 
 def fit(
@@ -74,6 +80,9 @@ def fit(
     Convolutional Networks for Classification and Detection", here by majorisation: each solution
     makes the error after the ReLU no larger, up to the ridge).
 
+    Several sets of rows, as the channels of a depthwise convolution have, are solved side by side,
+    each with a ridge of its own; all shapes then begin with their number.
+
     Args:
         inputs: [rows, in].
         targets: [rows, out].
@@ -85,50 +94,85 @@ def fit(
         Weights, bias and the ridge that was chosen.
     """
     x, z, w0 = inputs, targets, prior.double()
-    mean_x = x.mean(0, dtype=torch.float64) if centred else x.new_zeros(x.shape[1]).double()
-    mean_z = z.mean(0, dtype=torch.float64) if centred else z.new_zeros(z.shape[1]).double()
+    mean_x, mean_z = (
+        t.mean(-2, keepdim=True, dtype=torch.float64)
+        if centred
+        else t.new_zeros(*t.shape[:-2], 1, t.shape[-1]).double()
+        for t in (x, z)
+    )
     x, z = x - mean_x.to(x.dtype), z - mean_z.to(z.dtype)
-    cut = len(x) - round(HELD_OUT * len(x))
-    fit_part = (_product(x[:cut], x[:cut]), _product(z[:cut], x[:cut]))
-    held = (_product(x[cut:], x[cut:]), _product(z[cut:], x[cut:]))
-    scale = float(fit_part[0].diagonal().mean())
-    if not 0 < scale < float("inf"):
-        return Fit(w0, mean_z - w0 @ mean_x, float("inf"))
-    floor = torch.finfo(x.dtype).eps * x.shape[1]
-    best, ridge = _error(w0, *held), float("inf")
+    cut = x.shape[-2] - round(HELD_OUT * x.shape[-2])
+    fitted = _Sums.of(x[..., :cut, :], z[..., :cut, :])
+    held = _Sums.of(x[..., cut:, :], z[..., cut:, :])
+    usable = (fitted.scale > 0) & fitted.finite & held.finite
+    if not bool(usable.all()):
+        fitted, held = fitted.only(usable, w0), held.only(usable, w0)
+    floor = torch.finfo(x.dtype).eps * x.shape[-1]
+    best, ridge = held.error(w0), torch.full_like(fitted.scale, torch.inf)
     for candidate in (floor, *(r for r in RIDGES if r > floor)):
-        error = _error(_solve(*fit_part, w0, candidate * scale), *held)
-        if error < best:
-            best, ridge = error, candidate
-    gram, cross = fit_part[0] + held[0], fit_part[1] + held[1]
-    w = w0
-    if ridge != float("inf"):
-        loading = ridge * float(gram.diagonal().mean())
-        w = _solve(gram, cross, w0, loading)
+        error = held.error(_solve(fitted, w0, candidate * fitted.scale))
+        ridge = torch.where((error < best) & usable, candidate, ridge)
+        best = torch.minimum(error, best)
+    w, trusted = w0, ridge.isfinite()
+    if bool(trusted.any()):
+        both = _Sums(fitted.gram + held.gram, fitted.cross + held.cross)
+        loading = torch.where(trusted, ridge, 1.0) * both.scale
+        every = trusted[..., None, None]
+        w = torch.where(every, _solve(both, w0, loading), w0)
         for _ in range(ROUNDS if rectifier is not None else 0):
             assert rectifier is not None
-            wanted = rectifier.spare(x @ w.T.to(x.dtype) + mean_z.to(x.dtype), targets)
+            wanted = rectifier.spare(x @ w.mT.to(x.dtype) + mean_z.to(x.dtype), targets)
             if centred:
-                mean_z = wanted.mean(0, dtype=torch.float64)
-            w = _solve(gram, _product(wanted - mean_z.to(x.dtype), x), w0, loading)
-    return Fit(w, mean_z - w @ mean_x, ridge)
+                moved = wanted.mean(-2, keepdim=True, dtype=torch.float64)
+                mean_z = torch.where(every, moved, mean_z)
+            both = _Sums(both.gram, _product(wanted - mean_z.to(x.dtype), x))
+            w = torch.where(every, _solve(both, w0, loading), w0)
+    return Fit(w, (mean_z - mean_x @ w.mT).squeeze(-2), ridge)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a solution needs of its rows: float64 [..., in, in] and [..., out, in]."""
+
+    gram: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, z: Tensor) -> _Sums:
+        return cls(_product(x, x), _product(z, x))
+
+    @property
+    def scale(self) -> Tensor:
+        """Sum of squares of an input, on average."""
+        return self.gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether all sums of a set are finite."""
+        return self.gram.isfinite().all(-1).all(-1) & self.cross.isfinite().all(-1).all(-1)
+
+    def only(self, usable: Tensor, prior: Tensor) -> _Sums:
+        """The same with sets that can be solved and have the prior as solution for the others."""
+        every = usable[..., None, None]
+        identity = torch.eye(self.gram.shape[-1], dtype=torch.float64, device=prior.device)
+        return _Sums(torch.where(every, self.gram, identity), torch.where(every, self.cross, prior))
+
+    def error(self, w: Tensor) -> Tensor:
+        """Squared error over rows, up to the constant sum of squared targets."""
+        return ((w @ self.gram) * w).sum((-2, -1)) - 2 * (w * self.cross).sum((-2, -1))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    return (a.T @ b).double()
+    return (a.mT @ b).double()
 
 
-def _solve(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Tensor:
-    """Prior + (cross - prior gram) (gram + ridge I)^-1, growing the ridge until it factors."""
+def _solve(sums: _Sums, prior: Tensor, ridge: Tensor) -> Tensor:
+    """Prior + (cross - prior gram) (gram + ridge I)^-1, growing each ridge until it factors."""
     while True:
-        loaded = gram.clone()
-        loaded.diagonal().add_(ridge)
+        loaded = sums.gram.clone()
+        loaded.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
         factor, info = torch.linalg.cholesky_ex(loaded)
-        if int(info) == 0:
-            return prior + torch.cholesky_solve((cross - prior @ gram).T, factor).T
-        ridge *= 10
-
-
-def _error(w: Tensor, gram: Tensor, cross: Tensor) -> float:
-    """Squared error over rows, up to the constant sum of squared targets."""
-    return float(((w @ gram) * w).sum() - 2 * (w * cross).sum())
+        if not bool(info.any()):
+            left = sums.cross - prior @ sums.gram
+            return prior + torch.cholesky_solve(left.mT, factor).mT
+        ridge = torch.where(info > 0, 10 * ridge, ridge)

@@ -84,7 +84,7 @@ def collect_targets(
                 joined = None
                 if layer.joins is not None and values[layer.joins].shape == out.shape:
                     joined = output_rows([values[layer.joins]], places)
-                rows = centre(layer, input_rows(layer, weight, [x], places))
+                rows = centre(input_rows(layer, weight, [x], places))
                 found.setdefault(layer.weight, []).append(
                     (places.batches[0], rows.clone(), output_rows([out], places), joined)
                 )
@@ -102,9 +102,9 @@ def collect_targets(
     return targets
 
 
-def centre(layer: Layer, rows: Tensor) -> Tensor:
-    """The middle tap of patches [rows, C, taps]: [rows, C]."""
-    return rows[:, :, rows.shape[2] // 2]
+def centre(rows: Tensor) -> Tensor:
+    """The middle tap of patches [..., C, taps]: [..., C]."""
+    return rows[..., rows.shape[-1] // 2]
 
 
 def unit_columns(layer: Layer, slot: Slot) -> Tensor | None:
