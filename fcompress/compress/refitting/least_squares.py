@@ -5,6 +5,7 @@ Tensors in, tensors out; no networks here. All sums and solves are in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.2
+COLUMNS = 1024  # in double precision at once, where there are more of them than rows
 ROUNDS = 3  # of solutions that a ReLU leaves more freedom; more were measured to add nothing
 
 
@@ -49,6 +51,10 @@ class Rectifier:
     def sets(self, count: int) -> Rectifier:
         """The outputs dealt out to so many sets, in order: [rows, out] to [sets, rows, out]."""
         return Rectifier(*(in_sets(t, count) for t in (self.off, self.bound, self.above)))
+
+    def rows(self, chosen: Tensor) -> Rectifier:
+        """Some rows of [sets, rows, out], by a mask or by their numbers."""
+        return Rectifier(self.off[:, chosen], self.bound[:, chosen], self.above)
 
     def spare(self, fitted: Tensor, wanted: Tensor) -> Tensor:
         """What to ask for: nothing more where both are switched off."""
@@ -102,77 +108,139 @@ def fit(
     )
     x, z = x - mean_x.to(x.dtype), z - mean_z.to(z.dtype)
     cut = x.shape[-2] - round(HELD_OUT * x.shape[-2])
-    fitted = _Sums.of(x[..., :cut, :], z[..., :cut, :])
-    held = _Sums.of(x[..., cut:, :], z[..., cut:, :])
-    usable = (fitted.scale > 0) & fitted.finite & held.finite
-    if not bool(usable.all()):
-        fitted, held = fitted.only(usable, w0), held.only(usable, w0)
+    problem = (_ByRows if x.shape[-2] < x.shape[-1] else _ByInputs)(x, z, w0, cut)
     floor = torch.finfo(x.dtype).eps * x.shape[-1]
-    best, ridge = held.error(w0), torch.full_like(fitted.scale, torch.inf)
+    best, ridge = problem.error(None), torch.full_like(problem.scale, torch.inf)
     for candidate in (floor, *(r for r in RIDGES if r > floor)):
-        error = held.error(_solve(fitted, w0, candidate * fitted.scale))
-        ridge = torch.where((error < best) & usable, candidate, ridge)
+        error = problem.error(candidate)
+        ridge = torch.where((error < best) & problem.usable, candidate, ridge)
         best = torch.minimum(error, best)
     w, trusted = w0, ridge.isfinite()
     if bool(trusted.any()):
-        both = _Sums(fitted.gram + held.gram, fitted.cross + held.cross)
-        loading = torch.where(trusted, ridge, 1.0) * both.scale
         every = trusted[..., None, None]
-        w = torch.where(every, _solve(both, w0, loading), w0)
+        solution = problem.solver(torch.where(trusted, ridge, 1.0))
+        w = torch.where(every, solution(z), w0)
         for _ in range(ROUNDS if rectifier is not None else 0):
             assert rectifier is not None
             wanted = rectifier.spare(x @ w.mT.to(x.dtype) + mean_z.to(x.dtype), targets)
             if centred:
                 moved = wanted.mean(-2, keepdim=True, dtype=torch.float64)
                 mean_z = torch.where(every, moved, mean_z)
-            both = _Sums(both.gram, _product(wanted - mean_z.to(x.dtype), x))
-            w = torch.where(every, _solve(both, w0, loading), w0)
+            w = torch.where(every, solution(wanted - mean_z.to(x.dtype)), w0)
     return Fit(w, (mean_z - mean_x @ w.mT).squeeze(-2), ridge)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """What a solution needs of its rows: float64 [..., in, in] and [..., out, in]."""
+class _ByInputs:
+    """The solutions for centred rows by the normal equations: [in, in] numbers.
 
-    gram: Tensor
-    cross: Tensor
+    W0 + (Z^T X - W0 X^T X) (X^T X + ridge)^-1, ridges relative to the mean square of an input.
 
-    @classmethod
-    def of(cls, x: Tensor, z: Tensor) -> _Sums:
-        return cls(_product(x, x), _product(z, x))
+    Attributes:
+        scale: float64 [...]: sum of squares of an input, on average, over the rows to fit.
+        usable: bool [...]: whether a set can be solved at all.
+    """
 
-    @property
-    def scale(self) -> Tensor:
-        """Sum of squares of an input, on average."""
-        return self.gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    def __init__(self, x: Tensor, z: Tensor, prior: Tensor, cut: int) -> None:
+        self._x, self._prior = x, prior
+        fitted, held = x[..., :cut, :], x[..., cut:, :]
+        grams = [_product(part, part) for part in (fitted, held)]
+        crosses = [_product(z[..., :cut, :], fitted), _product(z[..., cut:, :], held)]
+        self.scale = _mean_square(grams[0])
+        self.usable = (self.scale > 0) & _finite(*grams, *crosses)
+        if not bool(self.usable.all()):
+            grams = [_or_identity(self.usable, gram) for gram in grams]
+            every = self.usable[..., None, None]
+            crosses = [torch.where(every, cross, prior) for cross in crosses]
+            self.scale = _mean_square(grams[0])
+        (self._gram, self._held), (self._cross, self._held_cross) = grams, crosses
 
-    @property
-    def finite(self) -> Tensor:
-        """Whether all sums of a set are finite."""
-        return self.gram.isfinite().all(-1).all(-1) & self.cross.isfinite().all(-1).all(-1)
+    def error(self, ridge: float | None) -> Tensor:
+        """Squared error over the held-out rows, up to a constant; None for that of the prior."""
+        w = self._prior
+        if ridge is not None:
+            left = self._cross - w @ self._gram
+            w = w + torch.cholesky_solve(left.mT, _factor(self._gram, ridge * self.scale)).mT
+        return ((w @ self._held) * w).sum((-2, -1)) - 2 * (w * self._held_cross).sum((-2, -1))
 
-    def only(self, usable: Tensor, prior: Tensor) -> _Sums:
-        """The same with sets that can be solved and have the prior as solution for the others."""
-        every = usable[..., None, None]
-        identity = torch.eye(self.gram.shape[-1], dtype=torch.float64, device=prior.device)
-        return _Sums(torch.where(every, self.gram, identity), torch.where(every, self.cross, prior))
+    def solver(self, ridge: Tensor) -> Callable[[Tensor], Tensor]:
+        """What gives the solution of all rows for any targets, the matrix factored once."""
+        gram = self._gram + self._held
+        factor = _factor(gram, ridge * _mean_square(gram))
+        known = self._prior @ gram
 
-    def error(self, w: Tensor) -> Tensor:
-        """Squared error over rows, up to the constant sum of squared targets."""
-        return ((w @ self.gram) * w).sum((-2, -1)) - 2 * (w * self.cross).sum((-2, -1))
+        def solution(z: Tensor) -> Tensor:
+            left = _product(z, self._x) - known
+            return self._prior + torch.cholesky_solve(left.mT, factor).mT
+
+        return solution
+
+
+class _ByRows:
+    """The same solutions where rows are fewer than inputs: [rows, rows] numbers.
+
+    W0 + E^T (X X^T + ridge)^-1 X with E = Z - X W0^T, what the prior misses.
+    """
+
+    def __init__(self, x: Tensor, z: Tensor, prior: Tensor, cut: int) -> None:
+        self._x, self._prior, self._cut = x, prior, cut
+        self._guess = (x @ prior.mT.to(x.dtype)).double()
+        missed, gram = z.double() - self._guess, _product(x.mT, x.mT)
+        self.scale = self._mean_square(gram[..., :cut, :cut])
+        self.usable = (self.scale > 0) & _finite(gram, missed)
+        if not bool(self.usable.all()):
+            gram = _or_identity(self.usable, gram)
+            missed = torch.where(self.usable[..., None, None], missed, 0.0)
+            self.scale = self._mean_square(gram[..., :cut, :cut])
+        self._gram, self._missed = gram, missed
+
+    def _mean_square(self, gram: Tensor) -> Tensor:
+        return _mean_square(gram) * (gram.shape[-1] / self._x.shape[-1])
+
+    def error(self, ridge: float | None) -> Tensor:
+        cut, left = self._cut, self._missed[..., self._cut :, :]
+        if ridge is not None:
+            factor = _factor(self._gram[..., :cut, :cut], ridge * self.scale)
+            weights = torch.cholesky_solve(self._missed[..., :cut, :], factor)
+            left = left - self._gram[..., cut:, :cut] @ weights
+        return left.square().sum((-2, -1))
+
+    def solver(self, ridge: Tensor) -> Callable[[Tensor], Tensor]:
+        factor = _factor(self._gram, ridge * self._mean_square(self._gram))
+
+        def solution(z: Tensor) -> Tensor:
+            missed = torch.where(self.usable[..., None, None], z.double() - self._guess, 0.0)
+            weights = torch.cholesky_solve(missed, factor).mT
+            parts = self._x.split(COLUMNS, -1)
+            return self._prior + torch.cat([weights @ part.double() for part in parts], -1)
+
+        return solution
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     return (a.mT @ b).double()
 
 
-def _solve(sums: _Sums, prior: Tensor, ridge: Tensor) -> Tensor:
-    """Prior + (cross - prior gram) (gram + ridge I)^-1, growing each ridge until it factors."""
+def _mean_square(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+
+
+def _finite(*sums: Tensor) -> Tensor:
+    """Whether all sums of a set are finite."""
+    return torch.stack([s.isfinite().all(-1).all(-1) for s in sums]).all(0)
+
+
+def _or_identity(usable: Tensor, gram: Tensor) -> Tensor:
+    """A matrix that can be factored in place of those that cannot."""
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.where(usable[..., None, None], gram, identity)
+
+
+def _factor(gram: Tensor, ridge: Tensor) -> Tensor:
+    """Cholesky factor of gram + ridge, growing each ridge until it factors."""
     while True:
-        loaded = sums.gram.clone()
+        loaded = gram.clone()
         loaded.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
         factor, info = torch.linalg.cholesky_ex(loaded)
         if not bool(info.any()):
-            left = sums.cross - prior @ sums.gram
-            return prior + torch.cholesky_solve(left.mT, factor).mT
+            return factor
         ridge = torch.where(info > 0, 10 * ridge, ridge)

@@ -26,7 +26,7 @@ from fcompress.forward.recording import Replay, recordings_for
 from fcompress.structure.groups import Group
 from fcompress.surgery.resizing import resize
 
-WIDEST_SOLVE = 6000
+WIDEST_SOLVE = 6000  # numbers a side of the largest matrix, of inputs or of rows, that is factored
 FAINT = 1e-2
 
 
@@ -218,16 +218,18 @@ def _solve(
             bias = kept.new_zeros(kept.shape[:2])
             return Fit(kept, bias, bias.new_full((len(kept),), torch.inf))
         rows, outputs, wide_inputs = rows[:, finite], outputs[:, finite], wide_inputs[:, finite]
+        rectifier = None if rectifier is None else rectifier.rows(finite)
     if positions is not None or rows.shape[3] > 1:
         prior = _channel_prior(rows, original, wide_inputs, stays, positions, centred)
     else:
         prior = original[:, :, stays]
     flat, prior = rows.flatten(2), prior.flatten(2)
-    if flat.shape[2] <= WIDEST_SOLVE:
-        return fit(flat, outputs, prior, centred=centred, rectifier=rectifier)
-    x, z = flat.mean(1, dtype=torch.float64), outputs.mean(1, dtype=torch.float64)
-    bias = z - torch.einsum("soi,si->so", prior, x)
-    return Fit(prior, bias, bias.new_full((len(bias),), torch.inf))
+    if min(flat.shape[1:]) > WIDEST_SOLVE:
+        # As many rows as can be solved for, evenly spread, correct what all of them say by channel.
+        spread = torch.linspace(0, flat.shape[1] - 1, WIDEST_SOLVE, device=flat.device).long()
+        flat, outputs = flat[:, spread], outputs[:, spread]
+        rectifier = None if rectifier is None else rectifier.rows(spread)
+    return fit(flat, outputs, prior, centred=centred, rectifier=rectifier)
 
 
 def _channel_prior(

@@ -20,6 +20,7 @@ from fcompress.structure.groups import Group, Slot
 
 ROWS_AT_LEAST = 16384
 ROWS_PER_INPUT = 8
+ROWS_OF_FILTERS = 2048  # of depthwise layers, which have few numbers to find in each channel
 MOST_NUMBERS = 10**8  # in the rows of one layer, as far as that leaves ROWS_AT_LEAST
 
 
@@ -80,6 +81,8 @@ def collect_targets(
                 out = values[layer.out]
                 width = weight[0].numel() if layer.convolution else x.shape[1]
                 wanted = max(ROWS_AT_LEAST, min(ROWS_PER_INPUT * width, MOST_NUMBERS // width))
+                if layer.convolution and layer.convolution[3] == x.shape[1] > 1:
+                    wanted = max(ROWS_OF_FILTERS, ROWS_PER_INPUT * width)
                 places = sample_places([out], round(wanted * len(batch) / examples), generator)
                 joined = None
                 if layer.joins is not None and values[layer.joins].shape == out.shape:
