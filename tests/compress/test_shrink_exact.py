@@ -18,7 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcompress.compress import reconstruct
+from fcompress.compress.refitting import reconstruct
 from fcompress.compress.methods import Factor, Prune
 from fcompress.compress.ranking.divergence import ablation_effects
 from fcompress.models import build

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fcompress.compress.refitting.least_squares import Fit, Rectifier, fit
+from fcompress.compress.refitting.least_squares import Fit, Rectifier, fit, in_sets
 from fcompress.compress.refitting.samples import (
     Target,
     centre,
@@ -26,7 +26,7 @@ from fcompress.forward.recording import Replay, recordings_for
 from fcompress.structure.groups import Group
 from fcompress.surgery.resizing import resize
 
-WIDEST_SOLVE = 6000
+WIDEST_SOLVE = 6000  # numbers a side of the largest matrix, of inputs or of rows, that is factored
 FAINT = 1e-2
 
 
@@ -58,7 +58,7 @@ def refit_network(
     with torch.no_grad():
         for index, layer in enumerate(replay.layer_list):
             target = targets.get(layer.weight)
-            if target is None or _is_depthwise(target.layer, originals[layer.weight]):
+            if target is None:
                 continue
             rows = input_rows(layer, tensors[layer.weight], replay.inputs(index), target.places)
             joined = None
@@ -84,10 +84,6 @@ def give_biases(compressed: nn.Module, targets: Mapping[str, Target]) -> None:
         resize(compressed, missing)
 
 
-def _is_depthwise(layer: Layer, weight: Tensor) -> bool:
-    return layer.convolution is not None and layer.convolution[3] > 1 and weight.shape[1] == 1
-
-
 def _solve_layer(
     layer: Layer,
     rows: Tensor,
@@ -105,46 +101,38 @@ def _solve_layer(
     if layer.inputs_first:
         original = original.T
     stays_out = _kept(keep, layer.weight, out_dim, original.shape[0]).to(device)
-    convolution_groups = layer.convolution[3] if layer.convolution else 1
-    stays_in = _kept(keep, layer.weight, in_dim, original.shape[1])
     width = original.shape[1]
-    stays_all = torch.cat([stays_in + g * width for g in range(convolution_groups)]).to(device)
-    thin_centre = centre(layer, rows)
+    stays_in = _kept(keep, layer.weight, in_dim, width).to(device)
+    sets = layer.convolution[3] if layer.convolution else 1
+    thin = in_sets(rows, sets)
+    wide = in_sets(target.inputs, target.inputs.shape[1] // width)
+    if sets < len(wide):  # a depthwise layer has lost whole channels
+        wide = wide[stays_out.view(sets, -1)[:, 0] // (len(original) // len(wide))]
     outputs = target.outputs[:, stays_out]
     missing = None
     if joined is not None and target.joined is not None:
         missing = target.joined[:, stays_out] - joined
-    unchanged = len(stays_all) == target.inputs.shape[1] and torch.equal(thin_centre, target.inputs)
+    unchanged = len(stays_in) == width and torch.equal(centre(thin), wide)
     if unchanged and (missing is None or not bool(missing.any())):
         return
     wanted = outputs if missing is None else outputs + _before_norm(layer, missing, tensors)
-    centred = layer.bias is not None or layer.norm is not None
     rectifier = None
     if layer.rectified and target.layer.rectified and (layer.joins is None or missing is not None):
         skips = None
         if missing is not None and joined is not None and target.joined is not None:
             skips = target.joined[:, stays_out], joined
         rectifier = _rectifier(layer, outputs, skips, tensors)
-    fits = []
-    for g in range(convolution_groups):
-        mine = slice(g * len(stays_in), (g + 1) * len(stays_in))
-        per_group = len(stays_out) // convolution_groups
-        out = slice(g * per_group, (g + 1) * per_group)
-        block = original[stays_out[out]]
-        fits.append(
-            _solve_block(
-                rows[:, mine],
-                wanted[:, out],
-                block.reshape(len(block), width, -1),
-                target.inputs[:, g * width : (g + 1) * width],
-                stays_in.to(device),
-                _positions(layer, groups, keep) if convolution_groups == 1 else None,
-                centred,
-                None if rectifier is None else rectifier.part(out),
-            )
-        )
-    weight = torch.cat([f.weight for f in fits])
-    bias = torch.cat([f.bias for f in fits])
+    found = _solve(
+        thin,
+        in_sets(wanted, sets),
+        original[stays_out].reshape(sets, len(stays_out) // sets, width, -1),
+        wide,
+        stays_in,
+        _positions(layer, groups, keep),
+        layer.bias is not None or layer.norm is not None,
+        None if rectifier is None else rectifier.sets(sets),
+    )
+    weight, bias = found.weight.flatten(0, 1), found.bias.flatten()
     place = tensors[layer.weight]
     place.copy_((weight.T if layer.inputs_first else weight).reshape(place.shape))
     if layer.bias is not None:
@@ -178,7 +166,7 @@ def _rectifier(
     gain = torch.where(able, gain, 1.0)
     before, after = (offset, offset) if skips is None else (offset + skips[0], offset + skips[1])
     off = ((outputs - mean) * gain + before <= 0) & able
-    return Rectifier(off, mean - after / gain, gain < 0)
+    return Rectifier(off, (mean - after / gain).expand_as(outputs), (gain < 0)[None])
 
 
 def _gain(norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -199,7 +187,7 @@ def _before_norm(layer: Layer, missing: Tensor, tensors: Mapping[str, Tensor]) -
     return missing * torch.where(able, 1 / gain, 0.0)
 
 
-def _solve_block(
+def _solve(
     rows: Tensor,
     outputs: Tensor,
     original: Tensor,
@@ -209,25 +197,39 @@ def _solve_block(
     centred: bool,
     rectifier: Rectifier | None,
 ) -> Fit:
-    """Weights of one (convolution) group: rows [R, C', taps], original [O, C, taps]."""
-    finite = rows.flatten(1).isfinite().all(1) & outputs.isfinite().all(1)
+    """Weights of all convolution groups, side by side ("sets"; one where there are none).
+
+    Args:
+        rows: [sets, rows, inputs left, taps].
+        outputs: [sets, rows, out] that are wanted.
+        original: [sets, out, inputs, taps].
+        wide_inputs: [sets, rows, inputs] of the original network.
+        stays: Which inputs of each set are left.
+        positions: `_positions`.
+        centred: Whether a bias is fitted.
+        rectifier: Where the outputs do not matter.
+    """
+    finite = rows.isfinite().all(3).all(2).all(0) & outputs.isfinite().all(2).all(0)
     if not bool(finite.all()):
         # What overflows inside a network is nothing to fit: one such row would be in every mean.
-        finite &= wide_inputs.isfinite().all(1)
+        finite &= wide_inputs.isfinite().all(2).all(0)
         if not bool(finite.any()):
-            kept = original[:, stays].flatten(1).double()
-            return Fit(kept, kept.new_zeros(len(kept)), float("inf"))
-        rows, outputs, wide_inputs = rows[finite], outputs[finite], wide_inputs[finite]
-    taps = rows.shape[2]
-    if positions is not None or taps > 1:
+            kept = original[:, :, stays].flatten(2).double()
+            bias = kept.new_zeros(kept.shape[:2])
+            return Fit(kept, bias, bias.new_full((len(kept),), torch.inf))
+        rows, outputs, wide_inputs = rows[:, finite], outputs[:, finite], wide_inputs[:, finite]
+        rectifier = None if rectifier is None else rectifier.rows(finite)
+    if positions is not None or rows.shape[3] > 1:
         prior = _channel_prior(rows, original, wide_inputs, stays, positions, centred)
     else:
-        prior = original[:, stays]
-    flat, prior = rows.flatten(1), prior.flatten(1)
-    if flat.shape[1] <= WIDEST_SOLVE:
-        return fit(flat, outputs, prior, centred=centred, rectifier=rectifier)
-    x, z = flat.mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
-    return Fit(prior, z - prior @ x, float("inf"))
+        prior = original[:, :, stays]
+    flat, prior = rows.flatten(2), prior.flatten(2)
+    if min(flat.shape[1:]) > WIDEST_SOLVE:
+        # As many rows as can be solved for, evenly spread, correct what all of them say by channel.
+        spread = torch.linspace(0, flat.shape[1] - 1, WIDEST_SOLVE, device=flat.device).long()
+        flat, outputs = flat[:, spread], outputs[:, spread]
+        rectifier = None if rectifier is None else rectifier.rows(spread)
+    return fit(flat, outputs, prior, centred=centred, rectifier=rectifier)
 
 
 def _channel_prior(
@@ -243,20 +245,20 @@ def _channel_prior(
     One map from thin to wide channels serves all taps (and all positions of a flattened map):
     far fewer unknowns than the layer has weights, so it holds with few rows.
     """
-    thin = rows[:, :, rows.shape[2] // 2]
+    thin = centre(rows)
     if positions is None:
-        selection = _selection(wide_inputs.shape[1], stays)
+        selection = _selection(wide_inputs.shape[2], stays).expand(len(rows), -1, -1)
         guess = fit(thin, wide_inputs, selection, centred=centred).weight
-        return torch.einsum("oct,cd->odt", original, guess)
+        return torch.einsum("soct,scd->sodt", original, guess)
     wide_columns, thin_columns = positions
-    wide_units = wide_inputs[:, wide_columns].transpose(1, 2).flatten(0, 1)
-    thin_units = thin[:, thin_columns].transpose(1, 2).flatten(0, 1)
+    wide_units = wide_inputs[0][:, wide_columns].transpose(1, 2).flatten(0, 1)
+    thin_units = thin[0][:, thin_columns].transpose(1, 2).flatten(0, 1)
     kept = torch.isin(wide_columns[:, 0].to(stays.device), stays).nonzero().flatten()
     selection = _selection(len(wide_columns), kept)
     guess = fit(thin_units, wide_units, selection, centred=centred).weight
-    by_unit = original[:, wide_columns, 0]
-    prior = original.new_zeros(len(original), thin.shape[1], 1)
-    prior[:, thin_columns, 0] = torch.einsum("oup,uv->ovp", by_unit, guess)
+    by_unit = original[0][:, wide_columns, 0]
+    prior = original.new_zeros(*original.shape[:2], thin.shape[2], 1)
+    prior[0][:, thin_columns, 0] = torch.einsum("oup,uv->ovp", by_unit, guess)
     return prior
 
 

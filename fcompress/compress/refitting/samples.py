@@ -20,6 +20,7 @@ from fcompress.structure.groups import Group, Slot
 
 ROWS_AT_LEAST = 16384
 ROWS_PER_INPUT = 8
+ROWS_OF_FILTERS = 2048  # of depthwise layers, which have few numbers to find in each channel
 MOST_NUMBERS = 10**8  # in the rows of one layer, as far as that leaves ROWS_AT_LEAST
 
 
@@ -80,11 +81,13 @@ def collect_targets(
                 out = values[layer.out]
                 width = weight[0].numel() if layer.convolution else x.shape[1]
                 wanted = max(ROWS_AT_LEAST, min(ROWS_PER_INPUT * width, MOST_NUMBERS // width))
+                if layer.convolution and layer.convolution[3] == x.shape[1] > 1:
+                    wanted = max(ROWS_OF_FILTERS, ROWS_PER_INPUT * width)
                 places = sample_places([out], round(wanted * len(batch) / examples), generator)
                 joined = None
                 if layer.joins is not None and values[layer.joins].shape == out.shape:
                     joined = output_rows([values[layer.joins]], places)
-                rows = centre(layer, input_rows(layer, weight, [x], places))
+                rows = centre(input_rows(layer, weight, [x], places))
                 found.setdefault(layer.weight, []).append(
                     (places.batches[0], rows.clone(), output_rows([out], places), joined)
                 )
@@ -102,9 +105,9 @@ def collect_targets(
     return targets
 
 
-def centre(layer: Layer, rows: Tensor) -> Tensor:
-    """The middle tap of patches [rows, C, taps]: [rows, C]."""
-    return rows[:, :, rows.shape[2] // 2]
+def centre(rows: Tensor) -> Tensor:
+    """The middle tap of patches [..., C, taps]: [..., C]."""
+    return rows[..., rows.shape[-1] // 2]
 
 
 def unit_columns(layer: Layer, slot: Slot) -> Tensor | None:
