@@ -7,6 +7,7 @@ message without a traceback and exits with 1.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LONGEST = 4000
+_FRAME = re.compile(r'^  File "(.+)", line (\d{1,9}), in (.+)$', re.MULTILINE)
 # Code that is nobody's own: of packages, of Python, of this one.
 _INSTALLED = tuple({*sysconfig.get_paths().values(), str(Path(__file__).parent)})
 
@@ -37,9 +39,30 @@ def said_by(error: BaseException) -> str:
         'ValueError: no'
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(("<", *_INSTALLED))]
-    places = [f"{Path(f.filename).name}, line {f.lineno}, in {f.name}: " for f in own[-1:]]
-    return f"{''.join(places)}{type(error).__name__}: {first_line(error)}"
+    found = [(f.filename, f.lineno, f.name) for f in frames]
+    what = f"{type(error).__name__}: {first_line(error)}"
+    quoted = _quoted(error)
+    if quoted is not None:
+        found, what = quoted
+    own = [place for place in found if not place[0].startswith(("<", *_INSTALLED))]
+    places = [f"{Path(file).name}, line {line}, in {name}: " for file, line, name in own[-1:]]
+    return f"{''.join(places)}{what}"
+
+
+def _quoted(error: BaseException) -> tuple[list[tuple[str, int | None, str]], str] | None:
+    """The traceback in a message, of a process that loads data, and what that says was raised."""
+    try:
+        _, found, text = str(error).partition("Original Traceback (most recent call last):\n")
+    except Exception:  # a __str__ of anybody's
+        return None
+    places = list(_FRAME.finditer(text))
+    if not found or not places:
+        return None
+    # Behind the last frame: the line of code, then what was raised.
+    said = [line for line in text[places[-1].end() :].splitlines() if line[:1].strip()]
+    if not said:
+        return None
+    return [(f[1], int(f[2]), f[3]) for f in places], said[0].strip()
 
 
 class FcompressError(Exception):

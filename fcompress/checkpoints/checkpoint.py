@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.checkpoints import rebuild_external
+from fcompress.checkpoints.history import check_history
 from fcompress.checkpoints.rebuild import Checkpoint, rebuild, try_out, widths
 from fcompress.data.record import check_record
 from fcompress.errors import CheckpointError, DataError, FcompressError
@@ -287,6 +288,7 @@ def _checked(content: Any) -> Checkpoint:
     for name, tensor in content["state"].items():
         if type(name) is not str or type(tensor) is not Tensor or not _is_whole(tensor):
             raise CheckpointError(f"state: {name!r} is not a dense tensor; the file is damaged")
+    check_history(content["history"], content["versions"])
     try:
         check_record(content["data"] or {}, complete=False)
     except DataError as error:

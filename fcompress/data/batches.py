@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fcompress.data.packing import Packing
 from fcompress.data.splits import Split
-from fcompress.errors import DataError
+from fcompress.errors import DataError, code_of_users, said_by
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -113,8 +113,9 @@ class Batches:
 
     def _read(self) -> Iterator[Batch]:
         empty = True
-        for batch in self._start():
-            inputs, labels = _parts(batch)
+        for batch in _each(self._start):
+            with _users_code():
+                inputs, labels = _parts(batch)
             if not isinstance(inputs, Tensor):
                 if self.packing is None:
                     self.packing = Packing.of(inputs)
@@ -155,8 +156,14 @@ def as_batches(data: object, size: int = 256) -> Batches:
 
     Raises:
         DataError: Of no accepted kind, or a one-shot iterator of more than 2 GiB; while iterating:
-            a batch of no accepted kind, none, or others than at the first pass.
+            a batch of no accepted kind, none, or others than at the first pass; whatever the
+            data's own code raises, in one line with its place.
     """
+    with _users_code():
+        return _as_batches(data, size)
+
+
+def _as_batches(data: object, size: int) -> Batches:
     if isinstance(data, Batches):
         return data
     if isinstance(data, Split):
@@ -170,7 +177,7 @@ def as_batches(data: object, size: int = 256) -> Batches:
             lambda: zip(inputs.split(size), labels.split(size), strict=True), checked=False
         )
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return as_batches(DataLoader(data, batch_size=size))
+        return _loader_batches(DataLoader(data, batch_size=size))
     if isinstance(data, DataLoader):
         return _loader_batches(data)
     if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):
@@ -180,6 +187,28 @@ def as_batches(data: object, size: int = 256) -> Batches:
         )
     held: Iterable[Any] = _drained(data) if isinstance(data, Iterator) else data
     return Batches(lambda: held, checked=not isinstance(held, list | tuple))
+
+
+def _users_code() -> contextlib.AbstractContextManager[None]:
+    """Around code of the data's own: what it raises becomes one error of ours."""
+    return code_of_users(
+        lambda error: DataError(
+            f"the data cannot be read: {said_by(error)}; let it give every example"
+        )
+    )
+
+
+def _each(start: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """What an iterable gives; only its own code runs inside `_users_code`, not its reader's."""
+    end = object()
+    with _users_code():
+        items = iter(start())
+    while True:
+        with _users_code():
+            item = next(items, end)
+        if item is end:
+            return
+        yield item
 
 
 def hash_of(inputs: Tensor) -> bytes:
@@ -198,7 +227,7 @@ def _drained(data: Iterator[Any]) -> list[Any]:
     """
     held: list[Any] = []
     size = 0
-    for batch in data:
+    for batch in _each(lambda: data):
         size += _bytes_of(batch)
         if size > MOST_BYTES:
             raise DataError(
@@ -269,6 +298,8 @@ def _dense(found: np.ndarray | Tensor) -> Tensor:
     Raises:
         DataError: Not dense, not real, or without an axis for the examples.
     """
+    if isinstance(found, np.ndarray):
+        found = _plain_array(found)
     try:
         tensor = torch.as_tensor(found)
     except TypeError as error:
@@ -281,6 +312,20 @@ def _dense(found: np.ndarray | Tensor) -> Tensor:
             "numbers, the first axis for the examples"
         )
     return tensor
+
+
+def _plain_array(found: np.ndarray) -> np.ndarray:
+    """An array as torch takes it: of this machine's byte order, forward, writable.
+
+    Raises:
+        DataError: Some of its values are masked.
+    """
+    if isinstance(found, np.ma.MaskedArray) and np.ma.is_masked(found):
+        raise DataError("an array with masked values; fill them in, or leave these examples out")
+    plain = np.asarray(found)
+    if plain.dtype.isnative and plain.flags.writeable and min(plain.strides, default=0) >= 0:
+        return plain
+    return plain.astype(plain.dtype.newbyteorder("="))
 
 
 def _loader_batches(loader: DataLoader) -> Batches:
@@ -298,7 +343,24 @@ def _loader_batches(loader: DataLoader) -> Batches:
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
-    return Batches(lambda: _repeatable(pinned), order, len(loader.dataset), again)  # type: ignore[arg-type]
+    examples = len(loader.dataset)  # type: ignore[arg-type]
+    return Batches(lambda: _all_of(pinned, len(batches)), order, examples, again)
+
+
+def _all_of(loader: DataLoader, count: int) -> Iterator[Any]:
+    """`_repeatable`, of so many batches.
+
+    Raises:
+        DataError: Fewer came: a dataset that raises `StopIteration` looks like the end.
+    """
+    given = 0
+    for batch in _repeatable(loader):
+        yield batch
+        given += 1
+    if given < count:
+        raise DataError(
+            f"the data ends after {given:,} of {count:,} batches; let it give every example"
+        )
 
 
 def _once(batches: list[Any]) -> tuple[list[Any], list[int] | None, int]:

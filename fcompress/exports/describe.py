@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from fcompress.checkpoints.checkpoint import RECORD, read, widths
+from fcompress.checkpoints.history import check_history
 from fcompress.checkpoints.weights import read_weights
-from fcompress.errors import CheckpointError, FcompressError
+from fcompress.data.record import check_record
+from fcompress.errors import CheckpointError, DataError, FcompressError
 from fcompress.exports import programs
 from fcompress.formats.limits import check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
@@ -244,6 +246,11 @@ def _record(path: Path, text: str) -> dict[str, Any]:
         fits = False
     if not fits:
         raise CheckpointError(f"{path}: its record is damaged; export the network again")
+    try:
+        check_history(record["history"], record.get("versions", {}))
+        check_record(record["data"] or {}, complete=False)
+    except (CheckpointError, DataError) as error:
+        raise CheckpointError(f"{path}: {error}; export the network again") from None
     return record
 
 

@@ -93,7 +93,7 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
     describe(network, record)
     reading = reading_of(network)
     # A program gives the scores only, whichever of several outputs they were.
-    note_reading(network, None, None if reading is None else reading["labels"])
+    note_reading(network, **{"labels": None, **(reading or {}), "output": None})
     return network
 
 

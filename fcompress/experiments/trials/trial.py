@@ -209,10 +209,12 @@ def _trained(model: Network, splits: Splits, config: TrainConfig, out: Path | No
         return train(model, splits, config, out=out, resume=resume_file(out).exists())
     known = checkpoint.load(out)
     origin = origin_of(known)
-    data, history = origin["data"] or {}, (origin["history"] or [{}])[-1]
+    data, last = origin["data"] or {}, (origin["history"] or [{}])[-1]
+    history = last if isinstance(last, dict) and "epochs" in last else {}
     how = {**history.get("config", {}), "device": config.device}
     if (
         getattr(known, "spec", None) != model.spec
+        or history.get("action") != "train"
         or how != asdict(config)
         or any(data.get(key) != splits.info[key] for key in ("sha256", "random_labels"))
     ):
