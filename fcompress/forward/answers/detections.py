@@ -176,11 +176,6 @@ class Detections(Scoring):
         return Asked(self.labels, score=self.score, iou=self.iou)
 
     @property
-    def noun(self) -> str:
-        """What to call many answers."""
-        return "images"
-
-    @property
     def least(self) -> tuple[float, float]:
         """The score and the overlap that count."""
         return SCORE if self.score is None else self.score, IOU if self.iou is None else self.iou

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import continuous, parts, tokens
-from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, top_k
+from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, noun_of, top_k
 from fcompress.forward.answers.continuous import in_rows
 
 _EXPECTED = {
@@ -111,7 +111,7 @@ class Scoring:
     @property
     def noun(self) -> str:
         """What to call many answers."""
-        return "outputs" if self.continuous else "labels"
+        return noun_of(self.labels)
 
     @property
     def whole(self) -> bool:
@@ -264,7 +264,7 @@ class Scoring:
 
     def outcomes(self, scores: Tensor) -> int:
         """How many classes, or labels of a sigmoid head, there are."""
-        return scores.shape[1]
+        return scores.shape[1] - (self.labels == "tokens")  # which have a row beside the classes
 
     def broken(self, given: Tensor) -> Tensor:
         """Where answers are not finite: bool [n]."""
@@ -383,7 +383,7 @@ class Scoring:
         if self.continuous:
             return continuous.scaled(scores, str(self.labels), self.deviation) / temperature
         if self.labels == "tokens":
-            return tokens.log_probabilities(scores, temperature)
+            return tokens.log_probabilities(scores, temperature, self.ending)
         kind = self.kind(scores)
         scores = in_rows(continuous.logits_of(scores, self.ending, kind)) / temperature
         if kind == "sigmoid":
