@@ -256,8 +256,8 @@ def cut_groups(grouping: Grouping, roles: str, seed: int) -> dict[str, Tensor]:
 
 def _too_few(grouping: Grouping, sizes: Mapping[str, int]) -> str:
     return (
-        f"{grouping.count} groups are too few to cut into {', '.join(sizes)}: a group counts as one "
-        "example. A tolerance of 5% takes at least 59 groups in the certification split"
+        f"{grouping.count} groups are too few to cut into {', '.join(sizes)}: a group counts as "
+        "one example. A tolerance of 5% takes at least 59 groups in the certification split"
     )
 
 

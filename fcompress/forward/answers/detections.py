@@ -207,7 +207,7 @@ class Detections(Scoring):
         if hasattr(network, "roi_heads"):
             raise UnsupportedNetworkError(
                 f"{type(network).__name__} is a detector of two stages, which decides midway which "
-                "boxes go on; detectors of one stage (SSD, RetinaNet, FCOS, YOLO) are supported"
+                f"boxes go on; {boxes.DETECTORS}"
             )
         return replace(self, form="heads" if is_one_stage(network) else "tensor")
 

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import continuous, parts, tokens
 from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, noun_of, top_k
+from fcompress.forward.answers.boxes import DETECTORS, are_images
 from fcompress.forward.answers.continuous import in_rows
 
 _EXPECTED = {
@@ -198,6 +199,11 @@ class Scoring:
         whole = isinstance(found, Tensor) and found.dim() and len(found) == examples
         if whole and self._fits(in_rows(found)):
             return found if self.labels == "same" else in_rows(found)
+        if are_images(found, examples):
+            raise UnsupportedNetworkError(
+                f"{name} gives boxes, labels and scores of each image; say --answer detections "
+                f"(answer=), by which {DETECTORS}"
+            )
         came = f"shape {list(found.shape)}" if isinstance(found, Tensor) else _described(found)
         hint = ""
         expected = _EXPECTED.get(self.labels or "classes") or (
