@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from fcompress import load, save, shrink, verify
+from fcompress import analyze, find_groups, load, save, shrink, verify
 from fcompress.certify.bounded_mean import betting_bound
 from fcompress.errors import FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import boxes
@@ -169,6 +169,28 @@ def test_fisher_information_is_the_curvature_of_the_divergence(make):
     measured = scoring.divergence(*(scoring.log_probabilities(s) for s in (scores + step, scores)))
     assert predicted == pytest.approx(float(measured), rel=0.15)
     assert float(scoring.divergence(*2 * [scoring.log_probabilities(scores)])) == 0
+
+
+def test_two_stages_are_refused_in_words_that_say_what_is_possible(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+            weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64
+        ).eval()
+    images = torch.rand(200, 3, 64, 64, generator=GENERATOR)
+    possible = "detectors of one stage .* are compressed, and any are compared by verify"
+    for run, how, words in (
+        (shrink, {}, "say --answer detections"),
+        (shrink, {"answer": "detections"}, "a detector of two stages"),
+        (analyze, {"answer": "detections"}, "a detector of two stages"),
+        (lambda net, x: verify(net, net, x[:4]), {}, "say --answer detections"),
+    ):
+        with pytest.raises(UnsupportedNetworkError, match=f"{words}.*{possible}") as error:
+            run(network, images, **how)
+        assert "\n" not in str(error.value)
+    assert verify(network, network, images[:4], score=0.0).rate == 1
+    # It gives as many boxes as it finds: nothing to prove units by, and no fault.
+    assert isinstance(find_groups(network, images[:2]).groups, list | tuple)
 
 
 def test_what_is_no_detector_is_refused():
