@@ -249,3 +249,26 @@ def test_a_trained_detector_is_shrunk_certified_and_opened_again(tmp_path):
         both = [boxes.encoded(n(list(fresh)), 0.5) for n in (network, shifted)]
     assert labels_alone(*both).double().mean() > 0.5
     assert verify(network, shifted, fresh).rate < 0.25
+
+
+@pytest.mark.slow
+def test_torchvisions_ssdlite_is_shrunk_certified_and_opened_again(tmp_path):
+    """The real one: of half the width and for small images, so that it is trained in minutes."""
+    network = detectors.trained(detectors.ssdlite(), 400, 16, warming=True)
+    images, targets = detectors.shapes(200, 7)
+    with torch.no_grad():
+        found = boxes.encoded(network(list(images)), 0.5)
+    wanted = boxes.encoded([{**t, "scores": torch.ones(len(t["labels"]))} for t in targets], 0.5)
+    assert boxes.shares(wanted, found, 0.5).mean() > 0.75
+    data, _ = detectors.shapes(700, 11)
+    result = shrink(network, data, tol=0.1, answer="detections", calibration=96)
+    assert result.certified and result.agreement.upper_bound <= 0.1
+    assert result.macs["after"] < 0.8 * result.macs["before"]
+    save(result.model, tmp_path / "thin.pt")
+    opened = load(tmp_path / "thin.pt", arch=detectors.ssdlite)
+    fresh, _ = detectors.shapes(200, 9)
+    checked = verify(network, opened, fresh)
+    assert checked.labels == "detections" and checked.rate > 0.85
+    with torch.no_grad():
+        ours, theirs = (one(list(fresh[:20])) for one in (result.model, opened))
+    assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(ours, theirs, strict=True))
