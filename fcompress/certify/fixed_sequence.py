@@ -49,11 +49,11 @@ class Candidate:
     distill: dict[str, Any] | None = None
 
 
-def counted(found: Candidate | AgreementResult, split: str) -> str:
-    """How much changed, in words: "3 of 120 search labels"."""
+def counted(found: Candidate | AgreementResult, split: str, noun: str) -> str:
+    """How much changed, in words: "3 of 120 search labels"; `noun` as `asked.noun_of` has it."""
     if found.deviation is None:
-        return f"{found.changed:.0f} of {found.n} {split} labels"
-    return f"{found.changed / found.n:.2%} of the positions of {found.n:,} {split} examples"
+        return f"{found.changed:.0f} of {found.n} {split} {noun}"
+    return f"{found.changed / found.n:.2%} of the {noun} of {found.n:,} {split} examples"
 
 
 def certify(
@@ -164,6 +164,7 @@ def refusal(
     results: Sequence[AgreementResult],
     tolerance: float,
     confidence: float,
+    noun: str = "labels",
 ) -> str:
     """Why nothing was certified, and what would help, in one line.
 
@@ -173,6 +174,7 @@ def refusal(
         results: Of those that were: none, or one that failed.
         tolerance: What it was tested for.
         confidence: Of the bound.
+        noun: What changed, as `asked.noun_of` has it.
     """
     line = f"no thinner network could be certified within a tolerance of {tolerance:g}: "
     if not tried:
@@ -180,13 +182,12 @@ def refusal(
     another = "try another method, or distillation"
     if not results:
         least = min(tried, key=lambda c: c.changed)
-        return line + (
-            f"of {len(tried)} candidates the best changed {counted(least, 'search')}; {another}"
-        )
+        best = counted(least, "search", noun)
+        return line + f"of {len(tried)} candidates the best changed {best}; {another}"
     first, result = sequence[0], results[0]
     which = "the only candidate" if len(tried) == 1 else f"of {len(tried)} candidates the mildest"
     line += (
-        f"{which} changed {counted(result, 'certification')}, "
+        f"{which} changed {counted(result, 'certification', noun)}, "
         f"which proves {_percent(result.upper_bound)}; "
     )
     rate = (first.changed + result.changed) / (first.n + result.n)

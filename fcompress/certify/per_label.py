@@ -4,9 +4,10 @@ A bound on all labels lets a rare one vanish. Here examples are counted by the l
 original network gives them. That label does not depend on the compressed network, so that among
 the examples of a label the number of changes is binomial like the number among all.
 
-Positions (dense answers) are stratified: an example counts once for each class that the original
-sees in it, by one of the original's positions of that class, drawn by a hash of the example's
-number and the class. A rare class has as many draws as there are examples that show it.
+Positions (dense answers, and next tokens) are stratified: an example counts once for each class
+that the original sees in it, by one of the original's positions of that class, drawn by a hash of
+the example's number and the class. A rare class has as many draws as there are examples that show
+it. Padding is no position.
 
 Counts are summed as data passes; memory grows with the number of labels only.
 """
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fcompress.certify.bounds import at_most, examples_needed, most_changes, upper_bound
+from fcompress.forward.answers.asked import IN_PARTS
+from fcompress.forward.answers.parts import PADDED
 
 Counts = NDArray[np.int64]
 
@@ -35,7 +38,7 @@ INTERSECTION_UNION = (
     "not refuses the network (intersection-union test): the tolerance holds for all of them at "
     "once with this confidence"
 )
-_NAMES = {"classes": "label", "positions": "class", "sigmoid": "label"}
+_NAMES = {"classes": "label", "positions": "class", "sigmoid": "label", "tokens": "token"}
 _bound = lru_cache(maxsize=1 << 16)(upper_bound)
 _most = lru_cache(maxsize=1 << 16)(most_changes)
 
@@ -56,6 +59,7 @@ class LabelFare:
         positions: Positions of the class by the original; None unless labels are of positions.
         positions_changed: Share of those that have another class now; the same.
         iou: Positions that both networks give the class, of those that either does; the same.
+        word: What one is called, "label", "class" or "token".
     """
 
     label: int
@@ -68,6 +72,7 @@ class LabelFare:
     positions: int | None = None
     positions_changed: float | None = None
     iou: float | None = None
+    word: str = "label"
 
     @property
     def bound(self) -> float:
@@ -91,15 +96,14 @@ class LabelFare:
 
     @property
     def name(self) -> str:
-        """What to call it: "label 3", "class 3", or 'label 3 "yes"'."""
-        if self.side is not None:
-            return f'label {self.label} "{self.side}"'
-        return f"{'label' if self.positions is None else 'class'} {self.label}"
+        """What to call it: "label 3", "class 3", "token 3" or 'label 3 "yes"'."""
+        side = "" if self.side is None else f' "{self.side}"'
+        return f"{self.word} {self.label}{side}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the bounds."""
         found = asdict(self)
-        del found["confidence"], found["among"]
+        del found["confidence"], found["among"], found["word"]
         return {**found, "bound": self.bound, "bound_together": self.bound_together}
 
 
@@ -148,7 +152,7 @@ class ByLabel:
 
     @property
     def word(self) -> str:
-        """What one is called, "label" or "class"."""
+        """What one is called, "label", "class" or "token"."""
         return _NAMES[self.kind]
 
     @property
@@ -159,6 +163,10 @@ class ByLabel:
     def worst(self) -> list[LabelFare]:
         """All labels, the one with the largest share of changes first."""
         return sorted(self.labels, key=lambda one: (-one.share, -one.n))
+
+    def most_frequent(self) -> list[LabelFare]:
+        """All labels, the one that the original gives in most examples first."""
+        return sorted(self.labels, key=lambda one: (-one.n, one.label))
 
     def enough(self, tolerance: float) -> list[LabelFare]:
         """Labels whose number of examples can prove a tolerance."""
@@ -262,7 +270,7 @@ class LabelCounts:
         outcomes = max(outcomes, 2) if kind != "sigmoid" else 2 * outcomes
         if self._kind is None:
             self._kind, self._sums = kind, np.zeros((5, outcomes), dtype=np.int64)
-        if kind == "positions":
+        if kind in IN_PARTS:
             small = np.int16 if outcomes < 1 << 15 else np.int64  # sorted in linear time
             pairs = zip(ours.cpu().numpy(), theirs.cpu().numpy(), strict=True)
             for number, (one, other) in enumerate(pairs, first):
@@ -278,9 +286,11 @@ class LabelCounts:
 
     def _add_positions(self, one: NDArray[Any], other: NDArray[Any], number: int) -> None:
         """One example, positions in a row."""
-        if other[0] >= 0:
+        counted = one != PADDED
+        one, other = one[counted], other[counted]
+        if len(other) and other[0] >= 0:
             self._sums[2] += self._count(other)
-        if one[0] < 0:
+        if not len(one) or one[0] < 0:
             return
         sizes = self._count(one)
         self._sums[3] += sizes
@@ -319,7 +329,8 @@ def by_label(kind: str, sums: Sequence[Sequence[int]] | Counts, confidence: floa
             continue
         label, side = (i // 2, ("no", "yes")[i % 2]) if kind == "sigmoid" else (i, None)
         fare = LabelFare(label, side, n, changed, given, confidence, max(among, 1))
-        if kind == "positions":
+        fare = replace(fare, word=_NAMES[kind])
+        if kind in IN_PARTS:
             every, lost = rows[3][i], rows[4][i]
             fare = replace(
                 fare,
@@ -341,6 +352,10 @@ def warnings_by_label(found: ByLabel | None, tolerance: float | None) -> Iterato
     if found is None:
         return
     vanished, promise = found.vanished, found.promise
+    if found.kind == "tokens":
+        # Among thousands there are always some that the original gives once, and nobody again.
+        some = () if tolerance is None else found.far_beyond(tolerance)
+        vanished = [one for one in vanished if one in some]
     if vanished:
         listed = named(vanished, lambda one: f"{one.name} ({_lost(one)})")
         yield f"the compressed network never gives {listed}, which the original gives"

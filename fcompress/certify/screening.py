@@ -165,7 +165,7 @@ def check_reachable(
         needed = (examples_for_any if in_parts else examples_needed)(tol, confidence)
         raise ToleranceError(
             f"{n} {what} cannot prove a tolerance of {tol:g} at {confidence:.0%} "
-            f"confidence even if no label changes: {needed} are needed; "
+            f"confidence even if none changes: {needed} are needed; "
             f"bring more data or choose a tolerance of at least {provable}"
         )
 
@@ -199,7 +199,7 @@ def weaknesses(
     if _more_than(MANY_SHARE, copies.search, len(roles.search)):
         yield (
             f"{copies.search:,} of {len(roles.search):,} search examples also stand in the "
-            "calibration data, so the search sees labels kept that new examples would lose; the "
+            "calibration data, so the search sees answers kept that new examples would lose; the "
             "certificate is not affected"
         )
     if _more_than(MANY_SHARE, copies.repeated, everything):
@@ -228,7 +228,7 @@ def weaknesses(
     if 0 <= most < FEW_CHANGES:
         yield (
             f"{n:,} certification examples prove a tolerance of {tolerance:g} only if "
-            f"{f'at most {most}' if most else 'none'} of their labels "
+            f"{f'at most {most}' if most else 'none'} of them "
             f"{'changes' if most < 2 else 'change'}; more examples allow thinner networks"
         )
 

@@ -15,7 +15,9 @@ from fcompress.cli.boundary import Command
 from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import FILE, FILE_COLUMNS, checked, stdout, tell, write_bytes, write_json
+from fcompress.forward.answers.asked import noun_of
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES, AnalyzeOptions
+from fcompress.report.text import changing
 
 if TYPE_CHECKING:
     from fcompress.measure.analysis import AnalyzeResult
@@ -166,18 +168,20 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
     """What the numbers mean, in words."""
     whole, redundant = result.ablation.network, result.redundancy
     tolerance, *others = result.ablation.tolerances
+    what = changing(result.labels, f"{tolerance:.0%}")
     yield (
         f"Prunable: {whole.share(tolerance):.1%} of the units ({whole.prunable(tolerance):,.0f} of "
         f"{whole.units:,}; units are {UNITS[result.ablation.unit]}), taken at random in all "
-        f"layers at once, can be set to 0 before more than {tolerance:.0%} of the labels change "
+        f"layers at once, can be set to 0 before more than {what} change "
         f"(best of {len(whole.agreement)} random orders)."
         + _further((f"{t:g}", whole.share(t)) for t in others)
     )
     first = whole.proportions[1]
     if whole.share(tolerance) < first:
         yield (
-            f"The labels change within the first step, {first:.1%} of the units, and what is "
-            f"prunable is interpolated inside of it: --steps {4 * round(1 / first)} measures it."
+            f"The {noun_of(result.labels)} change within the first step, {first:.1%} of the "
+            "units, and what is prunable is interpolated inside of it: "
+            f"--steps {4 * round(1 / first)} measures it."
         )
     tolerance, *others = redundant.tolerances
     yield (

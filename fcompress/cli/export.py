@@ -39,13 +39,13 @@ EXAMPLES = 1024  # as `exports.exporting` has it, without torch
     "--original",
     type=FILE,
     metavar="ORIGINAL.pt",
-    help="Compare labels with this network, the one that COMPRESSED was made from.",
+    help="Compare answers with this network, the one that COMPRESSED was made from.",
 )
 @old_option("--wide", "--original", type=FILE)
 @click.option(
     "--tol",
     type=Real(0, 1, max_open=True),
-    help="Largest share of labels that may differ from ORIGINAL.  [default: as certified]",
+    help="Largest share of answers that may differ from ORIGINAL's.  [default: as certified]",
 )
 @click.option(
     "--examples",

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": (
         "fcompress.cli.verify",
         "verify_command",
-        "Compare the labels of two networks.",
+        "Compare the answers of two networks.",
     ),
     "export": (
         "fcompress.cli.export",

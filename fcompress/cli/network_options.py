@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,7 @@ from fcompress.forward.answers.asked import (
     NAMES,
     SCORE,
     Asked,
-    asked,
+    asked_of,
     top_k,
 )
 from fcompress.numbers import MOST_SIDE
@@ -89,10 +89,13 @@ class NetworkOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers; the function is imported, which runs the user's file."""
-        same, nats = (None if f is None else _function(f) for f in (self.same, self.divergence))
-        said = self.answer, None, self.within, self.cosine, same, nats
+        called: dict[str, Any] = {
+            name: _function(said)
+            for name in ("same", "divergence")
+            if (said := getattr(self, name)) is not None
+        }
         try:
-            return asked(*said, self.gallery, self.score, self.iou, self.threshold, self.pad)
+            return asked_of(replace(self, **called))
         except ValueError as error:
             raise click.UsageError(f"{error}.") from error
 
@@ -143,6 +146,13 @@ def _function(name: str) -> Callable[[Any, Any], Any]:
     return function_of(name)
 
 
+GROUPS_OPTION = click.option(
+    "--groups",
+    metavar="FILE|KEY",
+    help="Which examples belong together (a video, a patient), each group to lie in one split and "
+    "to count as one: a text file with a group a line in the data's order, or the name of an array "
+    "in the .npz.",
+)
 _OPTIONS = (
     click.option(
         "--arch",
@@ -268,12 +278,7 @@ _OPTIONS = (
         "so that search and certification examples come from the official test split; or none of "
         "it.  [default: train]",
     ),
-    click.option(
-        "--groups",
-        metavar="FILE|KEY",
-        help="Which examples belong together (a video, a patient), each group to count as one: a "
-        "text file with a group a line in the data's order, or the name of an array in the .npz.",
-    ),
+    GROUPS_OPTION,
 )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fcompress.cli.boundary import Command
 from fcompress.cli.output import FILE, json_option, stdout, write_json
-from fcompress.report.labels import rounded_up
+from fcompress.report.text import history_sentence
 
 if TYPE_CHECKING:
     from fcompress.exports.describe import Contents
@@ -119,8 +119,8 @@ def _shrunk(entry: dict[str, Any], superseded: bool) -> str:
     """One shrinking: by how much, and what is proven of it."""
     from fcompress.models.fingerprint import certified_weights
 
-    agreement = entry["agreement"]
-    changed, n = agreement["n"] - agreement["same"], agreement["n"]
+    sentence = history_sentence(entry["agreement"], "certification examples")
+    proven = f"o{sentence[1:]}".rstrip(".")
     sizes = ", ".join(
         f"{what} {entry[key]['before']:,} -> {entry[key]['after']:,}"
         for what, key in (("parameters", "params"), ("MACs", "macs"))
@@ -130,23 +130,15 @@ def _shrunk(entry: dict[str, Any], superseded: bool) -> str:
         if entry["certified"] is True
         else "to a size target, not certified"
     )
-    counted = f"on {n:,} certification examples {changed:,} "
-    their = "their label"
-    if agreement.get("deviation") is not None:
-        counted, their = f"on {n:,} certification examples {changed / n:.1%} of positions ", "label"
     if entry.get("void") is not None:
         return (
             f"shrunk by {entry['method']}, certificate void: {entry['void']}: {sizes}; before "
-            f"that, {counted}had changed {their} (fcompress verify measures afresh)"
+            f"that, {proven.partition(', so with')[0]} (fcompress verify measures afresh)"
         )
     about = "" if not superseded else "; superseded by the compression after it"
     if not superseded and certified_weights(entry) is None:
         about = "; certificate not tied to weights (written by an earlier version)"
-    return (
-        f"shrunk by {entry['method']}, {aim}: {sizes}; {counted}"
-        f"changed {their}, so with {agreement['confidence']:.0%} confidence at "
-        f"most {rounded_up(1 - agreement['lower_bound'])} change{about}"
-    )
+    return f"shrunk by {entry['method']}, {aim}: {sizes}; {proven}{about}"
 
 
 def _printable(text: str) -> str:

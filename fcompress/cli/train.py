@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
+from fcompress.cli.network_options import GROUPS_OPTION
 from fcompress.cli.output import (
     data_root_option,
     json_option,
@@ -141,6 +142,7 @@ def _number(text: str) -> int | float | str:
     show_default=True,
     help="Random seed of how the data is split.",
 )
+@GROUPS_OPTION
 @data_root_option
 @click.option("--download", is_flag=True, help="Fetch a public dataset that is not here.")
 @click.option(
@@ -159,6 +161,7 @@ def train_command(
     arguments: dict[str, Any],
     random_labels: int | None,
     data_seed: int,
+    groups: str | None,
     data_root: Path | None,
     download: bool,
     resume: bool,
@@ -186,7 +189,12 @@ def train_command(
     from fcompress.training.loop import fitting, train
 
     splits = load_data(
-        spec, root=data_root, seed=data_seed, random_labels=random_labels, download=download
+        spec,
+        root=data_root,
+        seed=data_seed,
+        random_labels=random_labels,
+        download=download,
+        groups=groups,
     )
     arguments = fitting(family, splits.info, arguments)
     network = build(family, seed=config.seed, **arguments)

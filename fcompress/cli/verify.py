@@ -1,4 +1,4 @@
-"""`fcompress verify`: compare the labels of two networks."""
+"""`fcompress verify`: compare the answers of two networks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def verify_command(
     how: NetworkOptions,
     device: str,
 ) -> None:
-    r"""Compare the labels of two networks.
+    r"""Compare the answers of two networks.
 
     ORIGINAL and COMPRESSED are files of fcompress, weights for the architecture of --arch, ONNX
     (also quantised), or with --trust-pickle .pt2 programs. The

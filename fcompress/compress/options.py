@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.forward.answers.asked import Asked, asked
+from fcompress.forward.answers.asked import Asked, asked_of
 from fcompress.numbers import LEAST, MOST_BATCH, whole
 
 METHODS: Mapping[str, str] = MappingProxyType(
@@ -142,9 +142,7 @@ class ShrinkOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        said = self.answer, self.labels, self.within, self.cosine, self.same
-        boxes = self.score, self.iou
-        return asked(*said, self.divergence, self.gallery, *boxes, self.threshold, self.pad)
+        return asked_of(self)
 
     @property
     def by_size(self) -> bool:

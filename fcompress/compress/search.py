@@ -229,7 +229,8 @@ def within(
         label_tolerance,
     )
     if passed is None:
-        line = refusal(builder.tried, sequence, results, tol, confidence)
+        noun = builder.context.original.scoring.noun
+        line = refusal(builder.tried, sequence, results, tol, confidence, noun)
         if keeps_each is not None:
             line += keeps_each.shortfall(results[0] if results else None)
         raise ToleranceError(line)
@@ -433,4 +434,4 @@ def measure(
 def _counted(found: Candidate, noun: str) -> str:
     if found.deviation is None:
         return f"{found.changed} of {found.n} {noun}"
-    return f"{found.changed / found.n:.2%} of the positions of {found.n} examples"
+    return f"{found.changed / found.n:.2%} of the {noun} of {found.n} examples"

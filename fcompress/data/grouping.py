@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import Raw, Request
-from fcompress.data.splits import SHARES, own_sizes
+from fcompress.data.splits import SHARES, of_test_sizes, official_sizes, own_sizes
 from fcompress.errors import DataError
 from fcompress.formats.places import real_path
 
@@ -115,12 +115,10 @@ def grouping_of(raw: Raw, request: Request, kind: str, groups: object) -> Groupi
         groups: What `read_groups` reads, or one group for each example; None for no groups.
 
     Raises:
-        DataError: They do not fit the data, or it is not a user's own.
+        DataError: They do not fit the data.
     """
     if groups is None:
         return None
-    if kind not in ("folder", "file"):
-        raise DataError(f"{kind} has no groups (--groups); they are for folder: and file: data")
     if isinstance(groups, str | Path):
         data = request.argument if kind == "file" else ""
         return read_groups(str(groups), len(raw.examples), data)
@@ -253,11 +251,21 @@ def cut_groups(grouping: Grouping, roles: str, seed: int) -> dict[str, Tensor]:
     sizes = own_sizes(grouping.count, roles)
     if min(sizes.values()) < FEWEST:
         share = SHARES[roles]["certification"]
-        raise DataError(
-            f"{grouping.count} groups are too few to cut into {', '.join(sizes)}: a group counts "
-            "as one example. A tolerance of 5% takes at least 59 groups in the certification "
-            f"split, of which {share:.0%} are; bring more"
-        )
+        raise DataError(f"{_too_few(grouping, sizes)}, of which {share:.0%} are; bring more")
+    return _cut_into(grouping, sizes, seed)
+
+
+def _too_few(grouping: Grouping, sizes: Mapping[str, int]) -> str:
+    return (
+        f"{grouping.count} groups are too few to cut into {', '.join(sizes)}: a group counts as "
+        "one example. A tolerance of 5% takes at least 59 groups in the certification split"
+    )
+
+
+def _cut_into(grouping: Grouping, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+    """`cut_groups` for so many groups in each split, all of them together."""
+    if min(sizes.values()) < FEWEST:
+        raise DataError(f"{_too_few(grouping, sizes)}; bring more")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(grouping.count, generator=generator)
     single = drawn(grouping, seed)
@@ -270,6 +278,57 @@ def cut_groups(grouping: Grouping, roles: str, seed: int) -> dict[str, Tensor]:
         else:
             rows[name] = single[groups]
     return rows
+
+
+def cut_official(
+    grouping: Grouping, pool: int, sizes: Mapping[str, int], seed: int, *, of_test: bool
+) -> dict[str, Tensor]:
+    """`cut_groups` of a named dataset, whose last examples may be an official test set.
+
+    Args:
+        grouping: The groups of all examples.
+        pool: Examples before the official test set, if there is one.
+        sizes: Of the splits that the pool is cut into, in examples.
+        seed: As for `cut_groups`.
+        of_test: Whether search and certification examples are of the official test set
+            (`splits.of_test_sizes`).
+
+    Raises:
+        DataError: There are too few groups, or one lies on both sides of the official division.
+    """
+    before, after = _part(grouping, 0, pool), _part(grouping, pool, len(grouping.codes))
+    if not len(after.codes):
+        return _cut_into(before, _shared(before.count, sizes), seed)
+    both = int(torch.isin(after.codes.unique(), before.codes.unique()).sum())
+    if both:
+        raise DataError(
+            f"groups: {both:,} of them have examples in both the official training and the "
+            "official test split, which are not cut anew; bring the data as folder: or file:"
+        )
+    before, after = _renumbered(before), _renumbered(after)
+    held = official_sizes(before.count, "certification" in sizes)
+    rows = _cut_into(before, held, seed)
+    tested = of_test_sizes(after.count) if of_test else {"test": after.count}
+    return rows | {name: pool + one for name, one in _cut_into(after, tested, seed).items()}
+
+
+def _part(grouping: Grouping, start: int, stop: int) -> Grouping:
+    codes = grouping.codes[start:stop]
+    return Grouping(codes, len(codes.unique()), grouping.source)
+
+
+def _renumbered(grouping: Grouping) -> Grouping:
+    _, codes = grouping.codes.unique(return_inverse=True)
+    return Grouping(codes, grouping.count, grouping.source)
+
+
+def _shared(groups: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """So many groups in the shares of sizes: name -> groups, all of them together."""
+    bounds, total = [0], 0
+    for size in sizes.values():
+        total += size
+        bounds.append(round(groups * total / sum(sizes.values())))
+    return {name: bounds[i + 1] - bounds[i] for i, name in enumerate(sizes)}
 
 
 def drawn(grouping: Grouping, seed: int) -> Tensor:

@@ -18,7 +18,13 @@ from fcompress.data.examples import (
     Rescaled,
     check_batch,
 )
-from fcompress.data.grouping import Grouping, cut_groups, grouping_again, grouping_of
+from fcompress.data.grouping import (
+    Grouping,
+    cut_groups,
+    cut_official,
+    grouping_again,
+    grouping_of,
+)
 from fcompress.data.preprocess import Preprocess, from_dict
 from fcompress.data.readers.arrays import read_file
 from fcompress.data.readers.folders import read_folder, read_imagenet
@@ -190,9 +196,10 @@ def load_data(
             test split, and what remains of that is the test split (`splits.of_test_sizes`). "none"
             for one trained elsewhere: they come from the official training split, as without a
             word. Data without an official test split is cut the same in each case.
-        groups: Which examples of a user's own data (folder, file) belong together: one name or
-            number for each, in their order, or what `grouping.read_groups` reads. Each group
-            then lies in one split, and counts as one example wherever something is counted.
+        groups: Which examples belong together: one name or number for each, in their order (of a
+            public dataset the official training set's, then the official test set's), or what
+            `grouping.read_groups` reads. Each group then lies in one split, and counts as one
+            example wherever something is counted.
 
     Returns:
         The splits; those that do not exist are None.
@@ -345,7 +352,7 @@ class _How:
 def _rows(raw: Raw, request: Request, how: _How, spec: str) -> tuple[dict[str, Tensor], set[str]]:
     """Rows of each split, and the names of those that are of the official test set."""
     if how.grouping is not None:
-        return cut_groups(how.grouping, request.roles, how.seed), set()
+        return _rows_of_groups(raw, request, how, spec)
     pool = len(raw.examples) - raw.official_test
     rows = cut(pool, raw.sizes, how.seed)
     first = request.number("train", 0, least=1)
@@ -358,6 +365,25 @@ def _rows(raw: Raw, request: Request, how: _How, spec: str) -> tuple[dict[str, T
         rows |= {name: pool + piece for name, piece in pieces.items()}
         return rows, set(pieces)
     return {**rows, "test": torch.arange(pool, len(raw.examples))}, {"test"}
+
+
+def _rows_of_groups(
+    raw: Raw, request: Request, how: _How, spec: str
+) -> tuple[dict[str, Tensor], set[str]]:
+    """`_rows` where whole groups are cut."""
+    assert how.grouping is not None
+    if parse(spec)[0].name in ("folder", "file"):
+        return cut_groups(how.grouping, request.roles, how.seed), set()
+    if "train" in request.options:
+        raise DataError(
+            f"{spec}: option train= takes single examples, and groups (--groups) are kept whole; "
+            "leave one of them out"
+        )
+    pool, of_test = len(raw.examples) - raw.official_test, how.seen == "train"
+    rows = cut_official(how.grouping, pool, raw.sizes, how.seed, of_test=of_test)
+    if not raw.official_test:
+        return rows, set()
+    return rows, {"search", "certification", "test"} if of_test else {"test"}
 
 
 def _cut(

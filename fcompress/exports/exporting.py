@@ -24,7 +24,8 @@ from fcompress.exports import programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
-from fcompress.forward.answers.asked import asked
+from fcompress.forward.answers.asked import asked, noun_of
+from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called
@@ -51,13 +52,14 @@ class ExportResult:
         format: Its ending, one of `FORMATS`.
         bytes: Its size.
         n: Examples on which the file was run, one alone and then batches of `BATCH`.
-        same: Examples to which the file gives the label that the network gives.
+        same: Examples to which the file gives the answer that the network gives.
         largest_difference: Largest absolute difference of a score between file and network.
         allowed_difference: What it may be: the square root of the network's machine epsilon,
             times the largest score; 3.5e-4 of it in single precision.
         agreement: Labels of the file compared with those of the original network; None without one.
         tolerance: Largest share of labels that may differ from the original network's; None where
             none was certified.
+        labels: The kind of answer that was compared, as in `AgreementResult.labels`.
     """
 
     path: str
@@ -69,6 +71,7 @@ class ExportResult:
     allowed_difference: float
     agreement: AgreementResult | None
     tolerance: float | None
+    labels: str = "classes"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -92,6 +95,10 @@ def export(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    gallery: object | None = None,
+    score: float | None = None,
+    iou: float | None = None,
+    threshold: float | None = None,
     pad: int | None = None,
 ) -> ExportResult:
     """Write a network as a file that runs without fcompress, and compare the two.
@@ -115,6 +122,10 @@ def export(
         within: As for `shrink`; a share is one of the standard deviation on this data.
         cosine: As for `shrink`.
         same: As for `shrink`.
+        gallery: As for `verify`, embedded by `original`, or without one by `model`.
+        score: As for `shrink`.
+        iou: As for `shrink`.
+        threshold: As for `shrink`.
         pad: As for `shrink`.
 
     Returns:
@@ -138,7 +149,7 @@ def export(
     kind = format_of(path)
     if kind == ".onnx":
         programs.onnx_packages()
-    said = asked(answer, labels, within, cosine, same, pad=pad)
+    said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold, pad)
     (scoring,) = resolved(output, said, (model,))
     predictor = Predictor(plain_copy(model), None, scoring)
     given = as_batches(data, BATCH)
@@ -154,6 +165,8 @@ def export(
     record["params"] = sum(p.numel() for p in model.parameters())
     write, open_again = _writer(kind, predictor, predictor.place(inputs.cpu()), record, state)
     # Not before: that it cannot be a program has words of its own.
+    if original is not None and isinstance(predictor.scoring, Nearest):
+        predictor = _looking_up(predictor, original, batches)
     predictor = understood(predictor, batches)
     scoring = replace(predictor.scoring, output=None)
     promised = _promised(record) if tol is None else tol
@@ -185,7 +198,14 @@ def export(
         allowed_difference=allowed,
         agreement=agreement,
         tolerance=promised,
+        labels=scoring.labels or "classes",
     )
+
+
+def _looking_up(predictor: Predictor, original: nn.Module, batches: Batches) -> Predictor:
+    """A network whose embeddings are looked up in a gallery that the original has embedded."""
+    reference = understood(predictor.of(plain_copy(original)), batches)
+    return replace(predictor, scoring=reference.scoring)
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
@@ -318,7 +338,8 @@ def _promised(record: dict[str, Any]) -> float | None:
 def _check_promise(agreement: AgreementResult, promised: float | None, kind: str) -> None:
     if promised is not None and agreement.changed > promised * agreement.n:
         raise ToleranceError(
-            f"the written {kind} file changes {agreement.changed:,.0f} of {agreement.n:,} labels "
-            f"of the original network, more than the tolerance of {promised:g}; it was not kept: "
-            "give the network that this one was made from, data of its kind, or a larger tolerance"
+            f"the written {kind} file changes {agreement.changed:,.0f} of {agreement.n:,} "
+            f"{noun_of(agreement.labels)} of the original network, more than the tolerance of "
+            f"{promised:g}; it was not kept: give the network that this one was made from, data of "
+            "its kind, or a larger tolerance"
         )

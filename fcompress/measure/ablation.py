@@ -277,6 +277,8 @@ class _Run:
         # Numbers of examples; of labels at positions, the share of an example's.
         self._same = torch.zeros(shape, dtype=torch.float64, device=device)
         self._right = torch.zeros(shape, dtype=torch.float64, device=device)
+        # Examples of each curve with a true label at some position.
+        self._known = [0] * len(self._curves)
         self.examples = 0
         self._labelled = True
 
@@ -303,6 +305,8 @@ class _Run:
         self._labelled = self._labelled and truth is not None
         self.examples += len(inputs)
         for curve in range(len(self._curves) if left > 0 else 1):
+            if truth is not None:
+                self._known[curve] += int((~scoring.right(labels, truth).isnan()).sum())
             for order, step, masks in self._ablations(curve):
                 predicted = self._ablated(inputs, curve, masks) if masks else labels
                 # Everything ablated is the same in every order: measured once, counted for each.
@@ -338,12 +342,17 @@ class _Run:
             units=units,
             examples=examples,
             agreement=_shares(self._same[row], examples),
-            accuracy=_shares(self._right[row], examples) if self._labelled else None,
+            accuracy=self._accuracies(row),
         )
 
     def accuracy(self) -> float | None:
         """Of the unmodified network."""
-        return _shares(self._right[0], self.examples)[0][0] if self._labelled else None
+        found = self._accuracies(0)
+        return None if found is None else found[0][0]
+
+    def _accuracies(self, row: int) -> tuple[tuple[float, ...], ...] | None:
+        known = self._known[row]
+        return _shares(self._right[row], known) if self._labelled and known else None
 
 
 def _shares(counts: Tensor, examples: int) -> tuple[tuple[float, ...], ...]:

@@ -52,7 +52,7 @@ class AnalyzeResult:
         data: Identity of the examples in plain values; None for data handed over as such.
         examples: Examples that were measured.
         accuracy: Of the network on them; None without labels.
-        labels: What a label is: "classes", "sigmoid" or "positions".
+        labels: The kind of answer, as in `AgreementResult.labels`.
         ablation: Prunable units.
         redundancy: Redundant, dead and constant units, correlations.
         cost: Parameters and MACs of the network and of each module.
@@ -120,6 +120,10 @@ def analyze(
     within: float | str | None = None,
     cosine: float | None = None,
     same: Callable[[Tensor, Tensor], Tensor] | None = None,
+    gallery: object | None = None,
+    score: float | None = None,
+    iou: float | None = None,
+    threshold: float | None = None,
     pad: int | None = None,
     progress: Callable[..., object] = silent,
 ) -> AnalyzeResult:
@@ -157,6 +161,10 @@ def analyze(
         within: As for `shrink`.
         cosine: As for `shrink`.
         same: As for `shrink`.
+        gallery: As for `verify`, embedded by this network.
+        score: As for `shrink`.
+        iou: As for `shrink`.
+        threshold: As for `shrink`.
         pad: As for `shrink`.
         labels: The same as `answer`; of "positions" agreement is the mean share of
             positions.
@@ -198,6 +206,10 @@ def analyze(
         within=within,
         cosine=cosine,
         same=same,
+        gallery=gallery,
+        score=score,
+        iou=iou,
+        threshold=threshold,
         pad=pad,
     )
     if not takes(progress, 3):
@@ -227,7 +239,7 @@ def measure(
         total = options.examples if total is None else min(total, options.examples)
     some = next(_first(batches, GROUP_EXAMPLES))[0]
     (scoring,) = resolved(options.output, options.asked, (model,))
-    given = Predictor(model, batches.packing, scoring)
+    given = Predictor(model, batches.packing, scoring.traced(model))
     work = understood(given.of(_on_device(model, options.device)), batches)
     given, scoring = work.of(model), work.scoring
     with work.evaluating():

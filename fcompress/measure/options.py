@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fcompress.forward.answers.asked import Asked, asked
+from fcompress.forward.answers.asked import Asked, asked_of
 from fcompress.numbers import LARGEST, MOST_BATCH, MOST_STEPS, whole
 
 Unit = Literal["element", "map"]
@@ -50,6 +50,10 @@ class AnalyzeOptions:
         within: Of regression: how far an output may move.
         cosine: Of embeddings: the least cosine of two that are the same.
         same: A function of the user's that says which answers are.
+        gallery: Of nearest neighbours: the inputs that are looked up in.
+        score: Of detections: boxes below it do not count.
+        iou: Of detections: the least overlap of boxes that match.
+        threshold: Of pairs: the cosine above which two inputs are of one kind.
         pad: Of tokens: the id of padding.
 
     Raises:
@@ -76,6 +80,10 @@ class AnalyzeOptions:
     within: float | str | None = None
     cosine: float | None = None
     same: Callable[[Any, Any], Any] | None = None
+    gallery: object | None = None
+    score: float | None = None
+    iou: float | None = None
+    threshold: float | None = None
     pad: int | None = None
 
     def __post_init__(self) -> None:
@@ -100,5 +108,4 @@ class AnalyzeOptions:
     @property
     def asked(self) -> Asked:
         """What was said of the answers."""
-        said = self.answer, self.labels, self.within, self.cosine, self.same
-        return asked(*said, pad=self.pad)
+        return asked_of(self)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from fcompress.forward.answers.asked import CONTINUOUS, IN_PARTS, noun_of
 from fcompress.report.labels import promise_lines, rounded_up
 
 # For annotations only: the command line shows its help without torch.
@@ -47,9 +49,48 @@ def agreement_sentence(result: AgreementResult, where: str) -> str:
     return sentence
 
 
+def history_sentence(agreement: Mapping[str, Any], where: str) -> str:
+    """`agreement_sentence` of what a network's history remembers (`AgreementResult.to_dict`).
+
+    Args:
+        agreement: Plain values; files of earlier versions lack some.
+        where: As for `agreement_sentence`.
+
+    Raises:
+        KeyError: It lacks what all versions have.
+        TypeError: A value is of another type.
+    """
+    n, same = agreement["n"], agreement["same"]
+    remembered: Any = SimpleNamespace(
+        n=n,
+        same=same,
+        changed=n - same,
+        confidence=agreement["confidence"],
+        upper_bound=1 - agreement["lower_bound"],
+        labels=agreement.get("labels", "classes"),
+        deviation=agreement.get("deviation"),
+        positions=agreement.get("positions"),
+        answer=agreement.get("answer"),
+        heads=agreement.get("heads", ()),
+        matched=agreement.get("matched"),
+    )
+    return agreement_sentence(remembered, where)
+
+
+def changing(kind: str, tolerance: str) -> str:
+    """What of answers of a kind may change, as "20% of the labels".
+
+    Args:
+        kind: As in `AgreementResult.labels`.
+        tolerance: The share, as it is to be written.
+    """
+    whole = {"positions": " of an example", "tokens": " of an example"}.get(kind, "")
+    return f"{tolerance} of the {noun_of(kind)}{whole}"
+
+
 def _parts_sentence(result: AgreementResult, where: str) -> str:
     """Of answers that change in part."""
-    changed = "next tokens" if result.labels == "tokens" else "positions"
+    changed = noun_of(result.labels)
     other = ""
     if result.heads:
         other = f" (all of them where another head, {', '.join(result.heads)}, changed its label)"
@@ -130,7 +171,7 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
     if result.tested > 1:
         yield (f"{result.tested} candidates were tested on this split; the bound accounts for it.")
     if result.distill is not None:
-        yield distill_sentence(result.distill)
+        yield distill_sentence(result.distill, result.agreement.labels)
     near = result.copies.near
     if result.copies.left_out:
         yield (
@@ -154,15 +195,16 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         yield f"Not pruned: {left['name']}: {left['reason']}."
 
 
-def distill_sentence(distilled: Mapping[str, Any]) -> str:
-    """What distilling did (`Distilled.to_dict`)."""
+def distill_sentence(distilled: Mapping[str, Any], kind: str = "classes") -> str:
+    """What distilling did (`Distilled.to_dict`), to answers of a kind."""
     if not distilled["kept"]:
         return "Distilling made it no better and was undone."
     before, after = distilled["before"]["agreement"], distilled["after"]["agreement"]
+    noun = noun_of(kind)
     cut = " (cut short by the time limit)" if distilled["stopped_by"] == "time" else ""
     return (
         f"Distilled on {distilled['examples']:,} unlabelled examples for {distilled['steps']:,} "
-        f"steps{cut}: {before:.1%} of labels agreed on {distilled['held_out']:,} held-out search "
+        f"steps{cut}: {before:.1%} of {noun} agreed on {distilled['held_out']:,} held-out search "
         f"examples before, {after:.1%} after."
     )
 
@@ -170,19 +212,26 @@ def distill_sentence(distilled: Mapping[str, Any]) -> str:
 def export_lines(results: Sequence[ExportResult]) -> Iterator[str]:
     """What was written and how it was checked."""
     for result in results:
+        what = "outputs" if result.labels in CONTINUOUS else "scores"
         yield (
             f"Written: {result.path} ({result.bytes:,} bytes). Run on {result.n:,} examples: "
-            f"{result.same:,} labels as in memory, scores differ by {result.largest_difference:.2g}"
-            f" at most ({result.allowed_difference:.2g} allowed)."
+            f"{result.same:,} {_alike(result.labels)} as in memory, {what} differ by "
+            f"{result.largest_difference:.2g} at most ({result.allowed_difference:.2g} allowed)."
         )
         agreement = result.agreement
         if agreement is not None:
             allowed = "" if result.tolerance is None else f" ({result.tolerance:.1%} allowed)"
             share = f"{agreement.changed / agreement.n:.1%}"
-            differ = f"{agreement.changed:,} of {agreement.n:,} labels differ", f" ({share})"
+            noun = noun_of(agreement.labels)
+            differ = f"{agreement.changed:,} of {agreement.n:,} {noun} differ", f" ({share})"
             if agreement.deviation is not None:
-                differ = f"{share} of the positions of {agreement.n:,} examples differ", ""
+                differ = f"{share} of the {noun} of {agreement.n:,} examples differ", ""
             yield f"  {differ[0]} from the original network's{differ[1]}{allowed}."
+
+
+def _alike(kind: str) -> str:
+    """What examples of an export were counted by."""
+    return "examples' labels" if kind in IN_PARTS else noun_of(kind)
 
 
 def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:

@@ -440,9 +440,16 @@ def _converted(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
-    """Largest difference, relative to the largest finite value of `b`."""
+    """Largest difference, relative to the largest finite value of `b`; infinite for other shapes.
+
+    Detectors give as many boxes as they find, which may be others, or none.
+    """
     worst = 0.0
     for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return torch.inf
+        if not y.numel():
+            continue
         scale = max(float(y.nan_to_num(0, 0, 0).abs().amax()), torch.finfo(y.dtype).tiny)
         gap = torch.where(x == y, 0, x - y).abs().nan_to_num(torch.inf)
         worst = max(worst, float(gap.amax()) / scale)

@@ -1,7 +1,10 @@
-"""A small detector of torchvision's parts, and drawn shapes that it learns to find."""
+"""A small detector of torchvision's parts, its own SSDlite, and drawn shapes that they find."""
+
+import warnings
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDHead
 
@@ -37,6 +40,24 @@ def small_ssd() -> nn.Module:
         return SSD(Backbone(), anchors, size, 4, head=head, image_mean=mean, image_std=std).eval()
 
 
+def ssdlite() -> nn.Module:
+    """Torchvision's SSDlite with a MobileNetV3 of half the width, for images of 128 by 128.
+
+    It finds three classes; images of any size are brought to its own.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        network = ssdlite320_mobilenet_v3_large(
+            weights=None, weights_backbone=None, num_classes=4, width_mult=0.5
+        )
+    network.transform.fixed_size = (128, 128)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # few steps have to do for its statistics
+    return network.eval()
+
+
 def shapes(count: int, seed: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Images [count, 3, 32, 32] with a square, a disc or a triangle or two, and their boxes."""
     generator = torch.Generator().manual_seed(seed)
@@ -70,16 +91,27 @@ def shapes(count: int, seed: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
     return images, targets
 
 
-def trained(network: nn.Module, steps: int) -> nn.Module:
-    """A detector after some steps of Adam on drawn shapes."""
-    images, targets = shapes(1500, 1)
+def trained(network: nn.Module, steps: int, batch: int = 32, warming: bool = False) -> nn.Module:
+    """A detector after some steps of Adam on drawn shapes.
+
+    Args:
+        network: The detector.
+        steps: How many.
+        batch: Images of a step.
+        warming: Whether the rate first rises and then falls, which deep ones need.
+    """
+    images, targets = shapes(2000 if warming else 1500, 1)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    rates = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    if warming:
+        rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(0)
     network.train()
     for _ in range(steps):
-        rows = torch.randint(len(images), (32,), generator=generator).tolist()
+        rows = torch.randint(len(images), (batch,), generator=generator).tolist()
         losses = network(list(images[rows]), [targets[row] for row in rows])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
+        rates.step()
     return network.eval()

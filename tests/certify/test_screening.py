@@ -251,9 +251,9 @@ def test_too_few_examples_after_copies_are_gone_are_too_few():
 @pytest.mark.parametrize(
     ("n", "words"),
     [
-        (59, "only if none of their labels changes"),
-        (93, "only if at most 1 of their labels changes"),
-        (181, "only if at most 4 of their labels change;"),
+        (59, "only if none of them changes"),
+        (93, "only if at most 1 of them changes"),
+        (181, "only if at most 4 of them change;"),
     ],
 )
 def test_a_certificate_that_hangs_on_single_examples_is_warned_of(n, words):

@@ -13,7 +13,7 @@ import fcompress
 from fcompress.certify.bounds import upper_bound
 from fcompress.cli import main
 from fcompress.data import load_data, reload_data
-from fcompress.data.grouping import Grouping, cut_groups, drawn, grouped, read_groups
+from fcompress.data.grouping import Grouping, cut_groups, cut_official, drawn, grouped, read_groups
 from fcompress.data.roles import roles_of
 from fcompress.data.splits import cut, own_sizes
 from fcompress.errors import DataError, ToleranceError
@@ -162,6 +162,52 @@ def test_groups_come_from_a_file_or_from_the_data(tmp_path, source):
     assert torch.equal(load_data(spec, like=compressed.info).search.rows, compressed.search.rows)
 
 
+def test_named_data_takes_one_group_for_each_example(tmp_path):
+    groups = tmp_path / "writers.txt"
+    groups.write_text("\n".join(f"writer {i // 3}" for i in range(1797)))
+    splits = load_data("digits", groups=str(groups))
+    of = {name: {int(row) // 3 for row in s.rows} for name, s in splits.present().items()}
+    assert sum(map(len, of.values())) == 599 == len(set().union(*of.values()))
+    assert len(splits.train) == 3 * len(of["train"]) == 3 * 266
+    assert len(splits.certification) == len(of["certification"]) == 100
+    assert torch.equal(reload_data(splits.info).search.rows, splits.search.rows)
+    with pytest.raises(DataError, match="for 1,797 examples; expected one for each"):
+        load_data("digits", groups=[1, 2, 3])
+    with pytest.raises(DataError, match="cut without groups"):
+        load_data("digits", like=load_data("digits").info, groups=str(groups))
+
+
+@pytest.mark.parametrize("of_test", [False, True])
+def test_groups_respect_the_official_test_set(of_test):
+    """Of 4,000 examples the last 1,000 are the official test set; no group is of both."""
+    grouping = grouped([row // 2 for row in range(4000)], 4000)
+    sizes = {"train": 2000, "calibration": 500, "search": 250, "certification": 250}
+    rows = cut_official(grouping, 3000, sizes, 0, of_test=of_test)
+    of = {name: set((part // 2).tolist()) for name, part in rows.items()}
+    of_the_test_set = {"test", "search", "certification"} if of_test else {"test"}
+    for name, part in rows.items():
+        assert bool((part >= 3000).all()) == (name in of_the_test_set)
+        assert bool((part < 3000).all()) == (name not in of_the_test_set)
+        assert len(part) == len(of[name]) * (2 if name in ("train", "calibration") else 1)
+    names = list(of)
+    assert not any(of[a] & of[b] for i, a in enumerate(names) for b in names[:i])
+    crossing = grouped([*range(3999), 0], 4000)
+    with pytest.raises(DataError, match="1 of them have examples in both"):
+        cut_official(crossing, 3000, sizes, 0, of_test=of_test)
+
+
+def test_a_network_is_trained_on_whole_groups(tmp_path):
+    """What it was trained on, and what it is certified on, are of other groups."""
+    spec, out = _files(tmp_path), tmp_path / "net.pt"
+    ran = run("train", "mlp", "--data", spec, "--groups", "patient", "--epochs", 1, "--out", out)
+    assert ran.exit_code == 0, ran.output
+    info = fcompress.load(out).origin["data"]
+    assert info["groups"]["groups"] == 100
+    splits = reload_data(info)
+    of = {name: {int(row) // 4 for row in s.rows} for name, s in splits.present().items()}
+    assert len(splits.train) == 160 and not of["train"] & of["certification"]
+
+
 def test_mistakes_in_groups_are_said(tmp_path):
     spec = _files(tmp_path)
     (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\x00")
@@ -177,8 +223,6 @@ def test_mistakes_in_groups_are_said(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="there is no such file"):
         read_groups(str(tmp_path / "none.txt"), 400)
-    with pytest.raises(DataError, match="digits has no groups"):
-        load_data("digits", groups="g.txt")
     given = load_data(spec, groups=list(range(200)) * 2).info
     with pytest.raises(DataError, match="given in Python; give them again"):
         reload_data(given)

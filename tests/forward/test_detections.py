@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from fcompress import load, save, shrink, verify
+from fcompress import analyze, find_groups, load, save, shrink, verify
 from fcompress.certify.bounded_mean import betting_bound
 from fcompress.errors import FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import boxes
@@ -171,6 +171,28 @@ def test_fisher_information_is_the_curvature_of_the_divergence(make):
     assert float(scoring.divergence(*2 * [scoring.log_probabilities(scores)])) == 0
 
 
+def test_two_stages_are_refused_in_words_that_say_what_is_possible(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+            weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64
+        ).eval()
+    images = torch.rand(200, 3, 64, 64, generator=GENERATOR)
+    possible = "detectors of one stage .* are compressed, and any are compared by verify"
+    for run, how, words in (
+        (shrink, {}, "say --answer detections"),
+        (shrink, {"answer": "detections"}, "a detector of two stages"),
+        (analyze, {"answer": "detections"}, "a detector of two stages"),
+        (lambda net, x: verify(net, net, x[:4]), {}, "say --answer detections"),
+    ):
+        with pytest.raises(UnsupportedNetworkError, match=f"{words}.*{possible}") as error:
+            run(network, images, **how)
+        assert "\n" not in str(error.value)
+    assert verify(network, network, images[:4], score=0.0).rate == 1
+    # It gives as many boxes as it finds: nothing to prove units by, and no fault.
+    assert isinstance(find_groups(network, images[:2]).groups, list | tuple)
+
+
 def test_what_is_no_detector_is_refused():
     with pytest.raises(UnsupportedNetworkError, match="expected what detectors give"):
         verify(nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(20, 4), answer="detections")
@@ -227,3 +249,26 @@ def test_a_trained_detector_is_shrunk_certified_and_opened_again(tmp_path):
         both = [boxes.encoded(n(list(fresh)), 0.5) for n in (network, shifted)]
     assert labels_alone(*both).double().mean() > 0.5
     assert verify(network, shifted, fresh).rate < 0.25
+
+
+@pytest.mark.slow
+def test_torchvisions_ssdlite_is_shrunk_certified_and_opened_again(tmp_path):
+    """The real one: of half the width and for small images, so that it is trained in minutes."""
+    network = detectors.trained(detectors.ssdlite(), 400, 16, warming=True)
+    images, targets = detectors.shapes(200, 7)
+    with torch.no_grad():
+        found = boxes.encoded(network(list(images)), 0.5)
+    wanted = boxes.encoded([{**t, "scores": torch.ones(len(t["labels"]))} for t in targets], 0.5)
+    assert boxes.shares(wanted, found, 0.5).mean() > 0.75
+    data, _ = detectors.shapes(700, 11)
+    result = shrink(network, data, tol=0.1, answer="detections", calibration=96)
+    assert result.certified and result.agreement.upper_bound <= 0.1
+    assert result.macs["after"] < 0.8 * result.macs["before"]
+    save(result.model, tmp_path / "thin.pt")
+    opened = load(tmp_path / "thin.pt", arch=detectors.ssdlite)
+    fresh, _ = detectors.shapes(200, 9)
+    checked = verify(network, opened, fresh)
+    assert checked.labels == "detections" and checked.rate > 0.85
+    with torch.no_grad():
+        ours, theirs = (one(list(fresh[:20])) for one in (result.model, opened))
+    assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(ours, theirs, strict=True))

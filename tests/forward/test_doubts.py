@@ -1,4 +1,4 @@
-"""Outputs that look more like an embedding than like class scores are warned of, not refused."""
+"""Outputs that look like an embedding and not like class scores are refused, or warned of."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcompress import load_data, shrink, verify
-from fcompress.errors import ResultWarning
+from fcompress.errors import ResultWarning, UnsupportedNetworkError
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.predictor import Predictor
 
@@ -66,11 +66,26 @@ def doubt(network):
     return scoring.doubt
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
-@pytest.mark.parametrize("loss", [contrastive, products])
+@pytest.mark.parametrize(
+    ("make", "outputs", "loss"),
+    [
+        (mlp, 16, contrastive),
+        (mlp, 64, contrastive),
+        (cnn, 16, contrastive),
+        (cnn, 64, contrastive),
+        (cnn, 64, products),
+    ],
+)
+def test_a_trained_embedding_is_refused(make, outputs, loss):
+    with pytest.raises(UnsupportedNetworkError, match="look like an embedding") as error:
+        doubt(trained(make, outputs, loss))
+    assert "--answer regression|sigmoid|embedding|classes" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("outputs", [16, 64])
-def test_a_trained_embedding_is_doubted(make, loss, outputs):
-    said = doubt(trained(make, outputs, loss))
+def test_one_whose_largest_output_stands_out_is_doubted(outputs):
+    said = doubt(trained(mlp, outputs, products))
     assert said is not None and "--answer embedding" in said
 
 
@@ -87,14 +102,46 @@ def test_a_classifier_of_these_images_that_was_never_trained_is_not(make, output
     assert doubt(trained(make, outputs, classes, steps=0)) is None
 
 
-def test_it_is_a_warning_that_a_word_ends():
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+@pytest.mark.parametrize("layer", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("steps", [0, 10, 60])
+def test_whoever_is_unsure_is_not_refused(layer, spread, steps):
+    """Of centred inputs scores may lie around zero like an embedding's."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(40, (2000,), generator=generator)
+    inputs = torch.randn(40, 20, generator=generator)[truth]
+    inputs += spread * torch.randn(2000, 20, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(20, 64), layer(), nn.Linear(64, 40))
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(steps):
+        rows = torch.randint(2000, (64,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(network(inputs[rows]), truth[rows]).backward()
+        optimizer.step()
+    scoring = understood(Predictor(network.eval()), [(inputs[:300], None)]).scoring
+    assert scoring.labels == "classes"
+
+
+def test_a_word_or_labels_end_the_doubt():
     network = trained(mlp, 16, contrastive)
+    for run in (verify, lambda one, _, data, **how: shrink(one, data, ratio=0.5, **how)):
+        with pytest.raises(UnsupportedNetworkError, match="look like an embedding"):
+            run(network, network, UNLABELLED)
+    assert shrink(network, UNLABELLED, ratio=0.5, answer="classes").agreement.labels == "classes"
+    assert not verify(network, network, UNLABELLED, answer="classes").warnings
+    assert not verify(network, network, UNLABELLED, answer="embedding").warnings
+    labels = torch.zeros(len(UNLABELLED), dtype=torch.long)
+    assert not verify(network, network, [(UNLABELLED, labels)]).warnings
+
+
+def test_what_looks_less_like_one_is_a_warning():
+    network = trained(mlp, 16, contrastive)
+    with torch.no_grad():
+        network[-1].bias += 0.5 * network(UNLABELLED).std()
     with pytest.warns(ResultWarning, match="look more like an embedding"):
         result = shrink(network, UNLABELLED, ratio=0.5)
     assert any("--answer embedding" in line for line in result.warnings)
     with pytest.warns(ResultWarning, match="look more like an embedding"):
         assert "look more like" in verify(network, network, UNLABELLED).warnings[0]
-    assert not verify(network, network, UNLABELLED, answer="classes").warnings
-    assert not verify(network, network, UNLABELLED, answer="embedding").warnings
-    labels = torch.zeros(len(UNLABELLED), dtype=torch.long)
-    assert not verify(network, network, [(UNLABELLED, labels)]).warnings

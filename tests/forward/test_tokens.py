@@ -13,6 +13,7 @@ from fcompress.forward.answers import parts, tokens
 from fcompress.forward.answers.asked import asked
 from fcompress.forward.answers.heads import answering
 from fcompress.forward.answers.scoring import Scoring
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.predictor import Predictor
 
 N, LENGTH, VOCABULARY = 600, 12, 9
@@ -121,7 +122,7 @@ def test_padding_does_not_count_whoever_says_where_it_is(model):
         assert one.upper_bound == pytest.approx(bound)
         differ = (model(ids).argmax(2) != other(ids).argmax(2))[kept]
         assert one.positions == pytest.approx(1 - float(differ.double().mean()))
-        assert one.by_label is None
+        assert one.by_label.kind == "tokens"
     everything = verify(model, other, [ids], answer="tokens")
     assert abs(everything.changed - found.changed) > 1
     # Padding may be no numbers at all; a position that counts may not.
@@ -167,6 +168,67 @@ def test_true_next_tokens_are_those_that_are_given(model):
     assert found.accuracy["before"] == pytest.approx(float(shares.double().mean()))
     with pytest.raises(DataError, match="next tokens an input"):
         verify(model, model, [(ids, ids[:, 0])], answer="tokens")
+
+
+def test_the_next_tokens_of_the_original_are_counted_one_by_one(model):
+    ids, kept = sequences()
+    other = pair(model)
+    ours, theirs = model(ids).argmax(2), other(ids).argmax(2)
+    found = verify(model, other, ids.split(37), answer="tokens", pad=0).by_label
+    assert found is not None and len(found.labels) == len(ours[kept].unique())
+    assert sum(one.positions for one in found.labels) == int(kept.sum())
+    for one in found.labels:
+        mine, yours = (ours == one.label) & kept, (theirs == one.label) & kept
+        assert (one.positions, one.given) == (int(mine.sum()), int(yours.sum()))
+        assert one.n == int(mine.any(1).sum()) and one.name == f"token {one.label}"
+        assert one.positions_changed == pytest.approx(float((theirs != ours)[mine].double().mean()))
+        assert one.iou == pytest.approx(int((mine & yours).sum()) / int((mine | yours).sum()))
+    # Padding does not count: where everything does there are more positions.
+    everything = verify(model, other, [ids], answer="tokens").by_label
+    assert sum(one.positions for one in everything.labels) == ids.numel()
+
+
+def test_a_tolerance_for_every_token(model):
+    ids, _ = sequences(1500, 4, shortest=6)
+    how = {"answer": "tokens", "pad": 0, "calibration": 128}
+    result = shrink(model, list(ids.split(100)), 0.1, tol_label=0.3, **how)
+    promise = result.agreement.by_label.promise
+    assert result.certified and promise.labels > 3
+    assert all(one.bound <= 0.3 for one in result.agreement.by_label.enough(0.3))
+    plain = shrink(model, list(ids.split(100)), 0.1, **how)
+    assert plain.agreement.by_label.promise is None
+    assert plain.macs["after"] <= result.macs["after"]
+
+
+@pytest.mark.parametrize("ending", ["softmax", "flat", "other axis", "logits"])
+def test_a_last_softmax_is_seen(model, ending):
+    """Costs are those of the logits before it, whatever moves the probabilities behind it."""
+    ids, _ = sequences(200)
+    network = Ending(model, ending).eval()
+    found = understood(Predictor(network, None, Scoring(labels="tokens", pad=0)), [(ids, None)])
+    plain = Predictor(model, None, Scoring(labels="tokens", pad=0))
+    seen = ending in ("softmax", "flat")
+    assert found.scoring.ending == ("softmax" if seen else None)
+    with found.evaluating(), plain.evaluating():
+        ours, expected = (
+            one.scoring.log_probabilities(one.scores(ids), 2.0) for one in (found, plain)
+        )
+    assert torch.allclose(ours, expected, atol=1e-4) == (seen or ending == "logits")
+
+
+class Ending(nn.Module):
+    """Probabilities of the next token."""
+
+    def __init__(self, reader, ending):
+        super().__init__()
+        self.reader, self.ending = reader, ending
+
+    def forward(self, x):
+        logits = self.reader(x)
+        if self.ending == "flat":
+            return logits.flatten(0, 1).softmax(1).view(logits.shape)
+        axis = {"softmax": 2, "other axis": 1}.get(self.ending)
+        return logits if axis is None else logits.softmax(axis)
 
 
 def test_divergence_is_averaged_over_the_positions_that_count():
@@ -244,6 +306,13 @@ def test_analysed(model):
     ids, _ = sequences(120)
     found = analyze(model, [ids], answer="tokens", pad=0, examples=30, orders=1, by_layer=False)
     assert 0 < found.ablation.network.agreement[0][-1] < 1
+    # Accuracy is about positions with a true next token, in sequences that have one.
+    truth = torch.where(ids > 0, ids, -100)
+    truth[::3] = -100
+    how = {"answer": "tokens", "pad": 0, "orders": 1, "by_layer": False, "groups": False}
+    right = analyze(model, [(ids, truth)], **how)
+    assert right.accuracy == verify(model, model, [(ids, truth)], pad=0).accuracy["before"]
+    assert analyze(model, [(ids, truth.fill_(-100))], **how).accuracy is None
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,20 @@ def test_a_thousand_classes_are_summed_up(screen):
     assert next(label_rows(found)) == ("700", "20", "5", "25.0%", "45.6%")
 
 
+def test_of_thousands_of_tokens_the_most_frequent_are_shown(screen):
+    n = [2000 // (i + 1) for i in range(2000)]
+    changed = [1 if i % 50 == 3 or i >= 1990 else 0 for i in range(2000)]
+    given = [0 if i >= 1990 else one for i, one in enumerate(n)]
+    found = by_label("tokens", [n, changed, given, n, changed], 0.95)
+    output.show_labels(agreement(15, 4000, 0.06, by_label=found))
+    text = " ".join(screen.getvalue().split())
+    assert len(screen.getvalue().splitlines()) < 24
+    assert [row[0] for row in label_rows(found)] == [str(i) for i in range(10)]
+    assert "The 10 most frequent of 2,000 tokens, at" in text
+    assert "and of 1,950 tokens nothing did" in text
+    assert "never gives 10 of the tokens; the original gives the most frequent" in text
+
+
 def test_dense_answers_and_sigmoid_heads():
     dense = by_label("positions", [[90, 30], [1, 30], [9000, 0], [8900, 100], [9, 100]], 0.95)
     assert headings(dense)[-1] == "IoU"

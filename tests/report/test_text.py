@@ -6,12 +6,14 @@ from cases.shrunk import agreement, shrunk
 from fcompress.certify.agreement import AgreementResult
 from fcompress.certify.screening import Copies
 from fcompress.exports.exporting import ExportResult
-from fcompress.forward.answers.asked import ANSWERS, IN_PARTS
+from fcompress.forward.answers.asked import ANSWERS, IN_PARTS, noun_of
 from fcompress.report.text import (
     agreement_sentence,
     change_rows,
+    changing,
     distill_sentence,
     export_lines,
+    history_sentence,
     verdict,
 )
 
@@ -154,4 +156,14 @@ def test_every_kind_of_answer_has_its_words(kind):
     )
     said = agreement_sentence(result, "examples")
     assert said.startswith("On 200 examples ") and "at most 10.0%" in said
+    assert ("changed their label" in said) == (kind == "classes")
+    assert history_sentence(result.to_dict(), "examples") == said
+    # What may change, and what was counted, has the same name everywhere.
+    assert changing(kind, "20%").startswith(f"20% of the {noun_of(kind)}")
+    others = {"sigmoid": "labels", "classes": "labels", "top-3": "labels"}
+    assert (noun_of(kind) == "labels") == (kind in others)
+    written = ExportResult("a.pt2", ".pt2", 1, 200, 200, 0, 0, result, 0.1, kind)
+    lines = " ".join(export_lines([written]))
+    assert "200 labels as in memory" not in lines or noun_of(kind) == "labels"
+    assert f"of 200 {noun_of(kind)} differ" in lines or f"of the {noun_of(kind)} of 200" in lines
     assert ("at least 94.0%" in said) == (kind == "detections")

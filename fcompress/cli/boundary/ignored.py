@@ -42,10 +42,15 @@ _ROOT = Rule(
 )
 _LAYERS = Rule(lambda given: bool(given["by_layer"]), "--no-layers measures no layer by itself")
 _SPEC = Rule(lambda given: given.get("spec") is not None, "it needs a SPEC")
+_COMPARED = Rule(lambda given: False, "it ranks units and distils, and answers are compared only")
 # Command -> parameter -> when it has an effect.
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "shrink": {
         "distill_seconds": Rule(_distils, "it needs --distill"),
+        "divergence": Rule(
+            lambda given: given["method"] != "factor" or _distils(given),
+            "--method factor does not weigh answers; it needs another method, or --distill",
+        ),
         "data_root": _ROOT,
     },
     "export": {
@@ -53,11 +58,12 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
             lambda given: bool(given.get("original") or given.get("old_original")),
             "it needs --original, whose labels are compared",
         ),
+        "divergence": _COMPARED,
         "data_root": _ROOT,
     },
-    "analyze": {"layer_examples": _LAYERS, "data_root": _ROOT},
+    "analyze": {"layer_examples": _LAYERS, "divergence": _COMPARED, "data_root": _ROOT},
     "gain": {"layer_examples": _LAYERS, "data_root": _ROOT},
-    "verify": {"data_root": _ROOT},
+    "verify": {"divergence": _COMPARED, "data_root": _ROOT},
     "train": {"data_root": _ROOT},
     "data": {"data_root": _ROOT, "data_seed": _SPEC, "download": _SPEC},
 }

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 # What can be asked for by name; of top-K the K is a number. A function of the user's is "same".
 ANSWERS = {
@@ -116,6 +116,18 @@ class Asked:
             raise ValueError(f"iou={self.iou}: expected a number between 0 and 1")
 
 
+def noun_of(kind: str | None) -> str:
+    """What to call many answers of a kind; None is of labels."""
+    others = {
+        "nearest": "nearest neighbours",
+        "pairs": "decisions",
+        "detections": "images",
+        "positions": "positions",
+        "tokens": "next tokens",
+    }
+    return others.get(str(kind), "outputs" if kind in CONTINUOUS else "labels")
+
+
 def asked(
     answer: str | None = None,
     labels: str | None = None,
@@ -172,6 +184,29 @@ def asked(
             else None
         )
     return Asked(kind, within, cosine, same, divergence, gallery, score, iou, threshold, pad)
+
+
+class Answered(Protocol):
+    """Options of a command or a function that say what an answer is, by these names."""
+
+    @property
+    def answer(self) -> str | None:
+        """The kind."""
+
+
+def asked_of(options: Answered) -> Asked:
+    """What options say of answers together: the one place that knows their names.
+
+    Args:
+        options: An object with `answer` and the attributes of `Asked`; what it does not have was
+            not said. `labels` is the older name of `answer`.
+
+    Raises:
+        ValueError: They contradict each other.
+    """
+    names = [one.name for one in fields(Asked) if one.name != "kind"]
+    said = {name: getattr(options, name, None) for name in names}
+    return asked(options.answer, getattr(options, "labels", None), **said)
 
 
 def top_k(kind: str, argument: str = "answer") -> int:

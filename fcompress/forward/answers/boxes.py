@@ -66,6 +66,10 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 KEYS = ("boxes", "scores", "labels")
+DETECTORS = (
+    "detectors of one stage (SSD, RetinaNet, FCOS, YOLO) are compressed, and any are compared by "
+    "verify"
+)
 
 
 def are_images(output: Any, examples: int) -> bool:

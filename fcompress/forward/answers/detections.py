@@ -176,11 +176,6 @@ class Detections(Scoring):
         return Asked(self.labels, score=self.score, iou=self.iou)
 
     @property
-    def noun(self) -> str:
-        """What to call many answers."""
-        return "images"
-
-    @property
     def least(self) -> tuple[float, float]:
         """The score and the overlap that count."""
         return SCORE if self.score is None else self.score, IOU if self.iou is None else self.iou
@@ -212,7 +207,7 @@ class Detections(Scoring):
         if hasattr(network, "roi_heads"):
             raise UnsupportedNetworkError(
                 f"{type(network).__name__} is a detector of two stages, which decides midway which "
-                "boxes go on; detectors of one stage (SSD, RetinaNet, FCOS, YOLO) are supported"
+                f"boxes go on; {boxes.DETECTORS}"
             )
         return replace(self, form="heads" if is_one_stage(network) else "tensor")
 

@@ -99,11 +99,6 @@ class Nearest(Scoring):
         """What was said of the answers."""
         return Asked(self.labels, gallery=self.gallery)
 
-    @property
-    def noun(self) -> str:
-        """What to call many answers."""
-        return "nearest neighbours"
-
     def noted(self) -> dict[str, Any]:
         """What a compressed network carries: a file holds no gallery, memory does."""
         return {"embedded": self.embedded}

@@ -37,11 +37,6 @@ class Pairs(Scoring):
         return Asked(self.labels, threshold=self.threshold)
 
     @property
-    def noun(self) -> str:
-        """What to call many answers."""
-        return "decisions"
-
-    @property
     def whole(self) -> bool:
         """Whether all outputs count together, so that none is a head or left over."""
         return self.output is None

@@ -31,7 +31,8 @@ from torch.nn import functional as F
 
 from fcompress.errors import DataError, FcompressError, UnsupportedNetworkError
 from fcompress.forward.answers import continuous, parts, tokens
-from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, top_k
+from fcompress.forward.answers.asked import CONTINUOUS, COSINE, IN_PARTS, Asked, noun_of, top_k
+from fcompress.forward.answers.boxes import DETECTORS, are_images
 from fcompress.forward.answers.continuous import in_rows
 
 _EXPECTED = {
@@ -111,7 +112,7 @@ class Scoring:
     @property
     def noun(self) -> str:
         """What to call many answers."""
-        return "outputs" if self.continuous else "labels"
+        return noun_of(self.labels)
 
     @property
     def whole(self) -> bool:
@@ -198,6 +199,11 @@ class Scoring:
         whole = isinstance(found, Tensor) and found.dim() and len(found) == examples
         if whole and self._fits(in_rows(found)):
             return found if self.labels == "same" else in_rows(found)
+        if are_images(found, examples):
+            raise UnsupportedNetworkError(
+                f"{name} gives boxes, labels and scores of each image; say --answer detections "
+                f"(answer=), by which {DETECTORS}"
+            )
         came = f"shape {list(found.shape)}" if isinstance(found, Tensor) else _described(found)
         hint = ""
         expected = _EXPECTED.get(self.labels or "classes") or (
@@ -264,7 +270,7 @@ class Scoring:
 
     def outcomes(self, scores: Tensor) -> int:
         """How many classes, or labels of a sigmoid head, there are."""
-        return scores.shape[1]
+        return scores.shape[1] - (self.labels == "tokens")  # which have a row beside the classes
 
     def broken(self, given: Tensor) -> Tensor:
         """Where answers are not finite: bool [n]."""
@@ -383,7 +389,7 @@ class Scoring:
         if self.continuous:
             return continuous.scaled(scores, str(self.labels), self.deviation) / temperature
         if self.labels == "tokens":
-            return tokens.log_probabilities(scores, temperature)
+            return tokens.log_probabilities(scores, temperature, self.ending)
         kind = self.kind(scores)
         scores = in_rows(continuous.logits_of(scores, self.ending, kind)) / temperature
         if kind == "sigmoid":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fcompress.errors import DataError
+from fcompress.forward.answers.continuous import logits_of
 from fcompress.forward.answers.parts import PADDED
 
 MASKS = ("decoder_attention_mask", "attention_mask")
@@ -97,12 +98,18 @@ def chosen_tokens(scores: Tensor) -> Tensor:
     return torch.where(counted, torch.where(finite, logits.argmax(1), -1), PADDED)
 
 
-def log_probabilities(scores: Tensor, temperature: float) -> Tensor:
+def log_probabilities(scores: Tensor, temperature: float, ending: str | None = None) -> Tensor:
     """Logarithms of the probability of each token: [n, vocabulary, positions].
 
     0 at padding, where there is nothing to be said, of whichever network.
+
+    Args:
+        scores: As from `with_padding`.
+        temperature: Logits are divided by it.
+        ending: "softmax" where they are probabilities (`Scoring.ending`).
     """
-    found = (scores[:, :-1] / temperature).log_softmax(1)
+    logits = logits_of(scores[:, :-1], ending, "tokens")
+    found = (logits / temperature).log_softmax(1)
     return torch.where(counts(scores).unsqueeze(1), found, torch.zeros_like(found))
 
 

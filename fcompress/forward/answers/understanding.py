@@ -7,11 +7,12 @@ data, or the outputs themselves. What is refused without a word of the user:
   no label;
 - labels of the data that are numbers, and no classes;
 - outputs of one length (normalised, or from a layer normalisation) or from a last tanh, which are
-  directions or values, and no scores.
+  directions or values, and no scores;
+- many outputs of a trained network that lie around zero and of which none prevails, as those of
+  embeddings: a classifier that is hardly more sure than chance has learnt nothing.
 
-Networks of the registry are classifiers. Outputs without any of this that are meant as vectors look
-like the scores of a classifier that was never trained. They are taken for class scores; where they
-look more like an embedding, that is a warning (`Scoring.doubt`).
+Networks of the registry are classifiers. A classifier that is unsure, or was never trained, may
+look like an embedding. Such outputs are taken for class scores, with a warning (`Scoring.doubt`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fcompress.data import as_batches
 from fcompress.errors import DataError, UnsupportedNetworkError
@@ -30,7 +31,7 @@ from fcompress.forward.answers.detections import Detections, check_boxes
 from fcompress.forward.answers.heads import Joint
 from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.scoring import Scoring
-from fcompress.forward.graph import Step, Value
+from fcompress.forward.graph import Value
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import record
 from fcompress.forward.running import runs_on
@@ -42,9 +43,14 @@ FEWEST = 8  # outputs are not judged by fewer examples
 ALIKE = 1e-3  # of a length: relative spread below which all are called one
 APART = 1e-2  # of the outputs' variance in their mean square: above, they do differ
 # Outputs whose softmax is less sure than this, on average over examples, and that vary more than
-# this share of their mean square, look like an embedding: of 28 trained ones 18 did, and of 16
-# trained classifiers none (tests/forward/test_doubts.py has the kinds).
+# this share of their mean square, look like an embedding (tests/forward/test_doubts.py has the
+# kinds of networks).
 SURE, VARIED = 0.25, 0.6
+# They are one if there are so many, and they vary more than this share, and the softmax is no surer
+# than so many times chance. The mean of the largest probabilities of a classifier is about its
+# accuracy, which is more than that if it has learnt anything.
+MANY, CENTRED, CHANCE = 16, 0.8, 1.7
+ROUNDED = 0.03  # by how much probabilities, also of half precision, may miss a sum of 1
 WIDE = 4  # outputs; of fewer the largest is always as sure as that
 CHOICES = "--answer regression|sigmoid|embedding|classes (answer= in Python)"
 
@@ -107,7 +113,7 @@ def understood(
                 break
         if first is None:
             return predictor
-        ending = _ending(predictor, first, in_rows(found[0]).dim())
+        ending = _ending(predictor, first, found[0])
     outputs = torch.cat(found)
     truth = torch.cat(truths) if sum(map(len, truths)) == seen else None
     if ending is None and also is not None:
@@ -116,7 +122,7 @@ def understood(
         kind = "classes" if _is_classifier(predictor, outputs) else None
         by_shape = kind is None and truth is None and not ending
         kind = kind or _told(outputs, truth, ending, predictor.name)
-        doubt = _doubt(outputs, predictor.name) if by_shape and kind == "classes" else None
+        doubt = _doubt(outputs, predictor) if by_shape and kind == "classes" else None
         scoring = replace(scoring, labels=kind, doubt=doubt)
     if spread:
         scoring = replace(scoring, deviation=deviations(_finite(outputs), str(scoring.labels)))
@@ -243,8 +249,12 @@ def _of_one_length(outputs: Tensor) -> bool:
     return bool(norms.std() < ALIKE * norms.mean()) and float(spread) > APART
 
 
-def _doubt(outputs: Tensor, name: str) -> str | None:
-    """A warning about outputs that are taken for class scores and look like an embedding."""
+def _doubt(outputs: Tensor, predictor: Predictor) -> str | None:
+    """A warning about outputs that are taken for class scores and look like an embedding.
+
+    Raises:
+        UnsupportedNetworkError: They look so much like one that they are not taken for scores.
+    """
     rows = _finite(outputs).double().flatten(1)
     if len(rows) < FEWEST or rows.shape[1] < WIDE:
         return None
@@ -252,11 +262,31 @@ def _doubt(outputs: Tensor, name: str) -> str | None:
     apart = float(rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean())
     if sure >= SURE or apart <= VARIED:
         return None
+    which = f"the {rows.shape[1]} outputs of {predictor.name}"
+    why = f"the softmax of the largest is {sure:.2g} on average"
+    is_one = rows.shape[1] >= MANY and apart > CENTRED and sure * rows.shape[1] < CHANCE
+    if is_one and not _as_made(predictor):
+        raise UnsupportedNetworkError(
+            f"{which} look like an embedding and not like class scores: {why}, hardly more than "
+            f"chance; say which answers have to stay: {CHOICES}"
+        )
     return (
-        f"the {rows.shape[1]} outputs of {name} are taken for class scores, but look more like an "
-        f"embedding: the largest has a softmax of {sure:.2f} on average; if they are one, say so "
-        "by --answer embedding (answer= in Python)"
+        f"{which} are taken for class scores, but look more like an embedding: {why}; if they are "
+        "one, say so by --answer embedding (answer= in Python)"
     )
+
+
+def _as_made(predictor: Predictor) -> bool:
+    """Whether all layers have weights within the bounds in which torch draws them.
+
+    Training leaves them at once: some of many weights lie at the very bound.
+    """
+    found = [
+        module.weight.abs().amax() * module.weight[0].numel() ** 0.5
+        for module in predictor.network.modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    return bool(found) and all(float(most) <= 1 + ALIKE for most in found)
 
 
 def _finite(outputs: Tensor) -> Tensor:
@@ -264,35 +294,45 @@ def _finite(outputs: Tensor) -> Tensor:
     return outputs[rows.isfinite().all(1)]
 
 
-def _ending(predictor: Predictor, inputs: Tensor, dims: int) -> str | None:
+def _ending(predictor: Predictor, inputs: Tensor, scores: Tensor) -> str | None:
     """The last operator of a network, as far as it says how its outputs are read; "" for others.
 
     Args:
         predictor: The network; None for one that cannot be recorded.
         inputs: A few examples.
-        dims: Dimensions of its outputs; a softmax has to be one over the second of them.
+        scores: Of the first examples; a softmax has to be one over their classes.
     """
+    tokens = predictor.scoring.labels == "tokens"
+    # What is recorded is the network's own output: that of tokens is handed on with another row.
+    plain = replace(predictor, scoring=Scoring(predictor.scoring.output)) if tokens else predictor
+    scores = scores[:, :-1] if tokens else in_rows(scores)
     try:
-        recording = record(predictor, inputs)
+        recording = record(plain, inputs)
     except Exception:  # of any framework's
         return None
     makers = {slot: step for step in recording.steps for slot in step.outs}
     if not recording.outputs:
         return None
     slot = recording.outputs[0]
-    moved = False
     while (step := makers.get(slot)) is not None:
         name = step.func.overloadpacket.__name__
         if name in _ENDINGS:
             kind = _ENDINGS[name]
-            over = kind.endswith("softmax")
-            return "" if over and (moved or not _over_classes(step, dims)) else kind
+            return "" if kind.endswith("softmax") and not _over_classes(scores, kind) else kind
         if name not in _MOVES | _COPIES or not isinstance(step.leaves[0], Value):
             return ""
-        moved = moved or name in _MOVES
         slot = step.leaves[0].slot
     return ""
 
 
-def _over_classes(step: Step, dims: int) -> bool:
-    return int(step.argument(1)) % dims == 1
+def _over_classes(scores: Tensor, kind: str) -> bool:
+    """Whether a last softmax, wherever its outputs were moved since, is one over the classes.
+
+    Args:
+        scores: [n, classes, ...]; 0 at padding.
+        kind: "softmax" or "log-softmax".
+    """
+    values = _finite(scores).double()
+    sums = (values if kind == "softmax" else values.exp()).sum(1)
+    one, padding = (sums - 1).abs() < ROUNDED, (values == 0).all(1)
+    return bool((one | padding).all()) and bool(one.any())
