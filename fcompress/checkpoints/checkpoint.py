@@ -15,6 +15,8 @@ A file is what `torch.save` makes of one dictionary of tensors and plain values,
     versions  versions of the programs that wrote the file
     numbers   {module: {attribute: number}} that no tensor says, such as heads; only in files of
               networks that are not of the registry, which are of version 2
+    skipped   {module: [returns, dim]}: layers that the network does without (`nn/skipped.py`); only
+              in files of networks that blocks were dropped from, which are of version 3
 
 A compressed network is rebuilt at its true widths: the family without weights, each tensor put in
 place, the sizes that modules keep read off the tensors. Nothing is pruned again. Code of a user's
@@ -44,11 +46,14 @@ from fcompress.models import Network
 from fcompress.models.external import REGISTERED, Architecture, build_network
 from fcompress.models.fingerprint import judged, saved_tensors
 from fcompress.models.provenance import architecture_of, described, origin_of, versions
+from fcompress.surgery.skipping import skipped_in
 
 FORMAT = "fcompress"
 VERSION = 1
 # Of files that a program which knows the registry only cannot load.
 FOREIGN_VERSION = 2
+# Of files that a program which takes every layer to be there cannot load.
+SKIPPING_VERSION = 3
 # Under this name files of other formats carry all but the tensors, as JSON.
 RECORD = "fcompress"
 _PLAIN = (type(None), bool, int, float, str)
@@ -177,6 +182,9 @@ def _content(
         "history": origin["history"] if history is None else history,
         "versions": versions(),
     }
+    skipped = skipped_in(model)
+    if skipped:
+        content |= {"version": SKIPPING_VERSION, "skipped": skipped}
     try:
         checkpoint = _checked(content)
         architecture = checkpoint.architecture
@@ -259,11 +267,11 @@ def _checked(content: Any) -> Checkpoint:
     version = content.get("version")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"format version {version!r} does not exist; the file is damaged")
-    if version > FOREIGN_VERSION:
+    if version > SKIPPING_VERSION:
         raise CheckpointError(
-            f"written in format version {version}, newer than {FOREIGN_VERSION}; upgrade fcompress"
+            f"written in format version {version}, newer than {SKIPPING_VERSION}; upgrade fcompress"
         )
-    content = {"numbers": {}, **content}
+    content = {"numbers": {}, "skipped": {}, **content}
     for key, kinds in (
         ("family", (str,)),
         ("args", (dict,)),
@@ -273,6 +281,7 @@ def _checked(content: Any) -> Checkpoint:
         ("history", (list,)),
         ("versions", (dict,)),
         ("numbers", (dict,)),
+        ("skipped", (dict,)),
     ):
         if not isinstance(content.get(key, ...), kinds):
             wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -285,6 +294,9 @@ def _checked(content: Any) -> Checkpoint:
     for path, own in content["numbers"].items():
         if type(own) is not dict:
             raise CheckpointError(f"numbers: {path!r} is a {type(own).__name__}; expected a dict")
+    for path, own in content["skipped"].items():
+        if type(own) is not list:
+            raise CheckpointError(f"skipped: {path!r} is a {type(own).__name__}; expected a list")
     for name, tensor in content["state"].items():
         if type(name) is not str or type(tensor) is not Tensor or not _is_whole(tensor):
             raise CheckpointError(f"state: {name!r} is not a dense tensor; the file is damaged")

@@ -14,6 +14,7 @@ from fcompress.models import Network, build
 from fcompress.models.external import Architecture
 from fcompress.models.provenance import Described, describe
 from fcompress.surgery.resizing import resize
+from fcompress.surgery.skipping import skip_again
 
 # Values of an example; the arguments of a damaged file may speak of images of any size.
 _LARGEST_TRIAL = 1_000_000
@@ -33,6 +34,7 @@ class Checkpoint:
         history: What was done to the network, oldest first.
         versions: Versions of the programs that wrote the file.
         numbers: Attributes of modules of networks that are not of the registry.
+        skipped: Layers that the network does without (`surgery.skipping.skipped_in`).
     """
 
     family: str
@@ -43,6 +45,7 @@ class Checkpoint:
     history: list[Any] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture | None:
@@ -79,7 +82,9 @@ def rebuild(checkpoint: Checkpoint, make: Callable[[], nn.Module] | None = None)
     if architecture is None:
         network = _of_registry(checkpoint)
     else:
-        network = rebuild_external.rebuild(architecture, checkpoint.state, checkpoint.numbers, make)
+        network = rebuild_external.rebuild(
+            architecture, checkpoint.state, checkpoint.numbers, make, checkpoint.skipped
+        )
         record = Described(architecture, checkpoint.data, tuple(checkpoint.history))
         describe(network, record)
     true = widths(network)
@@ -97,6 +102,7 @@ def _of_registry(checkpoint: Checkpoint) -> Network:
         raise CheckpointError("args: seed and family are not arguments of a family")
     with torch.device("meta"):
         network = build(checkpoint.family, **checkpoint.args)
+        skip_again(network, checkpoint.skipped, checkpoint.state)
     _check_state(network, checkpoint.state)
     resize(network, checkpoint.state)
     network.origin = {"data": checkpoint.data, "history": checkpoint.history}

@@ -23,6 +23,7 @@ from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.surgery.adapting import ADAPTED, adapt
 from fcompress.surgery.folding import FOLDED
 from fcompress.surgery.resizing import resize
+from fcompress.surgery.skipping import Record, skip_again, skipped_in
 
 Numbers = dict[str, dict[str, Any]]
 # Registered modules and parameters for each tensor of a file; real networks have about two.
@@ -69,7 +70,7 @@ def needed_numbers(model: nn.Module, state: Mapping[str, Tensor]) -> Numbers:
     assert record is not None
     numbers = numbers_of(model)
     marks = _selected(numbers, lambda path, name, value: name in (ADAPTED, FOLDED))
-    built = numbers_of(rebuild(record.architecture, state, marks))
+    built = numbers_of(rebuild(record.architecture, state, marks, skipped=skipped_in(model)))
     return _selected(
         numbers,
         lambda path, name, value: (
@@ -91,6 +92,7 @@ def rebuild(
     state: Mapping[str, Tensor],
     numbers: Numbers,
     make: Callable[[], nn.Module] | None = None,
+    skipped: Record | None = None,
 ) -> nn.Module:
     """Build a network at its true widths, sharing memory with `state`, in evaluation mode.
 
@@ -100,12 +102,18 @@ def rebuild(
         state: What `every_tensor` gave.
         numbers: What `numbers_of` gave, or the part that differs.
         make: Builds the original network instead, by code that the user named.
+        skipped: Layers that it does without (`surgery.skipping.skipped_in`).
 
     Raises:
         ArchitectureError: The architecture cannot be built.
         CheckpointError: Tensors or numbers do not fit it.
     """
-    network = _registered(architecture, state) if make is None else make().eval()
+    skipped = skipped or {}
+    if make is None:
+        network = _registered(architecture, state, skipped)
+    else:
+        network = make().eval()
+        skip_again(network, skipped, state)
     if numbers.get("", {}).get(ADAPTED):
         folded = {path for path, own in numbers.items() if FOLDED in own}
         adapt(network, [name for name in state if name.rpartition(".")[0] not in folded])
@@ -122,8 +130,10 @@ def _is_numbers(value: Any) -> bool:
     return type(value) is int
 
 
-def _registered(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
-    """The original network without weights: shapes only where its code can do with that."""
+def _registered(
+    architecture: Architecture, state: Mapping[str, Tensor], skipped: Record
+) -> nn.Module:
+    """The network without weights: shapes only where its code can do with that."""
     if architecture.kind not in REGISTERED:
         raise CheckpointError(
             f"holds a network of code of its own, {architecture.name}, and no file of fcompress "
@@ -136,11 +146,12 @@ def _registered(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.M
         try:
             with torch.device("meta"):
                 network = build_network(architecture)
+                skip_again(network, skipped, state)
         except ArchitectureError as error:
             # Code that looks at values cannot run on shapes; how much memory it will take is
             # then not known either.
             if isinstance(error.__cause__, NotImplementedError | RuntimeError):
-                return _on_cpu(architecture)
+                return _on_cpu(architecture, skipped, state)
             raise
         if not _lacks_values(network, state):
             return network
@@ -150,12 +161,16 @@ def _registered(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.M
                 f"its architecture takes {size:,} bytes, far more than its tensors; "
                 "the file is damaged"
             )
-        return _on_cpu(architecture)
+        return _on_cpu(architecture, skipped, state)
 
 
-def _on_cpu(architecture: Architecture) -> nn.Module:
+def _on_cpu(
+    architecture: Architecture, skipped: Record, state: Mapping[str, Tensor]
+) -> nn.Module:
     with torch.device("cpu"):
-        return build_network(architecture)
+        network = build_network(architecture)
+        skip_again(network, skipped, state)
+        return network
 
 
 def _check_sizes(args: Any) -> None:

@@ -15,7 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fcompress.compress.ranking.allocation import Load, RemovalOrder, layer_loads, merge
+from fcompress.compress.blocks.chain import Choice, chain
+from fcompress.compress.blocks.thinning import thinned
+from fcompress.compress.ranking.allocation import BlockCost, Load, RemovalOrder, layer_loads, merge
 from fcompress.compress.ranking.divergence import (
     KEPT,
     Reading,
@@ -36,7 +38,6 @@ from fcompress.compress.refitting.samples import (
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording
 from fcompress.structure.groups import Group, Structure
-from fcompress.surgery.excision import excise, kept_indices
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Context:
         macs: Multiply-adds of the original network for one example.
         objective: What removing units is to save, one of `OBJECTIVES`.
         recordings: Its recordings, by batch size, made when first needed and shared by all.
+        choice: Its blocks that may go.
     """
 
     original: Predictor
@@ -60,6 +62,16 @@ class Context:
     macs: int
     objective: str = "macs"
     recordings: dict[int, Recording] = field(default_factory=dict)
+    choice: Choice = Choice()
+
+    def thin(self, kept: Mapping[str, Tensor]) -> Predictor:
+        """The network with some units and blocks, to be run and thrown away: nothing is refitted."""
+        network, groups = self.original.network, self.structure.groups
+        return self.original.of(thinned(network, groups, self.choice, kept, share=True).network)
+
+    def blocks(self, inputs: Tensor) -> list[BlockCost]:
+        """What the loss of each block costs, in nats, measured on some inputs."""
+        return chain(self.original, self.choice, self.structure.groups, self.loads, inputs)
 
     @cached_property
     def loads(self) -> list[Load]:
@@ -116,7 +128,7 @@ class Prune:
         orders = {n: e.argsort(descending=True, stable=True) for n, e in effects.items()}
         # The cost of keeping the first k is the sum of the effects of the others.
         costs = {n: e[orders[n]].flip(0).cumsum(0).flip(0) for n, e in effects.items()}
-        return merge(orders, costs, context.loads)
+        return merge(orders, costs, context.loads, context.blocks(inputs))
 
     def examples(self, context: Context) -> int:
         """How many examples the budget allows to measure every unit on."""
@@ -126,7 +138,8 @@ class Prune:
 
     def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
         """Excise, nothing else."""
-        return excise(context.original.network, context.structure.groups, kept)
+        network, groups = context.original.network, context.structure.groups
+        return thinned(network, groups, context.choice, kept).network
 
 
 class Factor:
@@ -175,11 +188,16 @@ class Factor:
 
     def make(self, context: Context, kept: Mapping[str, Tensor]) -> nn.Module:
         """Excise, then refit every touched layer against the original network."""
-        groups = context.structure.groups
-        tensors = context.original.tensors()
-        keep = kept_indices(tensors, groups, kept)
-        thin = excise(context.original.network, groups, kept)
-        return refit_network(context.original, thin, groups, keep, context.targets, context.batches)
+        network, groups = context.original.network, context.structure.groups
+        thin = thinned(network, groups, context.choice, kept)
+        return refit_network(
+            context.original,
+            thin.network,
+            thin.groups,
+            thin.keep,
+            context.targets,
+            context.batches,
+        )
 
 
 class Hybrid(Factor):
@@ -211,7 +229,7 @@ class Hybrid(Factor):
         costs = measured_costs(
             context.original, groups, readings, orders, predicted, inputs, context.recordings
         )
-        return merge(orders, costs, context.loads)
+        return merge(orders, costs, context.loads, context.blocks(inputs))
 
     def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
         """Order and predicted cost, in nats, of one group."""

@@ -62,6 +62,7 @@ class ShrinkOptions:
         tol_label: Another tolerance than `tol` to hold for every label, in (0, 1).
         stochastic: Whether a network that draws random numbers is welcome.
         balance: Whether calibration listens to all labels alike.
+        keep_depth: Whether all blocks stay, so that only their units go.
 
     Raises:
         ValueError: One of them is out of its range, or a tolerance and a size are asked for.
@@ -94,6 +95,7 @@ class ShrinkOptions:
     tol_label: float | None = None
     stochastic: bool = False
     balance: bool = False
+    keep_depth: bool = False
 
     def __post_init__(self) -> None:
         self._check_aim()

@@ -14,6 +14,8 @@ from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.balance import balanced
+from fcompress.compress.blocks.chain import Choice
+from fcompress.compress.blocks.choosing import blocks_of
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
@@ -82,6 +84,7 @@ def shrink(
     tol_label: float | None = None,
     stochastic: bool = False,
     balance: bool = False,
+    keep_depth: bool = False,
     groups: object = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
@@ -150,6 +153,8 @@ def shrink(
             itself counts against the tolerance. It takes a pass for each example.
         balance: Calibrate on as many examples of each of the original's labels, so that what is
             removed costs rare labels no more than frequent ones. For one class an example.
+        keep_depth: Take units only; otherwise whole blocks (of layers around which the network
+            has a skip) may go as well.
         groups: Which examples belong together (a video, a patient, a speaker): a name or number
             for each, in the data's order. A group lies in one split and counts as one example.
             `load_data` takes them for named data.
@@ -211,6 +216,7 @@ def shrink(
         tol_label=tol_label,
         stochastic=stochastic,
         balance=balance,
+        keep_depth=keep_depth,
     )
     return compress(model, data, options, progress or silent, groups=groups)
 
@@ -274,6 +280,11 @@ def compress(
     if len(ways) > 1:
         with original.evaluating():
             batches = commonest_way(original.network, batches, call=call)
+    choice = Choice()
+    if not options.keep_depth and options.method != "factor" and len(ways) == 1:
+        choice = blocks_of(original, structure, batches, seed=options.seed)
+        if choice.blocks:
+            _tell(report, f"{len(choice.blocks)} blocks")
     context = Context(
         original,
         structure,
@@ -282,6 +293,7 @@ def compress(
         macs,
         options.objective,
         recordings,
+        choice,
     )
     with original.evaluating():
         not_pruned = method.not_pruned(context)

@@ -37,7 +37,7 @@ class LayerChange:
     Attributes:
         name: The layer.
         units_before: Its outputs in the original network.
-        units_after: Its outputs in the compressed network.
+        units_after: Its outputs in the compressed network; 0 of a layer in a dropped block.
         reason: Why its units were not pruned; None where they could go.
     """
 
@@ -84,6 +84,7 @@ class ShrinkResult:
             the certification split (`certify/other_outputs.py`).
         folded: Weights that the original network computes at every call, and that are plain
             parameters of the compressed one (`surgery/folding.py`).
+        blocks: Blocks of the original network that the compressed one does without.
     """
 
     model: nn.Module
@@ -114,6 +115,7 @@ class ShrinkResult:
     certificate: dict[str, str | None] = field(default_factory=dict)
     other_outputs: tuple[dict[str, Any], ...] = ()
     folded: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     @property
     def independent(self) -> int:
@@ -139,6 +141,7 @@ class ShrinkResult:
         found["skipped"] = list(self.skipped)
         found["other_outputs"] = list(self.other_outputs)
         found["folded"] = list(self.folded)
+        found["blocks"] = list(self.blocks)
         found["candidates"] = list(self.candidates)
         return found
 
@@ -170,6 +173,7 @@ def outcome(
     before, after = (cost.count(one, context.batches[0]) for one in both)
     example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
     many, single = cost.latency(both, example), cost.latency(both, example[:1])
+    dropped = tuple(b.name for b in context.choice.gone(found.candidate.kept))
     tolerance = options.tolerance
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
@@ -183,6 +187,7 @@ def outcome(
         "action": "shrink",
         "method": options.method,
         "objective": context.objective,
+        "blocks": list(dropped),
         "distilled": bool(found.candidate.distill and found.candidate.distill["kept"]),
         "tolerance": tolerance,
         "certified": certified,
@@ -251,6 +256,7 @@ def outcome(
         certificate=certificate,
         other_outputs=others,
         folded=folded_weights(model, original.network),
+        blocks=dropped,
     )
 
 
@@ -284,7 +290,7 @@ def _layers(
                 LayerChange(
                     name.rpartition(".")[0] or name,
                     weight.shape[dim],
-                    slim[name].shape[dim],
+                    slim[name].shape[dim] if name in slim else 0,
                     reasons[name],
                 )
             )

@@ -20,6 +20,7 @@ from fcompress.certify.fixed_sequence import (
 )
 from fcompress.certify.labels import changed_shares, reference_labels
 from fcompress.certify.outlook import Outlook
+from fcompress.compress.blocks.thinning import thinned
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
 from fcompress.compress.ranking.allocation import RemovalOrder
@@ -28,7 +29,6 @@ from fcompress.errors import ToleranceError
 from fcompress.forward import cost
 from fcompress.forward.predictor import Predictor
 from fcompress.progress import Progress, Report
-from fcompress.surgery.excision import excise
 
 # The search, tuned on resampled splits of networks for digits. None of it may depend on
 # the tolerance (see `path`).
@@ -120,11 +120,7 @@ class CandidateBuilder:
 
     def macs(self, removed: int) -> int:
         """Multiply-adds of the network without `removed` units, without refitting it."""
-        original = self.context.original
-        thin = excise(
-            original.network, self.context.structure.groups, self.kept(removed), share=True
-        )
-        return cost.count(original.of(thin), self.context.batches[0]).macs
+        return cost.count(self.context.thin(self.kept(removed)), self.context.batches[0]).macs
 
     def make(self, removed: int) -> Candidate:
         """Build the network without `removed` units and measure it."""
@@ -268,14 +264,8 @@ def best_multiple(context: Context, removal_order: RemovalOrder) -> int:
     Networks that are half way down the removal order, rounded up to each of `MULTIPLES`, are timed
     in turns. More units for the same time change fewer labels.
     """
-    groups = context.structure.groups
     half = len(removal_order.prices) // 2
-    thin = [
-        context.original.of(
-            excise(context.original.network, groups, removal_order.kept(half, multiple), share=True)
-        )
-        for multiple in MULTIPLES
-    ]
+    thin = [context.thin(removal_order.kept(half, multiple)) for multiple in MULTIPLES]
     example = torch.cat(list(context.batches[:1]))[:TIMED_EXAMPLES]
     times = cost.latency(thin, example)
     limit = JITTER * min(times)

@@ -189,6 +189,8 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
             f"Accuracy: {result.accuracy['before']:.2%} before, "
             f"{result.accuracy['after']:.2%} after."
         )
+    if result.blocks:
+        yield f"Dropped as a whole: {', '.join(result.blocks)}."
     if result.folded:
         yield f"Computed at every call before, plain weights now: {', '.join(result.folded)}."
     for left in result.skipped:

@@ -80,11 +80,32 @@ class Load:
         cost: Of the layer in the original network, in any unit that is common to all layers.
         inputs: Share of its input channels that each group holds.
         outputs: Share of its output channels that each group holds.
+        weight: Name of its weight.
     """
 
     cost: float
     inputs: dict[str, float]
     outputs: dict[str, float]
+    weight: str = ""
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """A block that can go as a whole (`compress/blocks/`).
+
+    Attributes:
+        name: What it is called among groups.
+        tensors: Names of the weights that go with it.
+        groups: Groups whose units all go with it.
+        blocks: Blocks inside of it.
+        cost: Of its loss, in the measure of the groups' costs, when those before it are gone.
+    """
+
+    name: str
+    tensors: frozenset[str]
+    groups: frozenset[str]
+    blocks: frozenset[str]
+    cost: float
 
 
 def layer_loads(
@@ -132,7 +153,7 @@ def layer_loads(
             if objective == "params" and layer.weight in counted:
                 continue
             counted.add(layer.weight)
-            loads.append(Load(costs.get(objective, seconds), reads, writes))
+            loads.append(Load(costs.get(objective, seconds), reads, writes, layer.weight))
     return loads
 
 
@@ -148,7 +169,10 @@ def _fastest(step: Step, values: Mapping[int, Tensor], tensors: Mapping[str, Ten
 
 
 def merge(
-    orders: Mapping[str, Tensor], costs: Mapping[str, Tensor], loads: Sequence[Load]
+    orders: Mapping[str, Tensor],
+    costs: Mapping[str, Tensor],
+    loads: Sequence[Load],
+    blocks: Sequence[BlockCost] = (),
 ) -> RemovalOrder:
     """Join the groups' own orders into one order of removal.
 
@@ -156,9 +180,11 @@ def merge(
         orders: For each group its units, those that stay longest first: int64 [C].
         costs: For each group float64 [C]: entry k is the cost when only the first k are kept.
         loads: What the layers cost.
+        blocks: Blocks in the order in which they go.
 
     Returns:
-        Prices are the places in the common order; each group keeps its first unit.
+        Prices are the places in the common order; each group keeps its first unit, unless a block
+        takes it along. A block is a group of one unit.
     """
     names = list(orders)
     size = np.array([len(orders[n]) for n in names], dtype=np.float64)
@@ -172,20 +198,44 @@ def merge(
     step = max(1, int(size.sum()) // FINE_STEPS)
     time = 0
     least = 1e-12 * max(costly.sum(), 1e-9)
-    while (kept > 1).any():
+    waiting, dropped = list(blocks), dict[str, float]()
+    alive = np.ones(len(names), dtype=bool)
+    while ((kept > 1) & alive).any() or waiting:
         gone = 1 - kept / size
         inputs, outputs = 1 - reads @ gone, 1 - writes @ gone
         saved = ((costly * outputs) @ reads + (costly * inputs) @ writes) / size
         loss = np.array([m[int(k) - 1] for m, k in zip(marginal, kept, strict=True)])
-        ratio = np.where(kept > 1, loss / np.maximum(saved, least), np.inf)
+        ratio = np.where((kept > 1) & alive, loss / np.maximum(saved, least), np.inf)
+        if waiting:
+            block = waiting[0]
+            mine = np.array([load.weight in block.tensors for load in loads], dtype=bool)
+            whole = float((costly * inputs * outputs)[mine].sum())
+            inside = [i for i, n in enumerate(names) if n in block.groups and alive[i]]
+            # What its own units cost already is not lost once more.
+            paid = sum(float(marginal[i][int(kept[i]) :].sum()) for i in inside)
+            if max(block.cost - paid, 0.0) / max(whole, least) <= ratio.min(initial=np.inf):
+                waiting.pop(0)
+                time += 1
+                dropped |= {n: time for n in (block.name, *block.blocks) if n not in dropped}
+                for i in inside:
+                    prices[i][: int(kept[i])] = time
+                    alive[i] = False
+                costly = np.where(mine, 0.0, costly)
+                continue
         best = int(ratio.argmin())
         for _ in range(min(step, int(kept[best]) - 1)):
             kept[best] -= 1
             time += 1
             prices[best][int(kept[best])] = time
-    return RemovalOrder.of(
-        {n: GroupOrder(orders[n], torch.from_numpy(p)) for n, p in zip(names, prices, strict=True)}
-    )
+    found = {
+        n: GroupOrder(orders[n], torch.from_numpy(p)) for n, p in zip(names, prices, strict=True)
+    }
+    one = torch.zeros(1, dtype=torch.int64)
+    found |= {
+        name: GroupOrder(one, torch.tensor([at], dtype=torch.float64))
+        for name, at in dropped.items()
+    }
+    return RemovalOrder.of(found)
 
 
 def _marginal(cost: Tensor) -> np.ndarray:
