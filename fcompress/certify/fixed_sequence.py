@@ -48,6 +48,11 @@ class Candidate:
     deviation: float | None = None
     distill: dict[str, Any] | None = None
 
+    @property
+    def rank(self) -> int:
+        """Of two that pass, the one of the higher rank is taken."""
+        return self.removed
+
 
 def counted(found: Candidate | AgreementResult, split: str, noun: str) -> str:
     """How much changed, in words: "3 of 120 search labels"; `noun` as `asked.noun_of` has it."""
@@ -87,7 +92,7 @@ def certify(
         results.append(result)
         if not holds(result, tolerance, label_tolerance):
             break
-        if passed is None or candidate.removed > passed[0].removed:
+        if passed is None or candidate.rank > passed[0].rank:
             passed = candidate, result
     if passed is not None:
         bound = proven(results, tolerance, label_tolerance)

@@ -18,6 +18,8 @@ A file is what `torch.save` makes of one dictionary of tensors and plain values,
     skipped   {module: [returns, dim]}: layers that the network does without (`nn/skipped.py`); only
               in files of networks that blocks were dropped from, which are of version 3
 
+The file of a cascade holds two networks (`cascaded.py`).
+
 A compressed network is rebuilt at its true widths: the family without weights, each tensor put in
 place, the sizes that modules keep read off the tensors. Nothing is pruned again. Code of a user's
 own is not in the file and never imported because of it; the user names it again.
@@ -30,12 +32,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fcompress.checkpoints import rebuild_external
+from fcompress.cascades.network import FAMILY, Cascade
+from fcompress.checkpoints import cascaded, rebuild_external
 from fcompress.checkpoints.history import check_history
 from fcompress.checkpoints.rebuild import Checkpoint, rebuild, try_out, widths
 from fcompress.data.record import check_record
@@ -43,6 +47,7 @@ from fcompress.errors import CheckpointError, DataError, FcompressError
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import read_archive, write_archive
 from fcompress.models import Network
+from fcompress.models.base import Remembering
 from fcompress.models.external import REGISTERED, Architecture, build_network
 from fcompress.models.fingerprint import judged, saved_tensors
 from fcompress.models.provenance import architecture_of, described, origin_of, versions
@@ -126,6 +131,9 @@ def load(
     """
     checkpoint = read(path)
     try:
+        if checkpoint.family == FAMILY:
+            make = partial(_maker, arch=arch, args=arch_args)
+            return cascaded.rebuild_cascade(checkpoint, make)
         network = rebuild(checkpoint, _maker(checkpoint, arch, arch_args))
         try_out(network, checkpoint)
     except FcompressError as error:
@@ -160,7 +168,7 @@ def content_of(model: nn.Module) -> dict[str, Any]:
     Raises:
         CheckpointError: As for `save`.
     """
-    if isinstance(model, Network) or described(model) is not None:
+    if isinstance(model, Remembering) or described(model) is not None:
         return _content(model, None, None)
     state = {name: _compact(tensor) for name, tensor in model.state_dict().items()}
     known: dict[str, Any] = {"widths": widths(model), "data": None, "history": []}
@@ -188,7 +196,9 @@ def _content(
     try:
         checkpoint = _checked(content)
         architecture = checkpoint.architecture
-        if architecture is None:
+        if isinstance(model, Cascade):
+            cascaded.parts_of(checkpoint)  # each was rebuilt by itself
+        elif architecture is None:
             rebuild(checkpoint)
         elif architecture.kind in REGISTERED:
             # All numbers were taken; what a fresh network has anyway need not be kept.
@@ -202,6 +212,9 @@ def _content(
 
 def _built(model: nn.Module) -> dict[str, Any]:
     """How the original network was built, and the tensors as they are now."""
+    if isinstance(model, Cascade):
+        parts = {name: _content(getattr(model, name), None, []) for name in cascaded.PARTS}
+        return cascaded.joined(model, parts)
     if isinstance(model, Network):
         return {
             "version": VERSION,
@@ -267,9 +280,9 @@ def _checked(content: Any) -> Checkpoint:
     version = content.get("version")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"format version {version!r} does not exist; the file is damaged")
-    if version > SKIPPING_VERSION:
+    if version > cascaded.VERSION:
         raise CheckpointError(
-            f"written in format version {version}, newer than {SKIPPING_VERSION}; upgrade fcompress"
+            f"written in format version {version}, newer than {cascaded.VERSION}; upgrade fcompress"
         )
     content = {"numbers": {}, "skipped": {}, **content}
     for key, kinds in (

@@ -63,6 +63,7 @@ class ShrinkOptions:
         stochastic: Whether a network that draws random numbers is welcome.
         balance: Whether calibration listens to all labels alike.
         keep_depth: Whether all blocks stay, so that only their units go.
+        cascade: Whether the original answers where the compressed network is unsure.
 
     Raises:
         ValueError: One of them is out of its range, or a tolerance and a size are asked for.
@@ -96,6 +97,7 @@ class ShrinkOptions:
     stochastic: bool = False
     balance: bool = False
     keep_depth: bool = False
+    cascade: bool = False
 
     def __post_init__(self) -> None:
         self._check_aim()
@@ -135,6 +137,11 @@ class ShrinkOptions:
                 )
         if self.tol_label is not None and not 0 < self.tol_label < 1:
             raise ValueError(f"tol_label={self.tol_label}: expected a share of labels in (0, 1)")
+        if self.by_size and self.cascade:
+            raise ValueError(
+                "cascade is about a tolerance: sizes and thresholds are chosen for the least "
+                "average cost within it, and a size promises none; give one of them"
+            )
         if self.by_size and (self.per_label or self.tol_label is not None):
             raise ValueError(
                 "per_label and tol_label are about a tolerance, and a size (ratio, max_macs) "

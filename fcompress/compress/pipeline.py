@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fcompress.cascades.network import check_alone
 from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import check_labels
@@ -16,6 +17,7 @@ from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.balance import balanced
 from fcompress.compress.blocks.chain import Choice
 from fcompress.compress.blocks.choosing import blocks_of
+from fcompress.compress.cascade import check_cascade, within_cascade
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
@@ -85,6 +87,7 @@ def shrink(
     stochastic: bool = False,
     balance: bool = False,
     keep_depth: bool = False,
+    cascade: bool = False,
     groups: object = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
@@ -155,6 +158,9 @@ def shrink(
             removed costs rare labels no more than frequent ones. For one class an example.
         keep_depth: Take units only; otherwise whole blocks (of layers around which the network
             has a skip) may go as well.
+        cascade: Give a pair of networks as one (`cascades.Cascade`): the compressed network answers
+            where it is sure enough, the original all other examples. Its size and the threshold
+            are those that cost least on average within the tolerance.
         groups: Which examples belong together (a video, a patient, a speaker): a name or number
             for each, in the data's order. A group lies in one split and counts as one example.
             `load_data` takes them for named data.
@@ -217,6 +223,7 @@ def shrink(
         stochastic=stochastic,
         balance=balance,
         keep_depth=keep_depth,
+        cascade=cascade,
     )
     return compress(model, data, options, progress or silent, groups=groups)
 
@@ -232,6 +239,7 @@ def compress(
     """`shrink`, with its options as one object."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
+    check_alone(model)
     check_layers(model)
     check_weights(model)
     roles, copies = screened(roles_of(data, seed=options.seed, groups=groups))
@@ -252,6 +260,8 @@ def compress(
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     original = _repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
+    if options.cascade:
+        check_cascade(original)
     doubt = main_of(original.scoring).doubt
     if doubt is not None:
         _warn(report, (doubt,))
@@ -312,7 +322,8 @@ def compress(
         seconds = options.distill_seconds if options.distill else None
         builder = CandidateBuilder(context, method, removal_order, roles, report, multiple, seconds)
         if options.tolerance is not None:
-            found = within(builder, options.tolerance, options.confidence, options.label_tolerance)
+            search = within_cascade if options.cascade else within
+            found = search(builder, options.tolerance, options.confidence, options.label_tolerance)
         else:
             found = of_size(builder, options.most_macs(macs), options.confidence)
     unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
+from fcompress.compress.cascade.gains import CascadeGains, gains, single_latency
+from fcompress.compress.cascade.search import FoundCascade
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.deprecation import warn
@@ -85,6 +88,9 @@ class ShrinkResult:
         folded: Weights that the original network computes at every call, and that are plain
             parameters of the compressed one (`surgery/folding.py`).
         blocks: Blocks of the original network that the compressed one does without.
+        cascade: Of a cascade, what it costs on average and at worst, and how many examples it
+            defers; None for a thin network. `macs["after"]` is then the average, `params["after"]`
+            and `bytes["after"]` those of both networks, and latencies are means over examples.
     """
 
     model: nn.Module
@@ -116,6 +122,7 @@ class ShrinkResult:
     other_outputs: tuple[dict[str, Any], ...] = ()
     folded: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
+    cascade: CascadeGains | None = None
 
     @property
     def independent(self) -> int:
@@ -143,6 +150,7 @@ class ShrinkResult:
         found["folded"] = list(self.folded)
         found["blocks"] = list(self.blocks)
         found["candidates"] = list(self.candidates)
+        found["cascade"] = None if self.cascade is None else self.cascade.to_dict()
         return found
 
 
@@ -170,10 +178,21 @@ def outcome(
     both = (original, original.of(compressed))
     test = None if roles.test is None else compare(*both, roles.test, options.confidence)
     others = moved_outputs(*both, context.batches[0][:4], roles.certification)
-    before, after = (cost.count(one, context.batches[0]) for one in both)
-    example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
-    many, single = cost.latency(both, example), cost.latency(both, example[:1])
     dropped = tuple(b.name for b in context.choice.gone(found.candidate.kept))
+    thin = compressed.compressed if isinstance(compressed, Cascade) else compressed
+    before, after = (cost.count(one, context.batches[0]) for one in (original, original.of(thin)))
+    params = {"before": before.params, "after": after.params}
+    macs = {"before": before.macs, "after": after.macs}
+    pair = None
+    if isinstance(found, FoundCascade):
+        pair = gains(found, before, after, options.confidence)
+        params["after"] += before.params
+        macs["after"] = round(pair.macs["average"])
+        example = roles.certification.first(LATENCY_BATCH)
+        many, single = cost.latency(both, example), single_latency(both, example)
+    else:
+        example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
+        many, single = cost.latency(both, example), cost.latency(both, example[:1])
     tolerance = options.tolerance
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
@@ -195,14 +214,16 @@ def outcome(
         "agreement": {
             k: v for k, v in agreement.to_dict().items() if k not in ("accuracy", "by_label")
         },
-        "params": {"before": before.params, "after": after.params},
-        "macs": {"before": before.macs, "after": after.macs},
+        "params": params,
+        "macs": macs,
         "output": original.scoring.output,
         "seed": context.seed,
         "data": roles.info,
         "versions": versions(),
         "certificate": certificate,
     }
+    if pair is not None:
+        entry["cascade"] = pair.to_dict()
     hand_on(model, compressed)
     scoring, answer = original.scoring, agreement.answer or {}
     note_reading(
@@ -230,13 +251,13 @@ def outcome(
         copies=copies,
         warnings=weak if line is None else (*weak, line),
         test=test,
-        params={"before": before.params, "after": after.params},
-        macs={"before": before.macs, "after": after.macs},
+        params=params,
+        macs=macs,
         bytes={"before": _bytes(model), "after": _bytes(compressed)},
         latency_ms={"before": many[0], "after": many[1]},
         latency_single_ms={"before": single[0], "after": single[1]},
         accuracy=agreement.accuracy if test is None else test.accuracy,
-        layers=_layers(original.network, compressed, context.structure, not_pruned),
+        layers=_layers(original.network, thin, context.structure, not_pruned),
         skipped=tuple(skipped),
         candidates=tuple(
             {
@@ -257,6 +278,7 @@ def outcome(
         other_outputs=others,
         folded=folded_weights(model, original.network),
         blocks=dropped,
+        cascade=pair,
     )
 
 

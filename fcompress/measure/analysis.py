@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.cascades.network import check_alone
 from fcompress.data import Split, Splits, as_batches, reload_data
 from fcompress.errors import DataError, UnsupportedNetworkError
 from fcompress.forward.answers.resolving import resolved
@@ -230,6 +231,7 @@ def measure(
     root: Path | None = None,
 ) -> AnalyzeResult:
     """`analyze`, with its options as one object."""
+    check_alone(model)
     check_layers(model)
     check_weights(model)
     data, identity = _evaluation_data(model, data, root)

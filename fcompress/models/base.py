@@ -34,13 +34,22 @@ class Spec:
         return (self.args["in_channels"], height, width)
 
 
-class Network(nn.Module):
+class Remembering(nn.Module):
+    """A module that knows itself where it comes from.
+
+    Attributes:
+        origin: {"data": what identifies the training data or None, "history": list of what was
+            done to it}, all plain values; kept in its file.
+    """
+
+    origin: dict[str, Any]
+
+
+class Network(Remembering):
     """A network of the registry; `forward` maps [N, *input_shape] to logits [N, classes].
 
     Attributes:
         spec: How it was built.
-        origin: {"data": what identifies the training data or None, "history": list of what was
-            done to it}, all plain values; kept in its file.
         ablation_layers: Names of the submodules whose output is the post-activation value of one
             layer, in the order of computation (docs/protocol.md 1.2); each is an `nn.ReLU` of its
             own and runs exactly once in a forward pass in evaluation mode.
@@ -52,7 +61,6 @@ class Network(nn.Module):
     """
 
     spec: Spec
-    origin: dict[str, Any]
     ablation_layers: tuple[str, ...]
     redundancy_layers: tuple[str, ...]
     output_layers: tuple[str, ...]

@@ -1,6 +1,6 @@
 """What is known of a network: how it was built, its data, what was done to it, how it is read.
 
-Networks of the registry keep it themselves, in `origin`. For all others it is kept here, beside
+Networks of the registry, and cascades, keep it themselves, in `origin`. For all others it is kept here, beside
 the network and not in it, so that they stay the plain modules that they are: they pickle without
 fcompress. A copy that the user makes by `copy.deepcopy` is a new network, of which nothing is
 known.
@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from fcompress.models.base import Network
+from fcompress.models.base import Remembering
 from fcompress.models.external import Architecture
 
 
@@ -101,15 +101,15 @@ def reading_of(model: nn.Module) -> dict[str, Any] | None:
 def origin_of(model: nn.Module) -> dict[str, Any]:
     """{"data": ..., "history": [...]} of a network; data None where it is not known."""
     record = described(model)
-    if record is not None:
+    if record is not None and not isinstance(model, Remembering):
         return {"data": record.data, "history": list(record.history)}
-    found = model.origin if isinstance(model, Network) else {}
+    found = model.origin if isinstance(model, Remembering) else {}
     return {"data": found.get("data"), "history": list(found.get("history", []))}
 
 
 def set_origin(model: nn.Module, data: dict[str, Any] | None, history: list[Any]) -> None:
     """Note what identifies a network's data and what was done to it."""
-    if isinstance(model, Network):
+    if isinstance(model, Remembering):
         model.origin = {"data": data, "history": history}
         return
     record = described(model) or Described(architecture_of(model))

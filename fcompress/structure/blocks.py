@@ -112,9 +112,7 @@ def find_blocks(
     named = _named(found)
     fine = _with_groups(predictor, named, groups, example, seed)
     kept |= {
-        block.name: "units could not be excised without it"
-        for block in named
-        if block not in fine
+        block.name: "units could not be excised without it" for block in named if block not in fine
     }
     return Blocks(tuple(fine), kept)
 
@@ -207,9 +205,7 @@ def _block(
             raise _Unfit(f"{path} returns neither a tensor nor a tuple that begins with one")
         returns[path] = found
     tensors = frozenset(
-        name
-        for name in tensors_of(network)
-        if any(name.startswith(f"{path}.") for path in chosen)
+        name for name in tensors_of(network) if any(name.startswith(f"{path}.") for path in chosen)
     )
     like, channels, dim = _channels(predictor, recording, end, example)
     return Block(_short(network, chosen), returns, end, channels, dim, like, tensors)
@@ -280,10 +276,7 @@ def _check_own(
 def _end(spans: dict[str, list[_Span]], residual: Residual, chosen: Sequence[str]) -> str:
     """The module that has the last word in a branch."""
     owner = {
-        i: path
-        for path in chosen
-        for span in spans[path]
-        for i in range(span.start, span.stop)
+        i: path for path in chosen for span in spans[path] for i in range(span.start, span.stop)
     }
     ends, seen, left = set(), set(), [residual.last]
     while left:
