@@ -10,7 +10,8 @@ import torch
 
 import fcompress
 from benchmarks.quality.networks import trained
-from fcompress.compress import methods, reconstruct
+from fcompress.compress import methods
+from fcompress.compress.refitting import reconstruct
 
 
 def measure(network: str, work: Path, root: Path | None, tol: float) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from torch import Tensor
 
 import fcompress
 from fcompress.certify.labels import changed_labels, reference_labels
-from fcompress.compress import divergence, fisher, least_squares, methods, reconstruct, samples
+from fcompress.compress import methods
 from fcompress.compress.methods import Context, Factor, Hybrid, importance, readings_of
+from fcompress.compress.ranking import divergence, fisher
 from fcompress.compress.ranking.allocation import RemovalOrder, merge
 from fcompress.compress.ranking.subset_selection import weighted
+from fcompress.compress.refitting import least_squares, reconstruct, samples
 from fcompress.compress.refitting.least_squares import Fit, fit
 from fcompress.forward.predictor import Predictor
 from fcompress.surgery.excision import excise
@@ -78,9 +80,10 @@ def _channels(
 ) -> Fit:
     """One map from thin to wide channels for all taps, instead of a solution for every tap."""
     positions, centred = rest[:2]
-    prior = reconstruct._channel_prior(rows, original, wide, stays, positions, centred).flatten(1)
-    x, z = rows.flatten(1).mean(0, dtype=torch.float64), outputs.mean(0, dtype=torch.float64)
-    return Fit(prior, z - prior @ x if centred else 0 * z, 0.0)
+    prior = reconstruct._channel_prior(rows, original, wide, stays, positions, centred).flatten(2)
+    x, z = rows.flatten(2).mean(1, dtype=torch.float64), outputs.mean(1, dtype=torch.float64)
+    bias = z - torch.einsum("soi,si->so", prior, x)
+    return Fit(prior, bias if centred else 0 * bias, bias.new_zeros(len(bias)))
 
 
 def _none(*_: Any) -> None:
@@ -130,8 +133,8 @@ CHOICES = (
     Choice("across groups", "predicted nats, not measured", Joined(lambda c, k: c)),
     Choice("across groups", "share of the group's cost", Joined(lambda c, k: c / c[0])),
     Choice("across groups", "share times consumers", Joined(lambda c, k: k * c / c[0])),
-    Choice("refactor", "nothing", patches=((methods, "refactor_network", lambda w, t, *_: t),)),
-    Choice("refactor", "channel level only", patches=((reconstruct, "_solve_block", _channels),)),
+    Choice("refactor", "nothing", patches=((methods, "refit_network", lambda w, t, *_: t),)),
+    Choice("refactor", "channel level only", patches=((reconstruct, "_solve", _channels),)),
     Choice("refactor", "ridge towards zero", patches=((reconstruct, "fit", _towards_nothing),)),
     *(
         Choice("refactor", f"ridge always {r:g}", patches=((least_squares, "RIDGES", (r,)),))

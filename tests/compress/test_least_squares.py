@@ -194,3 +194,37 @@ def test_what_a_relu_hides_need_not_fit(sign):
         x, x @ w.T, w, rectifier=Rectifier(x @ w.T <= 0, torch.zeros(3), torch.zeros(3) > 0)
     )
     assert torch.allclose(exact.weight, w.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("centred", [True, False])
+def test_fewer_rows_than_inputs_have_the_solution_of_the_normal_equations(noise, centred):
+    x, weight = _normal(50, 80) + 1, _normal(3, 80, seed=1)
+    z = x @ weight.T + noise * _normal(50, 3, seed=2)
+    prior = weight + 0.3 * _normal(3, 80, seed=3)
+    found = fit(x, z, prior, centred=centred)
+    mean_x, mean_z = (x.mean(0), z.mean(0)) if centred else (0 * x[0], 0 * z[0])
+    x, z = x - mean_x, z - mean_z
+    gram = x.T @ x
+    gram += float(found.ridge) * float(gram.diagonal().mean()) * torch.eye(80, dtype=torch.float64)
+    exact = prior + torch.linalg.solve(gram, x.T @ (z - x @ prior.T)).T
+    torch.testing.assert_close(found.weight, exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.bias, mean_z - found.weight @ mean_x)
+
+
+@pytest.mark.parametrize("inputs", [5, 60])  # fewer and more than rows
+def test_sets_of_rows_side_by_side_are_solved_as_one_by_one(inputs):
+    sets = 4
+    x, z = _normal(sets, 40, inputs), _normal(sets, 40, 3, seed=1)
+    x[1], z[2] = 0.0, math.nan  # nothing to fit, no numbers
+    z[3] = x[3] @ _normal(inputs, 3, seed=2)
+    prior = _normal(sets, 3, inputs, seed=3)
+    rectifier = Rectifier(z <= 0, torch.zeros(sets, 40, 3), torch.zeros(sets, 1, 3) > 0)
+    found = fit(x, z, prior, rectifier=rectifier)
+    for i in range(sets):
+        own = Rectifier(z[i] <= 0, torch.zeros(40, 3), torch.zeros(1, 3) > 0)
+        alone = fit(x[i], z[i], prior[i], rectifier=own)
+        torch.testing.assert_close(found.weight[i], alone.weight)
+        torch.testing.assert_close(found.bias[i], alone.bias, equal_nan=True)
+        assert float(found.ridge[i]) == pytest.approx(float(alone.ridge))
+    assert torch.equal(found.weight[1:3], prior[1:3])

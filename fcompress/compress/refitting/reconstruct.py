@@ -20,9 +20,9 @@ from fcompress.compress.refitting.samples import (
     output_rows,
     unit_columns,
 )
-from fcompress.forward.graph import Layer, Norm
+from fcompress.forward.graph import Layer, Named, Norm
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.recording import Replay, recordings_for
+from fcompress.forward.recording import Recording, Replay, recordings_for
 from fcompress.structure.groups import Group
 from fcompress.surgery.resizing import resize
 
@@ -54,11 +54,13 @@ def refit_network(
     give_biases(compressed, targets)
     predictor = as_predictor(original).of(compressed)
     originals, tensors = as_predictor(original).tensors(), predictor.tensors()
-    replay = Replay(recordings_for(predictor, batches), tensors, batches)
+    recordings = recordings_for(predictor, batches)
+    replay = Replay(recordings, tensors, batches)
+    begin = _first_change(recordings[len(batches[0])], groups, keep)
     with torch.no_grad():
         for index, layer in enumerate(replay.layer_list):
             target = targets.get(layer.weight)
-            if target is None:
+            if target is None or layer.step < begin:
                 continue
             rows = input_rows(layer, tensors[layer.weight], replay.inputs(index), target.places)
             joined = None
@@ -66,6 +68,19 @@ def refit_network(
                 joined = output_rows(replay.joined(index), target.places)
             _solve_layer(layer, rows, joined, target, originals, tensors, keep, groups)
     return compressed
+
+
+def _first_change(
+    recording: Recording, groups: Sequence[Group], keep: Mapping[tuple[str, int], Tensor]
+) -> int:
+    """The first step that reads fewer units than in the original network: all before it agree."""
+    readers = {
+        slot.tensor for g in groups for slot in g.consumers if (slot.tensor, slot.dim) in keep
+    }
+    for index, step in enumerate(recording.steps):
+        if any(isinstance(leaf, Named) and leaf.name in readers for leaf in step.leaves):
+            return index
+    return len(recording.steps)
 
 
 def give_biases(compressed: nn.Module, targets: Mapping[str, Target]) -> None:
