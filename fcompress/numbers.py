@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fcompress.errors import FcompressError
@@ -65,6 +66,37 @@ def whole(name: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
     return found
 
 
+def real(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
+    """A finite number in its range, as Python's own type.
+
+    Args:
+        name: What it is, for the error.
+        value: A number, or what stands for one, such as one of numpy or a tensor's element.
+        expected: The range in words.
+        fits: Whether a finite number is in it.
+
+    Raises:
+        OutOfRange: It is none, or outside.
+
+    Example:
+        >>> real("tol", 0.5, "a share in [0, 1)", lambda share: 0 <= share < 1)
+        0.5
+        >>> real("tol", "5%", "a share in [0, 1)", lambda share: 0 <= share < 1)
+        Traceback (most recent call last):
+        ...
+        fcompress.numbers.OutOfRange: tol=5%: expected a share in [0, 1)
+    """
+    try:
+        # Texts, and yes and no, stand for no number here.
+        said = isinstance(value, str | bytes) or type(value).__name__ in ("bool", "bool_")
+        found = math.nan if said else float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        found = math.nan
+    if not (math.isfinite(found) and fits(found)):
+        raise OutOfRange(f"{name}={short(value)}: expected {expected}")
+    return found
+
+
 def whole_text(text: str) -> int:
     """The whole number that a text says in plain digits.
 
@@ -107,4 +139,6 @@ def short(value: Any) -> str:
         text = str(value)
     except ValueError:
         return "a number of thousands of digits"
+    except Exception:  # types of anybody's
+        return f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

@@ -41,6 +41,7 @@ from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import runs_on
 from fcompress.models.external import check_weights
+from fcompress.numbers import real
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,7 @@ def verify(
         >>> result.n, result.changed, round(result.upper_bound, 4)
         (300, 0, 0.0099)
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: expected a number in (0, 1)")
+    confidence = real("confidence", confidence, "a number in (0, 1)", lambda one: 0 < one < 1)
     boxes = gallery, score, iou, threshold
     said = asked(answer, labels, within, cosine, same, None, *boxes, pad)
     networks = as_network(original), as_network(compressed)

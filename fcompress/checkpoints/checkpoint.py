@@ -44,6 +44,7 @@ from fcompress.checkpoints.history import check_history
 from fcompress.checkpoints.rebuild import Checkpoint, rebuild, try_out, widths
 from fcompress.data.record import check_record
 from fcompress.errors import CheckpointError, DataError, FcompressError
+from fcompress.formats.limits import as_path
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import read_archive, write_archive
 from fcompress.models import Network
@@ -94,7 +95,7 @@ def save(
         >>> from fcompress import build
         >>> save(build("mlp", in_features=4, classes=3), "net.pt")
     """
-    write_archive(path, _content(model, data, history))
+    write_archive(as_path(path), _content(model, data, history))
 
 
 def load(
@@ -150,6 +151,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: As for `load`, except that widths and tensors are not compared yet.
     """
+    path = as_path(path)
     content = _from_safetensors(path) if is_safetensors(path) else read_archive(path)
     try:
         found = _checked(content)

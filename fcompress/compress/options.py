@@ -12,7 +12,7 @@ from typing import Any
 
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.forward.answers.asked import Asked, asked_of
-from fcompress.numbers import LEAST, MOST_BATCH, whole
+from fcompress.numbers import LEAST, MOST_BATCH, real, whole
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
@@ -26,6 +26,16 @@ METHODS: Mapping[str, str] = MappingProxyType(
 OBJECTIVES = ("macs", "params", "latency")
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
 DISTILL_SECONDS = 60.0
+
+
+# Numbers: what is expected, and how to tell.
+_REALS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "tol": ("a share of labels in [0, 1)", lambda one: 0 <= one < 1),
+    "tol_label": ("a share of labels in (0, 1)", lambda one: 0 < one < 1),
+    "ratio": ("a share of the MACs in (0, 1]", lambda one: 0 < one <= 1),
+    "confidence": ("a number in (0, 1)", lambda one: 0 < one < 1),
+    "distill_seconds": ("a number above 0", lambda one: one >= LEAST),
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,9 @@ class ShrinkOptions:
     cascade: bool = False
 
     def __post_init__(self) -> None:
+        for name, (expected, fits) in _REALS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real(name, getattr(self, name), expected, fits))
         self._check_aim()
         _ = self.asked
         object.__setattr__(self, "seed", whole("seed", self.seed))
@@ -114,29 +127,19 @@ class ShrinkOptions:
                 raise ValueError(
                     f'round_to={self.round_to!r}: expected a whole number from 1 on, or "auto"'
                 ) from error
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence={self.confidence}: expected a number in (0, 1)")
-        if self.method not in METHODS:
+        if self.method not in tuple(METHODS):
             raise ValueError(f"method={self.method!r}: expected one of {', '.join(METHODS)}")
         if self.objective not in OBJECTIVES:
             choices = ", ".join(OBJECTIVES)
             raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
-        if not LEAST <= self.distill_seconds < float("inf"):
-            raise ValueError(f"distill_seconds={self.distill_seconds}: expected a number above 0")
 
     def _check_aim(self) -> None:
-        if self.tol is not None and not 0 <= self.tol < 1:
-            raise ValueError(f"tol={self.tol}: expected a share of labels in [0, 1)")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio}: expected a share of the MACs in (0, 1]")
         for name in ("ratio", "max_macs"):
             if self.tol is not None and getattr(self, name) is not None:
                 raise ValueError(
                     f"tol={self.tol:g} and {name}={getattr(self, name)} contradict each other: "
                     "ask for a tolerance or for a size"
                 )
-        if self.tol_label is not None and not 0 < self.tol_label < 1:
-            raise ValueError(f"tol_label={self.tol_label}: expected a share of labels in (0, 1)")
         if self.by_size and self.cascade:
             raise ValueError(
                 "cascade is about a tolerance: sizes and thresholds are chosen for the least "

@@ -52,6 +52,11 @@ CALIBRATION_LEAST, CALIBRATION_MOST = 1024, 8192
 # Refitting holds the activations between two layers for all of them: no more than so many bytes,
 # unless that leaves too few examples.
 CALIBRATION_BYTES, CALIBRATION_FEWEST = 2 << 30, 64
+# Search and certification examples: all that there are, of costly networks as many as so many
+# multiply-adds allow. Every candidate meets the search split, a few the certificate. Work decides
+# and never the tolerance, so that a looser one is searched and certified on the same examples.
+SEARCH_MACS, SEARCH_LEAST = 6e11, 2000
+CERTIFICATION_MACS, CERTIFICATION_LEAST = 6e12, 5000
 
 
 @renamed(polish="distill", polish_seconds="distill_seconds")
@@ -245,10 +250,7 @@ def compress(
     roles, copies = screened(roles_of(data, seed=options.seed, groups=groups))
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
-    if options.tolerance is not None:
-        what = f"certification {'groups' if 'groups' in roles.info else 'examples'}"
-        count = len(roles.certification)
-        check_reachable(options.tolerance, count, confidence, what, in_parts=in_parts)
+    _check_reachable(roles, options, in_parts)
     weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
     seen = seen_warning(model, roles.info)
     weak += () if seen is None else (seen,)
@@ -268,7 +270,10 @@ def compress(
         weak += (doubt,)
     _check_truth(original, roles)
     recordings: dict[int, Recording] = {}
-    wanted = options.calibration or _affordable(original, roles, recordings)
+    macs = cost.count(original, original.place(roles.calibration.first(1))).macs
+    roles = _used(roles, macs)
+    _check_reachable(roles, options, in_parts)
+    wanted = options.calibration or _affordable(original, roles, macs, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
     if options.balance:
@@ -284,7 +289,6 @@ def compress(
     _check_something(structure)
     units = sum(g.size for g in structure.groups)
     _tell(report, f"{units} units in {len(structure.groups)} groups")
-    macs = cost.count(original, inputs).macs
     method = METHODS[options.method]
     batches = batches_of(inputs)
     if len(ways) > 1:
@@ -371,10 +375,34 @@ def _said_of_ways(ways: Sequence[Tensor], unreached: set[str]) -> Iterator[str]:
         )
 
 
-def _affordable(original: Predictor, roles: Roles, recordings: dict[int, Recording]) -> int:
+def _check_reachable(roles: Roles, options: ShrinkOptions, in_parts: bool) -> None:
+    """See that there are enough certification examples for the tolerance, if one was given.
+
+    Raises:
+        ToleranceError: There are too few.
+    """
+    if options.tolerance is not None:
+        what = f"certification {'groups' if 'groups' in roles.info else 'examples'}"
+        count = len(roles.certification)
+        check_reachable(options.tolerance, count, options.confidence, what, in_parts=in_parts)
+
+
+def _used(roles: Roles, macs: int) -> Roles:
+    """The roles with as many search and certification examples as the work for each allows."""
+    search = max(int(SEARCH_MACS / max(macs, 1)), SEARCH_LEAST)
+    certification = max(int(CERTIFICATION_MACS / max(macs, 1)), CERTIFICATION_LEAST)
+    return replace(
+        roles,
+        search=roles.search.most(search),
+        certification=roles.certification.most(certification),
+    )
+
+
+def _affordable(
+    original: Predictor, roles: Roles, macs: int, recordings: dict[int, Recording]
+) -> int:
     """How many calibration examples to use where the caller does not say."""
     example = original.place(roles.calibration.first(1))
-    macs = cost.count(original, example).macs
     wanted = min(max(CALIBRATION_MACS / max(macs, 1), CALIBRATION_LEAST), CALIBRATION_MOST)
     held = CALIBRATION_BYTES / max(frontier_bytes(original, example, recordings), 1)
     return int(max(min(wanted, held), CALIBRATION_FEWEST))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fcompress.data.examples import Raw, Request
 from fcompress.data.splits import SHARES, of_test_sizes, official_sizes, own_sizes
-from fcompress.errors import DataError
+from fcompress.errors import DataError, code_of_users, said_by
 from fcompress.formats.places import real_path
 
 # Roles in which all examples of a group are of use, since nothing is counted there.
@@ -77,7 +77,8 @@ def grouped(groups: object, examples: int, source: str | None = None) -> Groupin
         raise DataError(
             f"{where}: {type(groups).__name__}; expected one group for each example in their order"
         )
-    names = list(groups)
+    with code_of_users(lambda error: DataError(f"{where} cannot be read: {said_by(error)}")):
+        names = list(groups)
     if len(names) != examples:
         raise DataError(
             f"{where}: {len(names):,} for {examples:,} examples; expected one for each, in the "

@@ -14,7 +14,7 @@ from fcompress.data.examples import sha256_of
 from fcompress.data.grouping import Grouping, cut_groups, drawn, grouped
 from fcompress.data.packing import Packing
 from fcompress.data.splits import cut, own_sizes
-from fcompress.errors import DataError
+from fcompress.errors import DataError, code_of_users, said_by
 
 BATCH = 64
 WIDE_BATCH = 256
@@ -52,14 +52,28 @@ class Examples:
         assert self.keep is None
         return replace(self, keep=keep)
 
+    def most(self, count: int) -> Examples:
+        """The first `count` of these examples, all if there are fewer; no more are read."""
+        if count >= len(self):
+            return self
+        rows = len(self.split) if self.split is not None else len(self._held)
+        keep = torch.ones(rows, dtype=torch.bool) if self.keep is None else self.keep
+        return replace(self, keep=keep & (keep.cumsum(0) <= count))
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         start = 0
+        last = None
+        if self.keep is not None:
+            last = int(self.keep.nonzero().max()) if self.keep.any() else -1
         for inputs, labels in self._batches():
-            if self.keep is not None:
+            if self.keep is not None and last is not None:
                 chosen = self.keep[start : start + len(inputs)]
                 start += len(inputs)
                 inputs, labels = inputs[chosen], None if labels is None else labels[chosen]
-            yield inputs, labels
+            if len(inputs):
+                yield inputs, labels
+            if last is not None and start > last:
+                return
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         if self.split is not None:
@@ -217,7 +231,8 @@ def _in_order(groups: object, batches: Batches, count: int | None) -> Grouping:
         return grouped(codes[torch.tensor(order[:count])], len(order[:count]))
     if count is None:
         if not isinstance(groups, Sized):
-            groups = list(groups) if isinstance(groups, Iterable) else []
+            with code_of_users(lambda error: DataError(f"groups cannot be read: {said_by(error)}")):
+                groups = list(groups) if isinstance(groups, Iterable) else []
         count = len(groups)
     return grouped(groups, count)
 

@@ -44,7 +44,8 @@ from fcompress.data.splits import (
     of_test_sizes,
 )
 from fcompress.data.statistics import statistics_of
-from fcompress.errors import DataError
+from fcompress.errors import DataError, shown
+from fcompress.formats.limits import as_path
 from fcompress.formats.places import real_path
 from fcompress.numbers import whole
 
@@ -217,6 +218,7 @@ def load_data(
     if seen not in (None, *SEEN):
         raise ValueError(f"seen={seen!r}: expected one of {', '.join(SEEN)}, or None")
     seed = whole("seed", seed)
+    root = None if root is None else as_path(root)
     if random_labels is not None:
         random_labels = whole("random_labels", random_labels)
     if like is not None:
@@ -229,6 +231,7 @@ def load_data(
         preprocess = from_dict(like.get("preprocess"))
     request = Request(argument, options, root, download, roles, shape, preprocess)
     raw = _rescaled(kind.read(request), preprocess)
+    sizes = None
     if like is not None:
         if raw.sha256 == like["sha256"]:
             _check_seen(like, seen, spec)
@@ -236,13 +239,13 @@ def load_data(
                 return reload_data(like, root=root, groups=groups)
             if not _same_cut(like, options, seed, roles):
                 return reload_data(like, root=root)
-            seen = like.get("seen")
+            seen, sizes = like.get("seen"), like.get("sizes")
         if raw.examples.shape != shape:
             raise DataError(
                 f"{spec}: examples of shape {list(raw.examples.shape)}, but the network was "
                 f"trained on {list(shape or ())}; choose data of that shape"
             )
-    how = _How(seed, random_labels, seen, grouping_of(raw, request, kind.name, groups))
+    how = _How(seed, random_labels, seen, grouping_of(raw, request, kind.name, groups), sizes)
     return _cut(raw, _written(kind, argument, options), request, how, like)
 
 
@@ -279,7 +282,7 @@ def reload_data(
             "data by --data"
         )
     grouping = grouping_again(raw, request, kind.name, info, groups)
-    how = _How(info["seed"], info["random_labels"], info.get("seen"), grouping)
+    how = _How(info["seed"], info["random_labels"], info.get("seen"), grouping, info.get("sizes"))
     return _cut(raw, info["spec"], request, how, info)
 
 
@@ -296,6 +299,10 @@ def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:
         DataError: No such dataset or option, or an argument that is missing or too much.
     """
     known = datasets()
+    if not isinstance(spec, str):
+        raise DataError(
+            f"{shown(spec)} is no dataset: expected a text such as 'digits' or 'folder:PATH'"
+        )
     spec = spec.strip()
     name = re.split("[:,]", spec)[0]
     if name not in known:
@@ -347,6 +354,8 @@ class _How:
     random_labels: int | None
     seen: str | None
     grouping: Grouping | None
+    # Sizes of the splits when it was cut before.
+    sizes: Mapping[str, int] | None = None
 
 
 def _rows(raw: Raw, request: Request, how: _How, spec: str) -> tuple[dict[str, Tensor], set[str]]:
@@ -361,7 +370,7 @@ def _rows(raw: Raw, request: Request, how: _How, spec: str) -> tuple[dict[str, T
     if not raw.official_test:
         return rows, set()
     if how.seen == "train":
-        pieces = cut(raw.official_test, of_test_sizes(raw.official_test), how.seed)
+        pieces = cut(raw.official_test, of_test_sizes(raw.official_test, how.sizes), how.seed)
         rows |= {name: pool + piece for name, piece in pieces.items()}
         return rows, set(pieces)
     return {**rows, "test": torch.arange(pool, len(raw.examples))}, {"test"}

@@ -20,7 +20,7 @@ from fcompress.checkpoints.weights import read_weights
 from fcompress.data.record import check_record
 from fcompress.errors import CheckpointError, DataError, FcompressError
 from fcompress.exports import programs
-from fcompress.formats.limits import check_file
+from fcompress.formats.limits import as_path, check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
 from fcompress.models import build
@@ -105,7 +105,7 @@ def describe_file(path: str | os.PathLike[str]) -> Contents:
         >>> describe_file("net.pt").kind
         'network'
     """
-    path = Path(path)
+    path = as_path(path)
     check_file(path)
     if path.suffix.lower() == ".onnx":
         return _of_onnx(path)

@@ -23,6 +23,7 @@ from fcompress.errors import DataError, FcompressError, ToleranceError, Unsuppor
 from fcompress.exports import programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
+from fcompress.formats.limits import as_path
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
 from fcompress.forward.answers.asked import asked, noun_of
 from fcompress.forward.answers.nearest import Nearest
@@ -214,7 +215,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
     Raises:
         FcompressError: It is none of `FORMATS`.
     """
-    kind = Path(path).suffix.lower()
+    kind = as_path(path).suffix.lower()
     if kind not in FORMATS:
         endings = "; ".join(f"{ending} ({what})" for ending, what in FORMATS.items())
         raise FcompressError(f"{path}: unknown format; end the name in one of: {endings}")

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from fcompress.errors import CheckpointError, FcompressError, first_line
 from fcompress.exports.describe import describe_file
 from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
-from fcompress.formats.limits import check_file
+from fcompress.formats.limits import as_path, check_file
 from fcompress.formats.places import real_path
 from fcompress.formats.torch_zip import is_zip
 from fcompress.forward.callables import Called, as_network
@@ -67,7 +67,7 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
         >>> fcompress.verify(network, program, x).changed
         0
     """
-    path = Path(path)
+    path = as_path(path)
     check_file(path)
     if path.suffix.lower() == ".onnx":
         known = describe_file(path)

@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from fcompress.errors import CheckpointError, FcompressError
+from fcompress.errors import CheckpointError, FcompressError, shown
 
 # Of what is free: other processes take some, and what is made of the bytes takes more.
 SHARE = 0.8
@@ -65,6 +65,25 @@ def check_memory(
     if needed > most:
         size = "more bytes than can be counted" if needed >= 2**63 else f"{int(needed):,} bytes"
         raise error(f"{what} takes {size} of memory, and {most:,} can be used; {remedy}")
+
+
+def as_path(path: object) -> Path:
+    """A path as the user gave it.
+
+    Raises:
+        CheckpointError: It is none.
+
+    Example:
+        >>> as_path(3)
+        Traceback (most recent call last):
+            ...
+        fcompress.errors.CheckpointError: 3 is no path of a file; expected a text or a pathlib.Path
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise CheckpointError(
+            f"{shown(path)} is no path of a file; expected a text or a pathlib.Path"
+        )
+    return Path(path)
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:

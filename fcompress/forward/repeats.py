@@ -4,7 +4,8 @@ A certificate counts changed labels by one run of each network in batches of one
 nothing of a network whose labels change from run to run, or with the other examples of the batch.
 Both are found by a few runs of a small batch (docs/certificate.md):
 
-1. many times, while random states and the network's own go on;
+1. many times, while random states and the network's own go on; then with clocks that are set
+   ahead, and with the counters that it keeps further on (`hidden.py`);
 2. each half of it, in the opposite order, and one example alone; the same of a whole batch of
    those that are counted, and its first examples.
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.draws import states_of
+from fcompress.forward.hidden import AHEAD, COUNTS, clocks_ahead, numbers_of, numbers_set
 from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
 
@@ -125,6 +127,7 @@ def unsteadiness(predictor: Predictor, inputs: Tensor) -> Unsteady | None:
     with _states_kept(predictor.network):
         checks: list[tuple[_Check, Tensor]] = [
             (_moved_again, inputs),
+            (_moved_later, inputs),
             (_moved_in_another_batch, inputs),
         ]
         if len(whole) > len(inputs):
@@ -132,7 +135,7 @@ def unsteadiness(predictor: Predictor, inputs: Tensor) -> Unsteady | None:
         for check, examples in checks:
             moved, limit = check(predictor, examples)
             if moved > limit and not _is_rounding(predictor, examples, check):
-                draws = check is _moved_again
+                draws = check in (_moved_again, _moved_later)
                 # Of a whole batch there is no room for what every layer gives.
                 small = examples is inputs
                 layer = _first_layer(predictor, inputs, draws) if small else ""
@@ -161,6 +164,27 @@ def _moved_again(predictor: Predictor, inputs: Tensor) -> tuple[float, float]:
             moved = max(moved, _distance(first, _run(predictor, inputs)))
             runs += 1
     return moved, limit
+
+
+def _moved_later(predictor: Predictor, inputs: Tensor) -> tuple[float, float]:
+    """The largest difference once clocks are ahead, and counters further on."""
+    moved, network = 0.0, predictor.network
+    with predictor.evaluating():
+        before = numbers_of(network)
+        first = _run(predictor, inputs)
+        after = numbers_of(network)
+        for seconds in AHEAD:
+            with clocks_ahead(network, seconds):
+                moved = max(moved, _distance(first, _run(predictor, inputs)))
+        counters = {key: n for key, n in after.items() if key in before and n > before[key]}
+        for count in COUNTS if counters else ():
+            try:
+                with numbers_set(counters, count):
+                    found = [_run(predictor, inputs) for _ in range(2)]
+            except Exception:  # a number that cannot be so large
+                continue
+            moved = max(moved, *(_distance(first, one) for one in found))
+    return moved, _rounding(predictor)
 
 
 def _moved_in_another_batch(predictor: Predictor, inputs: Tensor) -> tuple[float, float]:

@@ -5,12 +5,12 @@ Nothing here needs torch, so that the command line can show its help without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fcompress.forward.answers.asked import Asked, asked_of
-from fcompress.numbers import LARGEST, MOST_BATCH, MOST_STEPS, whole
+from fcompress.numbers import LARGEST, MOST_BATCH, MOST_STEPS, OutOfRange, real, short, whole
 
 Unit = Literal["element", "map"]
 UNITS = ("element", "map")
@@ -88,9 +88,12 @@ class AnalyzeOptions:
 
     def __post_init__(self) -> None:
         _ = self.asked
-        for tolerance in (*self.tolerances, *self.redundancy_tolerances):
-            if not 0 <= tolerance < 1:
-                raise ValueError(f"tolerance {tolerance} is outside [0, 1)")
+        for name in ("tolerances", "redundancy_tolerances"):
+            given = getattr(self, name)
+            if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+                raise OutOfRange(f"{name}={short(given)}: expected a list of numbers in [0, 1)")
+            taken = [real("tolerance", one, "[0, 1)", lambda one: 0 <= one < 1) for one in given]
+            object.__setattr__(self, name, tuple(taken))
         if self.unit not in UNITS:
             raise ValueError(f"unit={self.unit!r}: expected one of {', '.join(UNITS)}")
         for name, least, most in (

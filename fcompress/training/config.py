@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcompress.errors import TrainingError
-from fcompress.numbers import LARGEST, MOST_BATCH, MOST_EPOCHS, short, whole
+from fcompress.numbers import LARGEST, MOST_BATCH, MOST_EPOCHS, real, short, whole
 
 OPTIMIZERS = ("momentum", "sgd", "adam", "rmsprop")
 SCHEDULES = ("constant", "decay", "cosine", "step")
@@ -67,10 +67,15 @@ class TrainConfig:
                 raise TrainingError(
                     f"{name} {short(value)}: expected at least {least}, and at most {most}"
                 ) from error
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise TrainingError(f"lr {self.lr}: expected a number above 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise TrainingError(f"weight_decay {self.weight_decay}: expected 0 or more")
+        for name, expected, fits in (
+            ("lr", "a number above 0", lambda one: one > 0),
+            ("weight_decay", "0 or more", lambda one: one >= 0),
+        ):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, real(name, value, expected, fits))
+            except ValueError as error:
+                raise TrainingError(f"{name} {short(value)}: expected {expected}") from error
 
 
 # Found by short trials on Fashion-MNIST (4 epochs, cosine schedule).

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
-from fcompress.errors import DataError, FcompressError, TrainingError
+from fcompress.errors import DataError, FcompressError, TrainingError, shown
+from fcompress.formats.limits import as_path
 from fcompress.formats.places import real_path
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of, runs_on
@@ -136,6 +137,14 @@ def train(
         >>> len(result.epochs), result.test_accuracy > 0.5
         (1, True)
     """
+    for given, kind, what in (
+        (model, nn.Module, "a torch.nn.Module to train"),
+        (splits, Splits, "splits, as of load_data"),
+        (config, TrainConfig, "a TrainConfig"),
+    ):
+        if not isinstance(given, kind):
+            raise TrainingError(f"{shown(given)}: expected {what}")
+    out = None if out is None else as_path(out)
     data = trainable(splits, config)
     if isinstance(model, Network):
         check_fits(model.spec, splits.info)

@@ -5,6 +5,7 @@ costs what it computes. `FCOMPRESS_FUZZ_RUNS` says how many, `FCOMPRESS_FUZZ_SEE
 """
 
 import hashlib
+import importlib.util
 import itertools
 import os
 import random
@@ -22,24 +23,53 @@ import pytest
 import torch
 from cases.small_recipe import RECIPE
 
-from fcompress.checkpoints.checkpoint import save
+from fcompress.checkpoints.checkpoint import load, save
 from fcompress.cli import main
 from fcompress.cli.boundary import Real, Several, Whole
 from fcompress.cli.boundary.files import DataSpec, InputFile, OutputFile, OutputFolder, PythonCode
 from fcompress.data import load_data
+from fcompress.exports import export
 from fcompress.models import build
 
 RUNS = int(os.environ.get("FCOMPRESS_FUZZ_RUNS", 3000))
 SEED = int(os.environ.get("FCOMPRESS_FUZZ_SEED", 0))
-SECONDS, BYTES = 60, 2 * 2**30
+# Processor seconds, since a busy machine is no fault; and how long to wait for what does nothing.
+SECONDS, PATIENCE, BYTES = 60, 600, 2 * 2**30
+# What a child may take beyond what this process has: more than is allowed, so that it is judged
+# and not saved by the limit, and less than what harms a machine.
+LIMIT = 6 * 2**30
 FIRST_WORDS = [  # what makes most commands begin to work
     ["train", "mlp", "--data", "digits", "--out", "OUT", "--epochs", "1", "--width", "0.1"],
     ["train", "mlp", "--data", "file:d.npz", "--out", "OUT", "--epochs", "1", "--width", "0.1"],
     ["analyze", "m.pt", "--examples", "50"],
     ["gain", "m.pt", "n.pt", "--examples", "50"],
     ["shrink", "m.pt", "--method", "prune", "--tol", "0.5"],
+    ["shrink", "m.pt", "--method", "prune", "--tol", "0.5", "--balance"],
+    [
+        "shrink",
+        "m.pt",
+        "--method",
+        "prune",
+        "--tol",
+        "0.5",
+        "--data",
+        "file:d.npz",
+        "--groups",
+        "g",
+    ],
+    ["shrink", "m.pt", "--method", "prune", "--tol", "0.5", "--answer", "ANSWER"],
     ["verify", "m.pt", "n.pt"],
+    ["verify", "m.pt", "m.safetensors"],
+    ["verify", "m.pt", "m.onnx"],
+    ["verify", "m.pt", "m.pt2", "--trust-pickle"],
+    ["verify", "m.pt", "n.pt", "--answer", "ANSWER"],
+    ["verify", "m.pt", "n.pt", "--data", "file:d.npz", "--groups", "GROUPS"],
+    ["verify", "m.pt", "HISTORY"],
     ["export", "m.pt", "--to", "OUT.safetensors"],
+    ["export", "m.pt", "--to", "OUT.onnx"],
+    ["export", "HISTORY", "--to", "OUT.safetensors"],
+    ["show", "HISTORY"],
+    ["analyze", "HISTORY", "--examples", "50"],
     ["show", "m.pt"],
     ["models"],
     ["data"],
@@ -47,6 +77,22 @@ FIRST_WORDS = [  # what makes most commands begin to work
     ["recipe", "list"],
     ["recipe", "run", "r.toml", "--scale", "smoke", "--out", "o", "--workers", "1"],
     ["recipe", "report", "o"],
+]
+# What a file may say was done to its network: damaged, strange, huge.
+_SHRUNK = {"action": "shrink", "method": "hybrid", "certified": True, "tolerance": 0.05}
+HISTORIES = [
+    [3, None, "x", [], {}],
+    [{"action": "shrink"}],
+    [{"action": "train", "epochs": []}],
+    [{"action": "train", "epochs": [{"epoch": "x"}]}],
+    [{**_SHRUNK, "tolerance": "5%"}],
+    [{**_SHRUNK, "tolerance": float("nan")}],
+    [{**_SHRUNK, "agreement": {"n": -3, "same": 10**30}}],
+    [{**_SHRUNK, "agreement": {"answer": {"kind": "regression", "within": ["x"]}}}],
+    [{**_SHRUNK, "agreement": {"answer": {"kind": "tokens", "pad": 3}}}],
+    [{**_SHRUNK, "output": "\x1b[2J"}],
+    [{**_SHRUNK, "certificate": {"compressed": "x" * 500}, "void": "\n" * 50}],
+    [{"action": "x" * 5000, "\udcff".encode("utf-8", "replace").decode(): [[[[]]]]}],
 ]
 # Long runs that a number asks for are no fault.
 SMALL = {"epochs", "steps", "width", "hidden", "depth", "workers", "distill_seconds", "calibration"}
@@ -57,6 +103,10 @@ SPECS = ["digits", "gaussian:4,n=50", "file:d.npz", "file:bad.npz", "folder:imag
          "digits,train=0", "file:loop.npz", "folder:.", "gaussian:", "file:m.pt"]  # fmt: skip
 CODE = ["net.py:net", "net.py:none", "no.py:net", "torchvision:resnet18", "torchvision:nosuch",
         "timm:nosuch", "pickle:m.pt", "json:loads", "x", "net.py:broken"]  # fmt: skip
+ANSWERS = ["classes", "top-3", "top-99", "sigmoid", "positions", "tokens", "regression", "nearest",
+           "regression-norm", "embedding", "pairs", "detections", "same", "top-0", ""]  # fmt: skip
+GROUPS = ["g", "groups.csv", "groups.csv:b", "groups.csv:none", "few.txt", "to-d.npz", "images",
+          "none", "m.pt", "y", "groups.npy"]  # fmt: skip
 TEXTS = ["", "x", "{", '{"a": 1}', "a=1", "train.epochs=0", "seeds=" + "9" * 30, "depth=2", "犬",
          "\udcff", "a" * 3000, "train.lr=nan", "draw=[1]", "10%", "top-1", "classes"]  # fmt: skip
 
@@ -77,7 +127,7 @@ def inputs(tmp_path_factory):
     torch.save(torch.nn.Linear(3, 2), at / "pickle.pt")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 64)).astype("float32")
-    np.savez(at / "d.npz", x=x, y=x[:, :3].argmax(1))
+    np.savez(at / "d.npz", x=x, y=x[:, :3].argmax(1), g=np.arange(300) // 3)
     (at / "bad.npz").write_bytes((at / "d.npz").read_bytes()[:500])
     (at / "net.py").write_text(
         "import torch\ndef net(**k): return torch.nn.Linear(64, 10)\ndef none(): return None\n"
@@ -85,6 +135,17 @@ def inputs(tmp_path_factory):
     )
     (at / "r.toml").write_text(RECIPE)
     (at / "mine.json").write_text('{"precious": 1}')
+    example = torch.zeros(20, 64)
+    for ending in ("safetensors", "onnx", "pt2"):
+        if ending != "onnx" or importlib.util.find_spec("onnxscript"):
+            export(load(at / "m.pt"), at / f"m.{ending}", example)
+    for number, history in enumerate(HISTORIES):
+        content = torch.load(at / "m.pt", weights_only=True)
+        torch.save({**content, "history": history}, at / f"history-{number}.pt")
+    codes = rng.integers(0, 90, 300)
+    np.save(at / "groups.npy", codes)
+    (at / "groups.csv").write_text("a,b\n" + "".join(f"{i},{c}\n" for i, c in enumerate(codes)))
+    (at / "few.txt").write_text("a\nb\n" * 20)
     (at / "images" / "a").mkdir(parents=True)
     (at / "images" / "a" / "1.png").write_bytes(b"no picture")
     (at / "to-m").symlink_to("m.pt")
@@ -127,6 +188,9 @@ def value_of(parameter, rng, files):
 
 def arguments_of(rng, files):
     words = [word.replace("OUT", "new") for word in rng.choice(FIRST_WORDS)]
+    histories = [name for name in files if name.startswith("history")]
+    for name, choices in (("ANSWER", ANSWERS), ("GROUPS", GROUPS), ("HISTORY", histories)):
+        words = [rng.choice(choices) if word == name else word for word in words]
     command = main.get_command(click.Context(main), words[0])
     if isinstance(command, click.Group):
         command = command.commands[words[1]]
@@ -149,6 +213,8 @@ def child(words, log):
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="strict", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     code = 99
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + LIMIT, taken + LIMIT))
     try:
         main(words, prog_name="fcompress")
     except SystemExit as end:
@@ -162,25 +228,26 @@ def child(words, log):
 
 
 def run(words, folder, log):
-    """Exit code and peak of memory in bytes; None for the code of what took too long."""
+    """Exit code, peak of memory in bytes and processor seconds; no code of what does not end."""
     process = os.fork()
     if process == 0:
         os.chdir(folder)
         os.environ["TMPDIR"] = str(log.parent)
         child(words, log)
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         done, status, usage = os.wait4(process, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+            seconds = usage.ru_utime + usage.ru_stime
+            return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, seconds
         time.sleep(0.005)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    return None, 0
+    return None, 0, PATIENCE
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs fork and /proc")
 def test_random_mistakes(inputs, tmp_path):
     files = [path.name for path in inputs.iterdir() if path.name != "images"]
     before = state(inputs)
@@ -195,7 +262,7 @@ def test_random_mistakes(inputs, tmp_path):
         shutil.copytree(inputs, folder, symlinks=True)
         (folder / "hard-m").unlink()
         os.link(folder / "m.pt", folder / "hard-m")
-        code, memory = run(words, folder, log)
+        code, memory, seconds = run(words, folder, log)
         text = log.read_text(encoding="utf-8", errors="replace")
         after = state(folder)
         # --force replaces what is no input, and an empty file is anybody's.
@@ -215,6 +282,8 @@ def test_random_mistakes(inputs, tmp_path):
         left = [name for name in after if name.endswith(endings)]
         if left:
             faults.append(f"left {left}")
+        if seconds > SECONDS:
+            faults.append(f"{seconds:.0f} s")
         if memory > BYTES:
             faults.append(f"{memory / 2**30:.1f} GiB")
         if faults:

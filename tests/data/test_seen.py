@@ -71,7 +71,7 @@ def test_the_seed_decides_the_cut_of_the_test_split(small_fashion):
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(10_000, (2000, 2000, 6000)), (1000, (300, 400, 300)), (20, (6, 8, 6))]
+    ("count", "sizes"), [(10_000, (3000, 5000, 2000)), (1000, (300, 500, 200)), (20, (6, 10, 4))]
 )
 def test_how_much_of_it_is_taken(count, sizes):
     assert tuple(of_test_sizes(count).values()) == sizes

@@ -2,6 +2,9 @@
 
 import random
 import secrets
+import time
+from datetime import datetime
+from time import time_ns as clock
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from torch.nn import functional as F
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 
+datetime_before = datetime
 X = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -54,6 +58,11 @@ def cached(own, hidden):
     return hidden
 
 
+def advanced(own):
+    own.count += 1
+    return own.count
+
+
 DRAWING = {
     "rarely, Python": (lambda o, h: h * (1 + (random.random() < 0.2)), {}),
     "rarely, numpy": (lambda o, h: h * (1 + (np.random.rand() < 0.2)), {}),  # noqa: NPY002
@@ -72,6 +81,15 @@ DRAWING = {
     "a counter in a buffer": (in_a_buffer, {}),
     "a buffer that drifts": (drifting, {}),
 }
+SLOW = {
+    "the hour": lambda o, h: h * (1 + int(time.time()) // 3600 % 2),
+    "the minute, by another name": lambda o, h: h * (1 + clock() // (60 * 10**9) % 2),
+    "seconds since it was made": lambda o, h: h if time.monotonic() - o.made < 30 else h * 2,
+    "the day": lambda o, h: h * (1 + datetime.now().month % 7),
+    "every thousandth pass": lambda o, h: h * (1 + (advanced(o) % 1000 == 0)),
+    "after 5,000 passes": lambda o, h: h * (1 + (advanced(o) > 5000)),
+    "in a buffer": lambda o, h: h * (1 + (float(o.kept.add_(1)) > 300)),
+}
 MIXING = {
     "mean of large batches": lambda o, h: h - h.mean(0) if len(h) > 64 else h,
     "the usual size only": lambda o, h: h * 2 if len(h) == 256 else h,
@@ -84,6 +102,9 @@ STEADY = {
     "what is kept is not used": cached,
     "dropout that is off": lambda o, h: F.dropout(h, 0.5, training=o.training),
     "softmax of an example": lambda o, h: h.softmax(1),
+    "a counter for a log": lambda o, h: (advanced(o) % 100 == 0 and None) or h,
+    "a clock for a log": lambda o, h: (setattr(o, "at", (clock(), datetime.now())), h)[1],
+    "what is warmed up once": lambda o, h: h if setattr(o, "ready", True) is None else None,
 }
 
 
@@ -96,6 +117,14 @@ def test_what_a_network_draws_or_counts_by_itself_is_found(name):
     between, own = DRAWING[name]
     found = of(between, **own)
     assert found is not None and found.draws
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_moves_slowly_is_found_with_clocks_and_counters_further_on(name):
+    before = time.time
+    found = of(SLOW[name], made=time.monotonic())
+    assert found is not None and found.draws
+    assert time.time is before and datetime is datetime_before
 
 
 @pytest.mark.parametrize("name", MIXING)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
+from fcompress.numbers import OutOfRange, real, short, whole
+
 # What can be asked for by name; of top-K the K is a number. A function of the user's is "same".
 ANSWERS = {
     "classes": "the class with the largest score",
@@ -32,6 +34,13 @@ CONTINUOUS = ("regression", "regression-norm", "embedding", "same", "nearest", "
 # told apart at 45 to 70, so that few decisions hang on such a turn.
 COSINE = 0.95
 SCORE, IOU = 0.5, 0.5  # of detections
+# Numbers: what is expected, and how to tell.
+_REALS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "cosine": ("a number between -1 and 1", lambda one: -1 < one < 1),
+    "threshold": ("a number between -1 and 1", lambda one: -1 < one < 1),
+    "score": ("a number in [0, 1)", lambda one: 0 <= one < 1),
+    "iou": ("a number between 0 and 1", lambda one: 0 < one < 1),
+}
 _BELONGS = {
     "gallery": "nearest",
     "score": "detections",
@@ -74,24 +83,29 @@ class Asked:
     pad: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in ANSWERS and self.kind != "same":
+        for name, (expected, fits) in _REALS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real(name, getattr(self, name), expected, fits))
+        if self.pad is not None:
+            object.__setattr__(self, "pad", whole("pad", self.pad))
+        if self.kind is not None and self.kind not in tuple(ANSWERS) and self.kind != "same":
             top_k(self.kind)
         regression = self.kind in ("regression", "regression-norm")
         if self.within is not None:
             if not regression:
                 raise ValueError(f"within={self.within}: belongs to answer='regression'")
+            # One for each output, from wherever it comes: a list, an array, a tensor.
+            if getattr(self.within, "ndim", 0) or isinstance(self.within, list):
+                object.__setattr__(self, "within", tuple(self.within))  # type: ignore[arg-type]
             distance_of(self.within)
         elif regression:
             raise ValueError(
                 f"answer={self.kind!r} needs within= (--within): how far an output may move, as "
                 "0.1, or as a share of its standard deviation, as 10%"
             )
-        if self.cosine is not None:
-            if self.kind != "embedding":
-                raise ValueError(f"cosine={self.cosine}: belongs to answer='embedding'")
-            if not -1 < self.cosine < 1:
-                raise ValueError(f"cosine={self.cosine}: expected a number between -1 and 1")
-        if self.pad is not None and (self.kind != "tokens" or self.pad < 0):
+        if self.cosine is not None and self.kind != "embedding":
+            raise ValueError(f"cosine={self.cosine}: belongs to answer='embedding'")
+        if self.pad is not None and self.kind != "tokens":
             raise ValueError(f"pad={self.pad} (--pad): expected a token id, with answer='tokens'")
         if self.same is not None and (self.kind != "same" or not callable(self.same)):
             raise ValueError(
@@ -105,15 +119,11 @@ class Asked:
             raise ValueError(
                 "divergence=: expected a function (original, compressed) -> nats [n] of outputs"
             )
-        if self.score is not None and not 0 <= self.score < 1:
-            raise ValueError(f"score={self.score}: expected a number in [0, 1)")
-        if self.kind == "pairs" and not -1 < (-1 if self.threshold is None else self.threshold) < 1:
+        if self.kind == "pairs" and self.threshold is None:
             raise ValueError(
                 "answer='pairs' needs threshold= (--threshold): the cosine above which two inputs "
                 "are of one kind, between -1 and 1"
             )
-        if self.iou is not None and not 0 < self.iou < 1:
-            raise ValueError(f"iou={self.iou}: expected a number between 0 and 1")
 
 
 def noun_of(kind: str | None) -> str:
@@ -162,7 +172,7 @@ def asked(
     if answer is not None and labels is not None and answer != labels:
         raise ValueError(f"answer={answer!r} and labels={labels!r}: say one of them")
     kind = answer if answer is not None else labels
-    if kind is not None and kind not in ANSWERS:
+    if kind is not None and kind not in tuple(ANSWERS):
         name = "labels" if answer is None else "answer"
         top_k(kind, name)
     if kind is None:
@@ -215,9 +225,9 @@ def top_k(kind: str, argument: str = "answer") -> int:
     Raises:
         ValueError: It is no such name.
     """
-    found = re.fullmatch(r"top-([1-9]\d{0,5})", kind)
+    found = re.fullmatch(r"top-([1-9]\d{0,5})", kind, re.ASCII) if isinstance(kind, str) else None
     if found is None:
-        raise ValueError(f"{argument}={kind!r}: expected one of {NAMES}")
+        raise OutOfRange(f"{argument}={short(repr(kind))}: expected one of {NAMES}")
     return int(found[1])
 
 
@@ -228,15 +238,18 @@ def distance_of(within: float | str | tuple[float, ...]) -> tuple[tuple[float, .
         ValueError: It says neither.
     """
     if isinstance(within, tuple):
-        if not within or not all(0 < one < math.inf for one in within):
-            raise ValueError(f"within={within}: expected distances above 0")
-        return within, False
-    text = str(within).strip()
+        found = [real("within", one, "distances above 0", lambda one: one > 0) for one in within]
+        if not found:
+            raise OutOfRange("within=(): expected distances above 0")
+        return tuple(found), False
+    if not isinstance(within, str):
+        return (real("within", within, "a distance above 0", lambda one: one > 0),), False
+    text = within.strip()
     share = text.endswith("%")
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError(f"within={within}: expected a distance above 0, as 0.1 or as 10%")
+        raise OutOfRange(f"within={short(text)}: expected a distance above 0, as 0.1 or as 10%")
     return (number / 100 if share else number,), share

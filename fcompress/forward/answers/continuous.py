@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcompress.errors import FcompressError
+from fcompress.errors import FcompressError, code_of_users, said_by
 from fcompress.forward.answers.asked import distance_of
 
 FAINT = 1e-6  # deviations below this share of the largest are rounding
@@ -119,14 +119,13 @@ def told_apart(same: Callable[[Any, Any], Any], reference: Tensor, found: Tensor
         FcompressError: It fails, or gives anything but a bool for each example.
     """
     name = getattr(same, "__name__", "same")
-    try:
-        said = same(reference, found)
-    except Exception as error:
-        raise FcompressError(
+    with code_of_users(
+        lambda error: FcompressError(
             f"the function {name} of --same (same=) fails on outputs of shape "
-            f"{list(reference.shape)}: {type(error).__name__}: {error}"
-        ) from error
-    said = torch.as_tensor(said, device=reference.device)
+            f"{list(reference.shape)}: {said_by(error)}"
+        )
+    ):
+        said = torch.as_tensor(same(reference, found), device=reference.device)
     if said.dtype != torch.bool or said.shape != (len(reference),):
         raise FcompressError(
             f"the function {name} of --same (same=) gives {said.dtype} {list(said.shape)} for "
@@ -143,4 +142,11 @@ def top_right(answers: Tensor, truth: Tensor) -> Tensor:
 
 def _along(each: Iterable[float], rows: Tensor) -> Tensor:
     """Numbers, one or one for each output, to be broadcast over [n, outputs, ...]."""
-    return rows.new_tensor(list(each)).reshape(1, -1, *[1] * (rows.dim() - 2))
+    found = rows.new_tensor(list(each))
+    outputs = rows.shape[1] if rows.dim() > 1 else 1
+    if len(found) not in (1, outputs):
+        raise FcompressError(
+            f"within= says {len(found)} distances, and the network has {outputs} outputs; give "
+            "one distance, or one for each output"
+        )
+    return found.reshape(1, -1, *[1] * (rows.dim() - 2))
