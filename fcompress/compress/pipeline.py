@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import check_labels
-from fcompress.certify.per_label import warnings_by_label
+from fcompress.certify.per_label import check_labelled, warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.balance import balanced
 from fcompress.compress.methods import METHODS, Context
@@ -246,7 +246,10 @@ def compress(
     original = _own_copy(Predictor(model, roles.packing, scoring), roles)
     original = _repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
-    doubt = main_of(original.scoring).doubt
+    main = main_of(original.scoring)
+    if options.label_tolerance is not None:
+        check_labelled(str(main.labels))
+    doubt = main.doubt
     if doubt is not None:
         _warn(report, (doubt,))
         weak += (doubt,)
