@@ -124,14 +124,17 @@ def test_whoever_is_unsure_is_not_refused(layer, spread, steps):
     assert scoring.labels == "classes"
 
 
-@pytest.mark.parametrize("outputs", [2, 3, 7])
+@pytest.mark.parametrize("outputs", [2, 3, 5])
 @pytest.mark.parametrize("layer", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("numbers", [True, False])
 def test_a_few_numbers_are_told_from_scores(layer, outputs, numbers):
-    """What all scores have in common is not trained by a softmax, and is by a squared error."""
+    """What all scores have in common is not trained by a softmax, and is by a squared error.
+
+    The wanted numbers are independent of each other; of others the mean may vary less.
+    """
     generator = torch.Generator().manual_seed(outputs)
     inputs = torch.randn(1000, 12, generator=generator)
-    wanted = (inputs @ torch.randn(12, outputs, generator=generator)).sin()
+    wanted = (inputs @ torch.linalg.qr(torch.randn(12, outputs, generator=generator))[0]).sin()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(12, 64), layer(), nn.Linear(64, outputs))
