@@ -19,7 +19,7 @@ from fcompress.certify.agreement import AgreementResult, compare, with_upper_bou
 from fcompress.certify.bounded_mean import examples_for_mean
 from fcompress.certify.bounds import examples_at, examples_needed
 from fcompress.certify.per_label import ByLabel, LabelFare
-from fcompress.errors import FcompressError, ToleranceError
+from fcompress.errors import ToleranceError
 from fcompress.forward.predictor import Predictor
 
 
@@ -245,7 +245,6 @@ class EachLabel:
             confidence: Of the certificate.
 
         Raises:
-            FcompressError: What the network answers are no labels.
             ToleranceError: No label will have enough examples.
         """
         self._original, self._search, self._ratio = original, search, ratio
@@ -263,11 +262,7 @@ class EachLabel:
 
     def _by_label(self, network: Predictor) -> ByLabel:
         found = compare(self._original, network, self._search, self._confidence)
-        if found.by_label is None:
-            raise FcompressError(
-                f"a tolerance for every label needs labels, and answers of the kind {found.labels} "
-                "have none; leave per_label and tol_label out"
-            )
+        assert found.by_label is not None  # see `per_label.check_labelled`
         return found.by_label
 
     def __call__(self, candidate: Candidate) -> bool:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fcompress.certify.bounds import at_most, examples_needed, most_changes, upper_bound
+from fcompress.errors import FcompressError
 from fcompress.forward.answers.asked import IN_PARTS
 from fcompress.forward.answers.parts import PADDED
 
@@ -310,6 +311,22 @@ class LabelCounts:
         if self._kind is None:
             return None
         return by_label(self._kind, self._sums, confidence)
+
+
+def check_labelled(kind: str) -> None:
+    """Refuse a tolerance for every label where answers have none.
+
+    Args:
+        kind: Of the answers, as in `AgreementResult.labels`.
+
+    Raises:
+        FcompressError: They have none.
+    """
+    if kind not in _NAMES:
+        raise FcompressError(
+            f"a tolerance for every label needs labels, and answers of the kind {kind} have none; "
+            "leave per_label and tol_label out"
+        )
 
 
 def by_label(kind: str, sums: Sequence[Sequence[int]] | Counts, confidence: float) -> ByLabel:

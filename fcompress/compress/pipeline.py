@@ -12,7 +12,7 @@ from fcompress.cascades.network import check_alone
 from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import check_labels
-from fcompress.certify.per_label import warnings_by_label
+from fcompress.certify.per_label import check_labelled, warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.balance import balanced
 from fcompress.compress.blocks.chain import Choice
@@ -264,7 +264,10 @@ def compress(
     original = understood(original, roles.calibration)
     if options.cascade:
         check_cascade(original)
-    doubt = main_of(original.scoring).doubt
+    main = main_of(original.scoring)
+    if options.label_tolerance is not None:
+        check_labelled(str(main.labels))
+    doubt = main.doubt
     if doubt is not None:
         _warn(report, (doubt,))
         weak += (doubt,)

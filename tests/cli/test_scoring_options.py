@@ -117,7 +117,7 @@ def test_tokens_from_a_file(tmp_path):
     assert ran.exit_code == 0, ran.output
     assert "At most 20% of the next tokens of an example may change" in ran.output
     shown = run("show", small)
-    assert "% of positions changed label" in shown.output
+    assert "% of the next tokens of an example changed on average" in shown.output
     report = tmp_path / "again.json"
     again = run("verify", weights, small, *own, *data, "--json", report)
     assert again.exit_code == 0, again.output

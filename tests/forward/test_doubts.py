@@ -124,6 +124,32 @@ def test_whoever_is_unsure_is_not_refused(layer, spread, steps):
     assert scoring.labels == "classes"
 
 
+@pytest.mark.parametrize("outputs", [2, 3, 5])
+@pytest.mark.parametrize("layer", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("numbers", [True, False])
+def test_a_few_numbers_are_told_from_scores(layer, outputs, numbers):
+    """What all scores have in common is not trained by a softmax, and is by a squared error.
+
+    The wanted numbers are independent of each other; of others the mean may vary less.
+    """
+    generator = torch.Generator().manual_seed(outputs)
+    inputs = torch.randn(1000, 12, generator=generator)
+    wanted = (inputs @ torch.linalg.qr(torch.randn(12, outputs, generator=generator))[0]).sin()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(12, 64), layer(), nn.Linear(64, outputs))
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(100):
+        rows = torch.randint(1000, (64,), generator=generator)
+        found = network(inputs[rows])
+        right = F.cross_entropy(found, wanted[rows].argmax(1))
+        optimizer.zero_grad()
+        (F.mse_loss(found, wanted[rows]) if numbers else right).backward()
+        optimizer.step()
+    scoring = understood(Predictor(network.eval()), [(inputs[:300], None)]).scoring
+    assert ("--answer regression" in str(scoring.doubt)) == numbers
+
+
 def test_a_word_or_labels_end_the_doubt():
     network = trained(mlp, 16, contrastive)
     for run in (verify, lambda one, _, data, **how: shrink(one, data, ratio=0.5, **how)):

@@ -114,7 +114,7 @@ class Asked:
         for name, kind in _BELONGS.items():
             if getattr(self, name) is not None and self.kind != kind:
                 owner = "same=" if kind == "same" else f"answer={kind!r}"
-                raise ValueError(f"{name}= belongs to {owner}")
+                raise ValueError(f"{name}= (--{name}) belongs to {owner}")
         if self.divergence is not None and not callable(self.divergence):
             raise ValueError(
                 "divergence=: expected a function (original, compressed) -> nats [n] of outputs"

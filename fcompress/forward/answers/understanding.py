@@ -52,6 +52,10 @@ SURE, VARIED = 0.25, 0.6
 MANY, CENTRED, CHANCE = 16, 0.8, 1.7
 ROUNDED = 0.03  # by how much probabilities, also of half precision, may miss a sum of 1
 WIDE = 4  # outputs; of fewer the largest is always as sure as that
+# What all outputs have in common does not change a softmax, and so is not trained. Fewer than so
+# many outputs whose mean varies more than this, where 1 is as much as independent outputs would,
+# are no class scores. With more classes than that, Adam trains it by rescaling.
+FEW, TOGETHER = 8, 0.5
 CHOICES = "--answer regression|sigmoid|embedding|classes (answer= in Python)"
 
 _ENDINGS = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "_softmax": "softmax"} | {
@@ -250,19 +254,25 @@ def _of_one_length(outputs: Tensor) -> bool:
 
 
 def _doubt(outputs: Tensor, predictor: Predictor) -> str | None:
-    """A warning about outputs that are taken for class scores and look like an embedding.
+    """A warning about outputs that are taken for class scores and look like something else.
 
     Raises:
         UnsupportedNetworkError: They look so much like one that they are not taken for scores.
     """
     rows = _finite(outputs).double().flatten(1)
-    if len(rows) < FEWEST or rows.shape[1] < WIDE:
-        return None
-    sure = float(rows.softmax(1).amax(1).mean())
-    apart = float(rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean())
-    if sure >= SURE or apart <= VARIED:
+    if len(rows) < FEWEST:
         return None
     which = f"the {rows.shape[1]} outputs of {predictor.name}"
+    sure = float(rows.softmax(1).amax(1).mean())
+    apart = float(rows.var(0, unbiased=False).sum() / rows.square().sum(1).mean())
+    if rows.shape[1] < WIDE or sure >= SURE or apart <= VARIED:
+        if not _together(rows) or _as_made(predictor):
+            return None
+        return (
+            f"{which} are taken for class scores, but rise and fall together, which those of a "
+            "trained classifier do not; if they are numbers, say so by --answer regression "
+            "(answer= in Python)"
+        )
     why = f"the softmax of the largest is {sure:.2g} on average"
     is_one = rows.shape[1] >= MANY and apart > CENTRED and sure * rows.shape[1] < CHANCE
     if is_one and not _as_made(predictor):
@@ -274,6 +284,15 @@ def _doubt(outputs: Tensor, predictor: Predictor) -> str | None:
         f"{which} are taken for class scores, but look more like an embedding: {why}; if they are "
         "one, say so by --answer embedding (answer= in Python)"
     )
+
+
+def _together(rows: Tensor) -> bool:
+    """Whether the mean of a few outputs [n, outputs] varies as if they were independent."""
+    outputs = rows.shape[1]
+    if outputs >= FEW:
+        return False
+    each = rows.var(0, unbiased=False).mean()
+    return float(rows.mean(1).var(unbiased=False)) * outputs > TOGETHER * float(each)
 
 
 def _as_made(predictor: Predictor) -> bool:
