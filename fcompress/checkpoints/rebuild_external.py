@@ -164,9 +164,7 @@ def _registered(
         return _on_cpu(architecture, skipped, state)
 
 
-def _on_cpu(
-    architecture: Architecture, skipped: Record, state: Mapping[str, Tensor]
-) -> nn.Module:
+def _on_cpu(architecture: Architecture, skipped: Record, state: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("cpu"):
         network = build_network(architecture)
         skip_again(network, skipped, state)

@@ -20,7 +20,6 @@ from fcompress.certify.fixed_sequence import (
 )
 from fcompress.certify.labels import changed_shares, reference_labels
 from fcompress.certify.outlook import Outlook
-from fcompress.compress.blocks.thinning import thinned
 from fcompress.compress.distillation import HELD_OUT_MOST, distill
 from fcompress.compress.methods import Context, Method
 from fcompress.compress.ranking.allocation import RemovalOrder

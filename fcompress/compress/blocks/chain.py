@@ -105,9 +105,7 @@ def chain(
     return found
 
 
-def _cost(
-    block: Block, groups: Sequence[Group], nats: float, blocks: Sequence[Block]
-) -> BlockCost:
+def _cost(block: Block, groups: Sequence[Group], nats: float, blocks: Sequence[Block]) -> BlockCost:
     inside = frozenset(
         group.name for group in groups if all(slot.tensor in block.tensors for slot in group.slots)
     )
