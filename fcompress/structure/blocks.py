@@ -48,7 +48,7 @@ class Blocks:
 
 
 class _Whole(Predictor):
-    """A network with all that it returns: what a block adds may be an output that does not count."""
+    """A network with all that it returns: an output that does not count may need a block."""
 
     def __call__(self, inputs: Tensor) -> Any:
         return output_tensors(self.whole(self.network, inputs))

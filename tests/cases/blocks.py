@@ -166,9 +166,7 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lift = nn.Linear(6, 8)
-        self.layer = nn.TransformerEncoderLayer(
-            8, 2, 12, 0.0, batch_first=True, norm_first=True
-        )
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=True)
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,8 +178,7 @@ class Encoder(nn.Module):
 
 
 WITH_BLOCKS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (Residual, PreActivation, InvertedBottleneck, ConvNeXt, Encoder)
+    kind.__name__: kind for kind in (Residual, PreActivation, InvertedBottleneck, ConvNeXt, Encoder)
 }
 
 
