@@ -201,8 +201,24 @@ def _findings(result: AnalyzeResult) -> Iterator[str]:
             "(--layer-examples)."
         )
     yield f"Ablated: {result.ablation.rule}. Redundancy: {redundant.rule}."
+    yield from _blocks(result)
     for left in result.skipped:
         yield f"Not pruned: {left.name}: {left.reason}."
+
+
+def _blocks(result: AnalyzeResult) -> Iterator[str]:
+    """Which blocks labels do without."""
+    if not result.blocks:
+        return
+    tolerance = result.ablation.tolerances[0]
+    frivolous = [block for block in result.blocks if block.frivolous(tolerance)]
+    named = ", ".join(f"{block.name} ({block.agreement:.1%} stay)" for block in frivolous)
+    least = max(result.blocks, key=lambda block: block.agreement)
+    yield (
+        f"Blocks: {len(frivolous)} of {len(result.blocks)} can each be skipped alone before more "
+        f"than {tolerance:.0%} of the labels change (on {least.examples:,} examples)"
+        + (f": {named}." if named else f"; without {least.name} {least.agreement:.1%} stay.")
+    )
 
 
 def _further(shares: Iterable[tuple[str, float]]) -> str:

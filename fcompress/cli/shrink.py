@@ -78,6 +78,11 @@ if TYPE_CHECKING:
     help="Calibrate on as many examples of each of the original's labels.",
 )
 @click.option(
+    "--keep-depth",
+    is_flag=True,
+    help="Take units only: every block stays.",
+)
+@click.option(
     "--method",
     type=click.Choice(list(METHODS)),
     default="hybrid",

@@ -63,10 +63,10 @@ class Context:
     macs: int
     objective: str = "macs"
     recordings: dict[int, Recording] = field(default_factory=dict)
-    choice: Choice = Choice()
+    choice: Choice = field(default_factory=Choice)
 
     def thin(self, kept: Mapping[str, Tensor]) -> Predictor:
-        """The network with some units and blocks, to be run and thrown away: nothing is refitted."""
+        """The network with some units and blocks, to be run and thrown away: not refitted."""
         network, groups = self.original.network, self.structure.groups
         return self.original.of(thinned(network, groups, self.choice, kept, share=True).network)
 

@@ -18,6 +18,7 @@ from fcompress.forward.cost import Cost, LayerCost, count
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.running import device_of
 from fcompress.measure.ablation import AblationResult, measure_ablation
+from fcompress.measure.blocks import BlockAblation, measure_blocks
 from fcompress.measure.growth import GainResult, doublings, gain_of
 from fcompress.measure.hooks import trace_calls
 from fcompress.measure.layers import Skipped
@@ -60,6 +61,7 @@ class AnalyzeResult:
         layer_costs: The same for each measured layer: of the modules that run after the ablated
             layer before it, up to itself; of a block, of the modules inside it.
         groups: Units of each group that can be excised, by the group's name.
+        blocks: Blocks that can be skipped, with the share of labels that stay.
         skipped: What was not measured or cannot be excised, with the reason.
     """
 
@@ -75,6 +77,7 @@ class AnalyzeResult:
     cost: Cost
     layer_costs: dict[str, LayerCost]
     groups: dict[str, int]
+    blocks: tuple[BlockAblation, ...]
     skipped: tuple[Skipped, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +95,7 @@ class AnalyzeResult:
             "cost": self.cost.to_dict(),
             "layer_costs": {name: asdict(cost) for name, cost in self.layer_costs.items()},
             "groups": self.groups,
+            "blocks": [block.to_dict(self.ablation.tolerances) for block in self.blocks],
             "skipped": [asdict(s) for s in self.skipped],
         }
 
@@ -153,7 +157,8 @@ def analyze(
         layers: Addresses of the layers to ablate; None for docs/protocol.md 1.2's.
         redundancy_layers: Addresses of the layers to analyse for redundancy; None for those of
             docs/protocol.md 2.5.
-        groups: Whether to find what can be excised, which for deep networks takes seconds.
+        groups: Whether to find what can be excised or skipped as a whole, which for deep networks
+            takes seconds.
         root: Folder in which remembered data is looked for instead of the one given then.
         device: Where to compute, "auto" for a GPU if there is one; None for where the network is.
         batch_size: Examples at a time, where the data is not in batches yet.
@@ -269,7 +274,13 @@ def measure(
         of=total,
     )
     cost = count(work, some)
-    found, not_pruned = _groups(given, some) if options.groups else ({}, ())
+    found: dict[str, int] = {}
+    blocks: tuple[BlockAblation, ...] = ()
+    not_pruned: tuple[Skipped, ...] = ()
+    if options.groups:
+        fewer = [n for n in (options.examples, options.layer_examples) if n is not None]
+        measured = _first(batches, min(fewer, default=None))
+        found, blocks, not_pruned = _choices(given, some, measured)
     costs = _layer_costs(work, some, cost, prunable, redundant)
     family, args = _built(model)
     return AnalyzeResult(
@@ -285,6 +296,7 @@ def measure(
         cost=cost,
         layer_costs=costs,
         groups=found,
+        blocks=blocks,
         skipped=(*prunable.skipped, *redundant.skipped, *not_pruned),
     )
 
@@ -439,13 +451,16 @@ def _layer_costs(
     return costs
 
 
-def _groups(given: Predictor, inputs: Tensor) -> tuple[dict[str, int], tuple[Skipped, ...]]:
-    """Units of each group that can be excised, and what cannot with the reason."""
+def _choices(
+    given: Predictor, inputs: Tensor, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> tuple[dict[str, int], tuple[BlockAblation, ...], tuple[Skipped, ...]]:
+    """Units of each group that can be excised, blocks, and what has to stay with the reason."""
     try:
         # As `shrink` sees it: with local response normalisation that can be excised exactly.
         prepared = prepare(given.network, inputs, call=given.whole)
         structure = find_groups(prepared, inputs, call=given.whole)
+        blocks, kept = measure_blocks(given.of(prepared), structure.groups, batches)
     except UnsupportedNetworkError as error:
-        return {}, (Skipped("network", str(error)),)
-    skipped = tuple(Skipped(**left) for left in structure.skipped())
-    return {group.name: group.size for group in structure.groups}, skipped
+        return {}, (), (Skipped("network", str(error)),)
+    skipped = (*(Skipped(**left) for left in structure.skipped()), *kept)
+    return {group.name: group.size for group in structure.groups}, blocks, skipped

@@ -8,9 +8,8 @@ groups of units still hold, is tried out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fcompress.errors import FcompressError, UnsupportedNetworkError, first_line
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.graph import Named, Step, run
+from fcompress.forward.outputs import output_tensors
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording, record
 from fcompress.forward.residuals import Residual, find_residuals
@@ -45,6 +45,13 @@ class Blocks:
 
     found: tuple[Block, ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
+
+
+class _Whole(Predictor):
+    """A network with all that it returns: an output that does not count may need a block."""
+
+    def __call__(self, inputs: Tensor) -> Any:
+        return output_tensors(self.whole(self.network, inputs))
 
 
 class _Unfit(FcompressError):
@@ -93,9 +100,9 @@ def find_blocks(
         >>> [block.name for block in blocks.found][:3], len(blocks.found), blocks.kept
         (['layer1.0', 'layer1.1', 'layer1.2'], 7, {})
     """
-    with quiet_tracing(), predictor.evaluating():
+    with predictor.evaluating():
         # Zeroing what is zero anyway would prove nothing.
-        awake = predictor.of(_awake(predictor.network, seed))
+        awake = _Whole(_awake(predictor.network, seed), predictor.packing, predictor.scoring)
         recording, spans = _recorded(awake, example)
         kept: dict[str, str] = {}
         found: list[Block] = []
@@ -109,7 +116,7 @@ def find_blocks(
                 found.append(block)
             except _Unfit as reason:
                 kept[name] = str(reason)
-    named = _named(found)
+    named = _named(predictor.network, found)
     fine = _with_groups(predictor, named, groups, example, seed)
     kept |= {
         block.name: "units could not be excised without it" for block in named if block not in fine
@@ -194,9 +201,13 @@ def _block(
     chosen = _modules(network, recording, spans, residual)
     if chosen and all(isinstance(network.get_submodule(path), Skipped) for path in chosen):
         return None
+    users = _users(recording)
     if not chosen:
+        inside = [u for u in users.values() if u & residual.inside]
+        if all(u - residual.inside for u in inside):
+            raise _Unfit("its weights are used elsewhere, too")
         raise _Unfit("its layers stand in no modules of their own")
-    _check_own(network, recording, residual, chosen)
+    _check_own(network, users, residual, chosen)
     end = _end(spans, residual, chosen)
     returns: dict[str, int] = {}
     for path in chosen:
@@ -241,15 +252,23 @@ def _dead(steps: Sequence[Step]) -> set[int]:
     }
 
 
-def _check_own(
-    network: nn.Module, recording: Recording, residual: Residual, chosen: Sequence[str]
-) -> None:
-    """See that nobody else uses the modules of a block or their parameters."""
+def _users(recording: Recording) -> dict[str, set[int]]:
+    """The steps that are given each parameter or buffer."""
     users: dict[str, set[int]] = {}
     for index, step in enumerate(recording.steps):
         for leaf in step.leaves:
             if isinstance(leaf, Named):
                 users.setdefault(leaf.name, set()).add(index)
+    return users
+
+
+def _check_own(
+    network: nn.Module,
+    users: Mapping[str, set[int]],
+    residual: Residual,
+    chosen: Sequence[str],
+) -> None:
+    """See that nobody else uses the modules of a block or their parameters."""
     names = {id(tensor): name for name, tensor in tensors_of(network).items()}
     places = Counter(id(m) for _, m in network.named_modules(remove_duplicate=False))
     for path in chosen:
@@ -299,8 +318,11 @@ def _end(spans: dict[str, list[_Span]], residual: Residual, chosen: Sequence[str
 def _channels(
     predictor: Predictor, recording: Recording, end: str, example: Tensor
 ) -> tuple[tuple[str, int], int, int]:
-    """A tensor of the last layer of a block with its dimension of channels, their number, and the
-    dimension of the layer's output along which they lie: where changing one of them shows.
+    """Along which dimensions the channels lie that the last layer of a block writes.
+
+    Returns:
+        A tensor of the layer with its dimension of channels, their number, and the dimension of
+        the layer's output where changing one of them shows.
     """
     network = predictor.network
     module = network.get_submodule(end)
@@ -360,10 +382,12 @@ def _compare(
     values[residual.branch].zero_()
     run(recording.steps[residual.step :], values, tensors)
     try:
-        dropped = predictor.of(drop(predictor.network, [block]).eval())
+        dropped = replace(predictor, network=drop(predictor.network, [block]).eval())
         again = record(dropped, example)
         found = {again.inputs[0]: example.clone()}
         run(again.steps, found, dropped.tensors())
+        # Untraced, torch's encoder layers may hand all to a fused kernel, which wants every layer.
+        dropped(example)
     except Exception as error:  # anything that the network's own code raises
         raise _Unfit(f"the network does not run without it ({first_line(error)[:120]})") from error
     for one, other in zip(recording.outputs, again.outputs, strict=False):
@@ -379,20 +403,26 @@ def _short(network: nn.Module, chosen: Sequence[str]) -> str:
     """The module around the layers of a block; the only layer itself."""
     if len(chosen) == 1:
         return chosen[0]
-    return ".".join(commonprefix([path.split(".")[:-1] for path in chosen]))
+    around: list[str] = []
+    for parts in zip(*(path.split(".")[:-1] for path in chosen), strict=False):
+        if len(set(parts)) > 1:
+            break
+        around.append(parts[0])
+    return ".".join(around)
 
 
-def _named(blocks: Sequence[Block]) -> list[Block]:
+def _named(network: nn.Module, blocks: Sequence[Block]) -> list[Block]:
     """Blocks whose module holds layers of other blocks too get the name of their largest layer."""
     found = []
     for block in blocks:
         inside = f"{block.name}." if block.name else ""
         others = (path for other in blocks if other is not block for path in other.layers)
         if any(f"{path}.".startswith(inside) for path in others):
-            sizes = Counter(
-                path for path in block.layers for t in block.tensors if t.startswith(f"{path}.")
-            )
-            block = replace(block, name=sizes.most_common(1)[0][0])
+            sizes = {
+                path: sum(p.numel() for p in network.get_submodule(path).parameters())
+                for path in block.layers
+            }
+            block = replace(block, name=max(sizes, key=sizes.__getitem__))
         found.append(block)
     return found
 
