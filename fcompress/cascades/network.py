@@ -14,6 +14,7 @@ from fcompress.forward.answers.scoring import Scoring
 from fcompress.models.base import Remembering
 
 FAMILY = "cascade"  # what its files call it
+NEAR = 1e-4  # of a margin: as far as scores of single precision may be apart in two programs
 
 
 class Cascade(Remembering):
@@ -87,13 +88,23 @@ class Cascade(Remembering):
         rows, n = self._rows(self.compressed(*own[0], **own[1]), args, kwargs)
         return torch.zeros(n, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
 
+    def undecided(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Where the margin is so near to the threshold that rounding may decide: bool [n]."""
+        own = rows_of((args, kwargs), *_everything(args, kwargs))
+        sure, _ = self._margins(self.compressed(*own[0], **own[1]), args, kwargs)
+        return (sure - self.threshold.to(sure.device)).abs() <= NEAR
+
     def _rows(self, output: Any, args: Any, kwargs: Any) -> tuple[Tensor, int]:
         """Numbers of the deferred examples, of how many there are."""
+        sure, n = self._margins(output, args, kwargs)
+        return (~(sure >= self.threshold.to(sure.device))).nonzero().flatten(), n  # nan is not sure
+
+    def _margins(self, output: Any, args: Any, kwargs: Any) -> tuple[Tensor, int]:
         n = _examples(args, kwargs)
         scores = self.scoring.chosen(output, self.scoring.counted(args, kwargs))
-        scores = self.scoring.checked(scores, type(self.compressed).__name__, n)
-        sure = margins(self.scoring, scores) >= self.threshold.to(scores.device)
-        return (~sure).nonzero().flatten(), n  # nan is not sure
+        return margins(
+            self.scoring, self.scoring.checked(scores, type(self.compressed).__name__, n)
+        ), n
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -1,12 +1,12 @@
 """The file of a cascade: two networks in one, each as a file of its own would hold it.
 
-    version   3
-    family    "cascade"
-    args      {"compressed": {version, family, args}, "original": the same, "scoring": how answers
-              are read off the outputs (`cascades/margins.py`)}
-    widths, state, numbers
-              of both networks, their names behind "compressed." and "original."; among the tensors
-              also "threshold", the least margin with which the compressed network's answer stays
+version   3
+family    "cascade"
+args      {"compressed": {version, family, args}, "original": the same, "scoring": how answers
+          are read off the outputs (`cascades/margins.py`)}
+widths, state, numbers
+          of both networks, their names behind "compressed." and "original."; among the tensors
+          also "threshold", the least margin with which the compressed network's answer stays
 """
 
 from __future__ import annotations

@@ -78,6 +78,11 @@ if TYPE_CHECKING:
     help="Calibrate on as many examples of each of the original's labels.",
 )
 @click.option(
+    "--cascade",
+    is_flag=True,
+    help="Give a pair: the original answers where the compressed network is unsure.",
+)
+@click.option(
     "--method",
     type=click.Choice(list(METHODS)),
     default="hybrid",

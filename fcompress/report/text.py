@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fcompress.report.cascade import cascade_lines, cascade_rows
 from fcompress.report.labels import promise_lines, rounded_up
 
 # For annotations only: the command line shows its help without torch.
@@ -127,6 +128,8 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
     drawn = result.data.get("drawn_from", {}).get("certification", "")
     if drawn.startswith("official"):
         yield f"Search and certification examples are of the {drawn} of {result.data['spec']}."
+    if result.cascade is not None:
+        yield from cascade_lines(result.cascade, result.agreement.confidence)
     if result.tested > 1:
         yield (f"{result.tested} candidates were tested on this split; the bound accounts for it.")
     if result.distill is not None:
@@ -187,11 +190,16 @@ def export_lines(results: Sequence[ExportResult]) -> Iterator[str]:
 
 def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:
     """Rows of name, before, after, share kept."""
-    for name, pair in (("parameters", result.params), ("MACs", result.macs)):
+    counts: Iterable[tuple[str, dict[str, Any]]]
+    counts = ("parameters", result.params), ("MACs", result.macs)
+    if result.cascade is not None:
+        counts = cascade_rows(result)
+    for name, pair in counts:
         yield name, f"{pair['before']:,}", f"{pair['after']:,}", _share(pair)
     size = result.bytes
     yield "file, bytes", f"{size['before']:,}", f"{size['after']:,}", _share(size)
-    times = (("for 64 examples", result.latency_ms), ("with one example", result.latency_single_ms))
+    one = "with one example" if result.cascade is None else "with one example, on average"
+    times = (("for 64 examples", result.latency_ms), (one, result.latency_single_ms))
     for batch, time in times:
         yield (
             f"latency, ms {batch}",
