@@ -56,7 +56,6 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
         CheckpointError: It does not hold two.
     """
     found = {}
-    threshold = {_THRESHOLD}
     for name in PARTS:
         said = checkpoint.args.get(name)
         if not isinstance(said, dict) or any(
@@ -66,7 +65,7 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
         if said["family"] == FAMILY:
             raise CheckpointError("a cascade cannot be a part of a cascade; the file is damaged")
         begin = f"{name}."
-        own = {
+        own: dict[str, Any] = {
             key: {
                 path.removeprefix(begin): value
                 for path, value in getattr(checkpoint, key).items()
@@ -75,7 +74,8 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
             for key in ("widths", "state", "numbers")
         }
         found[name] = Checkpoint(said["family"], said["args"], data=checkpoint.data, **own)
-    for key, others in (("widths", set()), ("state", threshold), ("numbers", set())):
+    besides: dict[str, set[str]] = {"widths": set(), "state": {_THRESHOLD}, "numbers": set()}
+    for key, others in besides.items():
         count = sum(len(getattr(part, key)) for part in found.values())
         left = getattr(checkpoint, key)
         if count + len(others & set(left)) != len(left):
@@ -102,11 +102,11 @@ def rebuild_cascade(
     scoring = checkpoint.args.get("scoring")
     if not isinstance(scoring, dict):
         raise CheckpointError("args: 'scoring' is missing; the file is damaged")
-    networks = {}
+    networks: dict[str, nn.Module] = {}
     for name, part in parts_of(checkpoint).items():
         networks[name] = rebuild(part, maker(part))
         try_out(networks[name], part)
-    cascade = Cascade(**networks, threshold=0.0, scoring=scoring_from(scoring))
+    cascade = Cascade(networks["compressed"], networks["original"], 0.0, scoring_from(scoring))
     cascade.threshold = torch.nn.Buffer(threshold)
     cascade.origin = {"data": checkpoint.data, "history": checkpoint.history}
     return cascade.eval()

@@ -322,12 +322,12 @@ def _built(family: str | None, args: dict[str, Any]) -> dict[str, Any]:
     original = args.get("original")
     if family != FAMILY or not isinstance(original, dict):
         return {"family": family, "args": args, "wide": _wide(family, args)}
-    own, args = original.get("family"), original.get("args")
-    if not isinstance(own, str) or not isinstance(args, dict):
+    own, own_args = original.get("family"), original.get("args")
+    if not isinstance(own, str) or not isinstance(own_args, dict):
         return {"family": family}
-    built = _wide(own, args) or {}
+    built = _wide(own, own_args) or {}
     wide = {f"{part}.{name}": pair for part in PARTS for name, pair in built.items()}
-    return {"family": f"{FAMILY} of {own}", "args": args, "wide": wide or None}
+    return {"family": f"{FAMILY} of {own}", "args": own_args, "wide": wide or None}
 
 
 def _wide(family: str | None, args: dict[str, Any]) -> dict[str, list[int]] | None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.cascades.network import Cascade
 from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, as_batches
 from fcompress.deprecation import renamed
@@ -161,8 +161,9 @@ def export(
         main = main_of(model.scoring)
 
         def part(network: nn.Module, file: Path) -> object:
-            how = {"output": main.output, "answer": main.labels, "pad": main.pad}
-            return export(network, file, data, examples=examples, **how)
+            answer = {"output": main.output, "answer": main.labels, "pad": main.pad}
+            how: dict[str, Any] = {**answer, "examples": examples}
+            return export(network, file, data, **how)
 
         text = pairs.write_parts(model, path, part, record)
         write, open_again = _whole(text), lambda there: pairs.run_pair(there, path)

@@ -54,7 +54,7 @@ def check_format(model: nn.Module, kind: str, path: str | os.PathLike[str]) -> N
         return
     if kind == ".pt2":
         raise UnsupportedNetworkError(
-            f"{path}: a program of torch.export has no way to send only some rows of a batch to the "
+            f"{path}: a program of torch.export cannot send only some rows of a batch to the "
             f"original; end the name in {ENDING} for two ONNX files, or keep it by fcompress.save"
         )
     if kind == ".onnx":
@@ -163,9 +163,9 @@ def read_pair(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
         raise CheckpointError(
             f"{path}: written in version {found.get('version')!r}, not {VERSION}; upgrade fcompress"
         )
-    record, files = found.get(RECORD), {}
-    fits = isinstance(record, dict) and isinstance(record.get("history"), list)
-    if not fits or type(found.get("threshold")) is not float:
+    record, files = found.get(RECORD), dict[str, Path]()
+    history = record.get("history") if isinstance(record, dict) else None
+    if not isinstance(history, list) or type(found.get("threshold")) is not float:
         raise CheckpointError(f"{path}: the JSON of a cascade is damaged; export it again")
     same = True
     for name in PARTS:
@@ -177,10 +177,10 @@ def read_pair(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
         files[name] = path.with_name(file)
         if not files[name].is_file():
             raise CheckpointError(f"{path}: names {file}, which does not lie beside it")
-        same &= _sha256(files[name]) == part.get("sha256")
-    last = last_shrink(record["history"])
+        same &= isinstance(part, dict) and _sha256(files[name]) == part.get("sha256")
+    last = last_shrink(history)
     if last is not None and not same:
-        record["history"][last] = {"void": REWRITTEN, **record["history"][last]}
+        history[last] = {"void": REWRITTEN, **history[last]}
     return found, files
 
 
@@ -193,8 +193,8 @@ def pair_of(found: Mapping[str, Any], run: Callable[[str], Runner]) -> Runner:
     """
     if not isinstance(found.get("scoring"), dict):
         raise CheckpointError("the JSON of a cascade does not say how answers are read; damaged")
-    networks = [_Run(run(name)) for name in PARTS]
-    cascade = Cascade(*networks, found["threshold"], scoring_from(found["scoring"]))
+    small, large = (_Run(run(name)) for name in PARTS)
+    cascade = Cascade(small, large, found["threshold"], scoring_from(found["scoring"]))
 
     def call(inputs: Tensor) -> Tensor:
         with torch.no_grad():

@@ -122,6 +122,7 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
     else:
         bound = rounded_up(result.agreement.upper_bound)
         yield f"Size target: no tolerance is certified (bound {bound})."
+        yield from target_lines(result.target)
     grouped = "groups" in result.data
     what = "certification groups, by one drawn example of each," if grouped else ""
     yield agreement_sentence(result.agreement, what or "certification examples")
@@ -155,6 +156,24 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         yield f"Computed at every call before, plain weights now: {', '.join(result.folded)}."
     for left in result.skipped:
         yield f"Not pruned: {left['name']}: {left['reason']}."
+
+
+def target_lines(target: Mapping[str, Any] | None) -> Iterator[str]:
+    """What was limited, and what was reached (`FoundOfSize.target`)."""
+    for name, most in ({} if target is None else target["limits"]).items():
+        unit, form = _TARGETS[name]
+        of = f" for a batch of {target['batch']}" if name == "latency" and target else ""
+        has = target["reached"][name] if target else 0
+        yield f"Asked for at most {most:{form}} {unit}{of}; it has {has:{form}}."
+
+
+# What is limited, in words, and the form of its numbers.
+_TARGETS = {
+    "macs": ("MACs", ",.0f"),
+    "params": ("parameters", ",.0f"),
+    "bytes": ("bytes of parameters and buffers", ",.0f"),
+    "latency": ("ms", ".3g"),
+}
 
 
 def distill_sentence(distilled: Mapping[str, Any]) -> str:

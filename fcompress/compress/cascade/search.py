@@ -34,12 +34,14 @@ class FoundCascade(Found):
     """The pair that was looked for.
 
     Attributes:
+        threshold: The least margin with which the compressed network's answer stays.
         deferred: Certification examples that the original answers.
         deferred_of: Certification examples in all.
         deferred_at_most: Upper bound on the share of all examples that it answers, with the
             confidence of the certificate, whichever of the pairs was taken.
     """
 
+    threshold: float = 0.0
     deferred: int = 0
     deferred_of: int = 0
     deferred_at_most: float = 1.0
@@ -122,8 +124,7 @@ def within_cascade(
         if keeps_each is not None:
             line += keeps_each.shortfall(results[0] if results else None)
         raise ToleranceError(line)
-    chosen = candidates.index(passed[0])
-    size, pair = sequence[chosen]
+    size, pair = sequence[passed[0].rank]
     cascade = _together(original, size, pair)
     agreement = _run(original, cascade, passed[1], builder, (tol, confidence, label_tolerance))
     deferred = _deferred(original, pair.model, builder)
@@ -134,6 +135,7 @@ def within_cascade(
         agreement=agreement,
         tried=builder.tried,
         tested=len(results),
+        threshold=pair.threshold,
         deferred=deferred,
         deferred_of=n,
         deferred_at_most=upper_bound(deferred, n, apart),
@@ -177,11 +179,10 @@ def _examined(builder: CandidateBuilder, candidate: Candidate) -> Size:
 
 def _together(original: Predictor, size: Size, pair: Pair) -> Cascade:
     """The pair as one network that shares nothing with any other."""
-    parts: list[nn.Module] = []
-    for network in (size.candidate.model, original.network):
-        parts.append(deep_copy(network).eval())
-        hand_on(original.network, parts[-1])
-    cascade = Cascade(*parts, threshold=pair.threshold, scoring=original.scoring).eval()
+    small, large = (deep_copy(one).eval() for one in (size.candidate.model, original.network))
+    hand_on(original.network, small)
+    hand_on(original.network, large)
+    cascade = Cascade(small, large, pair.threshold, original.scoring).eval()
     origin = origin_of(original.network)
     set_origin(cascade, origin["data"], origin["history"])
     return cascade
