@@ -88,8 +88,8 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
     if isinstance(value, tuple | list):
         items = list(parts.values())
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if parts and dataclasses.is_dataclass(value):
-        found = copy.copy(value)
-        vars(found).update(parts)
-        return found
-    return value
+    if not parts:
+        return value
+    filled: Any = copy.copy(value)  # a data class
+    vars(filled).update(parts)
+    return filled

@@ -14,6 +14,7 @@ from fcompress.forward.answers.scoring import Scoring
 from fcompress.models.base import Remembering
 
 FAMILY = "cascade"  # what its files call it
+NEAR = 1e-4  # of a margin: as far as scores of single precision may be apart in two programs
 
 
 class Cascade(Remembering):
@@ -71,8 +72,7 @@ class Cascade(Remembering):
             UnsupportedNetworkError: An output has no row for each example.
         """
         # A network may work in place on what it is given, and the original still needs it.
-        own = rows_of((args, kwargs), *_everything(args, kwargs))
-        first = self.compressed(*own[0], **own[1])
+        first = self.compressed(*_copied(args), **_copied(kwargs))
         rows, n = self._rows(first, args, kwargs)
         if not len(rows):
             return first
@@ -83,17 +83,27 @@ class Cascade(Remembering):
 
     def deferred(self, *args: Any, **kwargs: Any) -> Tensor:
         """Which examples the original answers: bool [n]. Only the compressed network runs."""
-        own = rows_of((args, kwargs), *_everything(args, kwargs))
-        rows, n = self._rows(self.compressed(*own[0], **own[1]), args, kwargs)
+        first = self.compressed(*_copied(args), **_copied(kwargs))
+        rows, n = self._rows(first, args, kwargs)
         return torch.zeros(n, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+
+    def undecided(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Where the margin is so near to the threshold that rounding may decide: bool [n]."""
+        first = self.compressed(*_copied(args), **_copied(kwargs))
+        sure, _ = self._margins(first, args, kwargs)
+        return (sure - self.threshold.to(sure.device)).abs() <= NEAR
 
     def _rows(self, output: Any, args: Any, kwargs: Any) -> tuple[Tensor, int]:
         """Numbers of the deferred examples, of how many there are."""
+        sure, n = self._margins(output, args, kwargs)
+        return (~(sure >= self.threshold.to(sure.device))).nonzero().flatten(), n  # nan is not sure
+
+    def _margins(self, output: Any, args: Any, kwargs: Any) -> tuple[Tensor, int]:
         n = _examples(args, kwargs)
         scores = self.scoring.chosen(output, self.scoring.counted(args, kwargs))
-        scores = self.scoring.checked(scores, type(self.compressed).__name__, n)
-        sure = margins(self.scoring, scores) >= self.threshold.to(scores.device)
-        return (~sure).nonzero().flatten(), n  # nan is not sure
+        return margins(
+            self.scoring, self.scoring.checked(scores, type(self.compressed).__name__, n)
+        ), n
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -115,9 +125,15 @@ def _examples(args: Any, kwargs: Any) -> int:
     return len(found)
 
 
-def _everything(args: Any, kwargs: Any) -> tuple[Tensor, int]:
-    n = _examples(args, kwargs)
-    return torch.arange(n), n
+def _copied(value: Any) -> Any:
+    """Inputs with tensors of their own, in tuples, lists and dicts of any depth."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)(_copied(part) for part in value)
+    return value
 
 
 def check_alone(model: nn.Module) -> None:

@@ -3,10 +3,10 @@
 version   4
 family    "cascade"
 args      {"compressed": {version, family, args}, "original": the same, "scoring": how answers
-are read off the outputs (`cascades/margins.py`)}
+          are read off the outputs (`cascades/margins.py`)}
 widths, state, numbers, skipped
-of both networks, their names behind "compressed." and "original."; among the tensors
-also "threshold", the least margin with which the compressed network's answer stays
+          of both networks, their names behind "compressed." and "original."; among the tensors
+          also "threshold", the least margin with which the compressed network's answer stays
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
         CheckpointError: It does not hold two.
     """
     found = {}
-    threshold = {_THRESHOLD}
     for name in PARTS:
         said = checkpoint.args.get(name)
         if not isinstance(said, dict) or any(
@@ -66,7 +65,7 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
         if said["family"] == FAMILY:
             raise CheckpointError("a cascade cannot be a part of a cascade; the file is damaged")
         begin = f"{name}."
-        own = {
+        own: dict[str, Any] = {
             key: {
                 path.removeprefix(begin): value
                 for path, value in getattr(checkpoint, key).items()
@@ -75,8 +74,9 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
             for key in ("widths", "state", "numbers", "skipped")
         }
         found[name] = Checkpoint(said["family"], said["args"], data=checkpoint.data, **own)
-    for key in ("widths", "state", "numbers", "skipped"):
-        others = threshold if key == "state" else set()
+    besides: dict[str, set[str]] = {"widths": set(), "state": {_THRESHOLD}}
+    besides |= {"numbers": set(), "skipped": set()}
+    for key, others in besides.items():
         count = sum(len(getattr(part, key)) for part in found.values())
         left = getattr(checkpoint, key)
         if count + len(others & set(left)) != len(left):
@@ -103,11 +103,11 @@ def rebuild_cascade(
     scoring = checkpoint.args.get("scoring")
     if not isinstance(scoring, dict):
         raise CheckpointError("args: 'scoring' is missing; the file is damaged")
-    networks = {}
+    networks: dict[str, nn.Module] = {}
     for name, part in parts_of(checkpoint).items():
         networks[name] = rebuild(part, maker(part))
         try_out(networks[name], part)
-    cascade = Cascade(**networks, threshold=0.0, scoring=scoring_from(scoring))
+    cascade = Cascade(networks["compressed"], networks["original"], 0.0, scoring_from(scoring))
     cascade.threshold = torch.nn.Buffer(threshold)
     cascade.origin = {"data": checkpoint.data, "history": checkpoint.history}
     return cascade.eval()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fcompress.cascades.network import FAMILY
+from fcompress.checkpoints.cascaded import parts_of
 from fcompress.checkpoints.checkpoint import load, read
 from fcompress.checkpoints.weights import Weights, load_weights, read_weights
 from fcompress.cli.boundary.ignored import check_networks
@@ -115,9 +117,10 @@ def _opened(path: Path, how: NetworkOptions) -> nn.Module:
 
 
 def _kept(path: Path) -> str | None:
-    """The family in a file of fcompress; None for any other file."""
+    """The family in a file of fcompress, of a cascade its original's; None for any other file."""
     try:
-        return read(path).family
+        found = read(path)
+        return parts_of(found)["original"].family if found.family == FAMILY else found.family
     except CheckpointError:
         return None
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fcompress.cli.boundary import Command
 from fcompress.cli.output import FILE, json_option, stdout, write_json
+from fcompress.report.cascade import cascade_sizes
 from fcompress.report.text import history_sentence
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _shrunk(entry: dict[str, Any], superseded: bool) -> str:
         f"{what} {entry[key]['before']:,} -> {entry[key]['after']:,}"
         for what, key in (("parameters", "params"), ("MACs", "macs"))
     )
+    if entry.get("cascade") is not None:
+        sizes = cascade_sizes(entry)
     aim = (
         f"certified for a tolerance of {entry['tolerance']:.1%}"
         if entry["certified"] is True

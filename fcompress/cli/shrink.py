@@ -38,14 +38,16 @@ from fcompress.cli.output import (
     write_json,
 )
 from fcompress.compress.options import (
+    BATCH,
     DISTILL_SECONDS,
     METHODS,
     OBJECTIVES,
+    SIZES,
     TOLERANCE,
     ShrinkOptions,
 )
 from fcompress.errors import ResultWarning
-from fcompress.numbers import MOST_SECONDS
+from fcompress.numbers import MOST_BATCH, MOST_SECONDS
 from fcompress.progress import Progress, Report
 from fcompress.report.text import change_rows, export_lines, verdict
 
@@ -81,6 +83,11 @@ if TYPE_CHECKING:
     "--keep-depth",
     is_flag=True,
     help="Take units only: every block stays.",
+)
+@click.option(
+    "--cascade",
+    is_flag=True,
+    help="Give a pair: the original answers where the compressed network is unsure.",
 )
 @click.option(
     "--method",
@@ -139,13 +146,38 @@ if TYPE_CHECKING:
     "--ratio",
     type=Real(0, 1, min_open=True),
     metavar="R",
-    help="Size target instead of --tol: at most this share of the MACs.",
+    help="Size target instead of --tol: at most this share of what --objective counts.",
 )
 @click.option(
     "--max-macs",
     type=Whole(1),
     metavar="N",
     help="Size target instead of --tol: at most this many MACs.",
+)
+@click.option(
+    "--max-params",
+    type=Whole(1),
+    metavar="N",
+    help="Size target instead of --tol: at most this many parameters.",
+)
+@click.option(
+    "--max-bytes",
+    type=Whole(1),
+    metavar="N",
+    help="Size target instead of --tol: at most so many bytes of weights.",
+)
+@click.option(
+    "--max-latency",
+    type=Real(0, MOST_SECONDS, min_open=True),
+    metavar="MS",
+    help="Size target instead of --tol: at most so many milliseconds for a batch on this device.",
+)
+@click.option(
+    "--batch",
+    type=Whole(1, MOST_BATCH),
+    default=BATCH,
+    show_default=True,
+    help="Examples of a batch whose latency is limited.",
 )
 @click.option(
     "--calibration",
@@ -226,7 +258,7 @@ def _not_both(chosen: Mapping[str, Any]) -> None:
     Raises:
         click.UsageError: Both are given.
     """
-    for name in ("ratio", "max_macs"):
+    for name in SIZES:
         if chosen["tol"] is not None and chosen[name] is not None:
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(

@@ -231,8 +231,8 @@ class Hybrid(Factor):
         costs = measured_costs(
             context.original, groups, readings, orders, predicted, inputs, context.recordings
         )
-        costs = self.refitted(context, orders, costs, inputs)
-        return merge(orders, costs, context.loads, context.blocks(inputs))
+        left = self.refitted(context, orders, costs, inputs)
+        return merge(orders, left, context.loads, context.blocks(inputs))
 
     def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
         """Order and predicted cost, in nats, of one group."""

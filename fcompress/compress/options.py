@@ -24,6 +24,8 @@ METHODS: Mapping[str, str] = MappingProxyType(
     }
 )
 OBJECTIVES = ("macs", "params", "latency")
+SIZES = ("ratio", "max_macs", "max_params", "max_bytes", "max_latency")
+BATCH = 64  # examples whose latency counts, unless another number is said
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
 DISTILL_SECONDS = 60.0
 
@@ -32,7 +34,8 @@ DISTILL_SECONDS = 60.0
 _REALS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "tol": ("a share of labels in [0, 1)", lambda one: 0 <= one < 1),
     "tol_label": ("a share of labels in (0, 1)", lambda one: 0 < one < 1),
-    "ratio": ("a share of the MACs in (0, 1]", lambda one: 0 < one <= 1),
+    "ratio": ("a share in (0, 1]", lambda one: 0 < one <= 1),
+    "max_latency": ("milliseconds above 0", lambda one: one >= LEAST),
     "confidence": ("a number in (0, 1)", lambda one: 0 < one < 1),
     "distill_seconds": ("a number above 0", lambda one: one >= LEAST),
 }
@@ -50,8 +53,12 @@ class ShrinkOptions:
         round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
         distill: Whether to train candidates on towards the original, without labels.
         distill_seconds: Most seconds to distil one candidate.
-        ratio: Instead of a tolerance: at most this share of the MACs, in (0, 1].
+        ratio: Instead of a tolerance: at most this share of what the objective counts, in (0, 1].
         max_macs: Instead of a tolerance: at most this many MACs.
+        max_params: Instead of a tolerance: at most this many parameters.
+        max_bytes: Instead of a tolerance: at most so many bytes of parameters and buffers.
+        max_latency: Instead of a tolerance: at most so many milliseconds for a batch.
+        batch: Examples of a batch whose latency counts.
         calibration: Most calibration examples; None for as many as are cheap.
         confidence: Of the certificate, in (0, 1).
         seed: Random seed.
@@ -87,6 +94,10 @@ class ShrinkOptions:
     distill_seconds: float = DISTILL_SECONDS
     ratio: float | None = None
     max_macs: int | None = None
+    max_params: int | None = None
+    max_bytes: int | None = None
+    max_latency: float | None = None
+    batch: int = BATCH
     calibration: int | None = None
     confidence: float = CONFIDENCE
     seed: int = 0
@@ -116,7 +127,9 @@ class ShrinkOptions:
         self._check_aim()
         _ = self.asked
         object.__setattr__(self, "seed", whole("seed", self.seed))
-        for name, least in (("calibration", 2), ("max_macs", 1)):
+        object.__setattr__(self, "batch", whole("batch", self.batch, 1, MOST_BATCH))
+        counts = ("calibration", 2), ("max_macs", 1), ("max_params", 1), ("max_bytes", 1)
+        for name, least in counts:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole(name, value, least))
@@ -134,7 +147,7 @@ class ShrinkOptions:
             raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
 
     def _check_aim(self) -> None:
-        for name in ("ratio", "max_macs"):
+        for name in SIZES:
             if self.tol is not None and getattr(self, name) is not None:
                 raise ValueError(
                     f"tol={self.tol:g} and {name}={getattr(self, name)} contradict each other: "
@@ -147,7 +160,7 @@ class ShrinkOptions:
             )
         if self.by_size and (self.per_label or self.tol_label is not None):
             raise ValueError(
-                "per_label and tol_label are about a tolerance, and a size (ratio, max_macs) "
+                f"per_label and tol_label are about a tolerance, and a size ({', '.join(SIZES)}) "
                 "promises none; give one of them"
             )
 
@@ -159,7 +172,7 @@ class ShrinkOptions:
     @property
     def by_size(self) -> bool:
         """Whether a size is asked for instead of a tolerance."""
-        return self.ratio is not None or self.max_macs is not None
+        return any(getattr(self, name) is not None for name in SIZES)
 
     @property
     def tolerance(self) -> float | None:
@@ -172,10 +185,3 @@ class ShrinkOptions:
     def label_tolerance(self) -> float | None:
         """What is to be certified of every label; None where nothing is."""
         return self.tol_label or (self.tolerance if self.per_label else None)
-
-    def most_macs(self, before: int) -> int:
-        """The size asked for, of a network of `before` multiply-adds."""
-        return min(
-            before if self.ratio is None else int(self.ratio * before),
-            before if self.max_macs is None else self.max_macs,
-        )

@@ -19,9 +19,10 @@ from fcompress.compress.blocks.chain import Choice
 from fcompress.compress.blocks.choosing import blocks_of
 from fcompress.compress.cascade import check_cascade, within_cascade
 from fcompress.compress.methods import METHODS, Context
-from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
+from fcompress.compress.options import BATCH, DISTILL_SECONDS, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
-from fcompress.compress.search import CandidateBuilder, best_multiple, of_size, within
+from fcompress.compress.search import CandidateBuilder, best_multiple, within
+from fcompress.compress.sizing import Target, of_size
 from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
 from fcompress.data.seen import seen_warning
 from fcompress.deprecation import renamed
@@ -72,6 +73,10 @@ def shrink(
     distill_seconds: float = DISTILL_SECONDS,
     ratio: float | None = None,
     max_macs: int | None = None,
+    max_params: int | None = None,
+    max_bytes: int | None = None,
+    max_latency: float | None = None,
+    batch: int = BATCH,
     calibration: int | None = None,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -113,8 +118,15 @@ def shrink(
         distill: Train candidates on towards the original network, on the calibration inputs and
             without labels, and so get thinner.
         distill_seconds: Most seconds to distil one candidate; up to six are.
-        ratio: Instead of searching for the tolerance: at most this share of the MACs.
+        ratio: Instead of searching for the tolerance: at most this share of what the objective
+            counts: MACs, parameters, or the latency of a batch.
         max_macs: Instead of searching for the tolerance: at most this many MACs.
+        max_params: The same: at most this many parameters.
+        max_bytes: The same: at most so many bytes of parameters and buffers; a file is some
+            kilobytes larger.
+        max_latency: The same: at most so many milliseconds for a batch, the median, as measured on
+            the model's device (not repeatable to the unit).
+        batch: Examples of a batch whose latency is limited.
         calibration: Most calibration examples to use; None for as many as are cheap (1,024 to
             8,192, fewer the more multiply-adds the network takes).
         confidence: Of the certificate, in (0, 1).
@@ -172,7 +184,7 @@ def shrink(
         progress: Told whenever something takes a while.
 
     Returns:
-        The compressed network with its certificate and costs. With `ratio` or `max_macs` it is
+        The compressed network with its certificate and costs. With a size it is
         verified and reported, but not certified for a tolerance.
 
     Raises:
@@ -208,6 +220,10 @@ def shrink(
         distill_seconds=distill_seconds,
         ratio=ratio,
         max_macs=max_macs,
+        max_params=max_params,
+        max_bytes=max_bytes,
+        max_latency=max_latency,
+        batch=batch,
         calibration=calibration,
         confidence=confidence,
         seed=seed,
@@ -332,7 +348,7 @@ def compress(
             search = within_cascade if options.cascade else within
             found = search(builder, options.tolerance, options.confidence, options.label_tolerance)
         else:
-            found = of_size(builder, options.most_macs(macs), options.confidence)
+            found = of_size(builder, _target(options), options.confidence)
     unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))
     unequal += tuple(empty_examples(found.agreement))
     _warn(report, unequal)
@@ -341,6 +357,19 @@ def compress(
     result = outcome(model, builder, found, not_pruned, (copies, weak), options)
     _warn(report, result.warnings[len(weak) :])
     return result
+
+
+def _target(options: ShrinkOptions) -> Target:
+    """The size that was asked for."""
+    return Target(
+        macs=options.max_macs,
+        params=options.max_params,
+        bytes=options.max_bytes,
+        latency=options.max_latency,
+        ratio=options.ratio,
+        share_of=options.objective,
+        batch=options.batch,
+    )
 
 
 def _tell(report: Report, line: str) -> None:

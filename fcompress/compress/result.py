@@ -17,6 +17,7 @@ from fcompress.compress.cascade.gains import CascadeGains, gains, single_latency
 from fcompress.compress.cascade.search import FoundCascade
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
+from fcompress.compress.sizing import FoundOfSize
 from fcompress.deprecation import warn
 from fcompress.forward import cost
 from fcompress.models.fingerprint import fingerprint, judged
@@ -91,6 +92,8 @@ class ShrinkResult:
         cascade: Of a cascade, what it costs on average and at worst, and how many examples it
             defers; None for a thin network. `macs["after"]` is then the average, `params["after"]`
             and `bytes["after"]` those of both networks, and latencies are means over examples.
+        target: Of a size, what was limited, and what the original and the compressed network have
+            of it (`FoundOfSize.target`); None with a tolerance.
     """
 
     model: nn.Module
@@ -123,6 +126,7 @@ class ShrinkResult:
     folded: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     cascade: CascadeGains | None = None
+    target: dict[str, Any] | None = None
 
     @property
     def independent(self) -> int:
@@ -279,6 +283,7 @@ def outcome(
         folded=folded_weights(model, original.network),
         blocks=dropped,
         cascade=pair,
+        target=found.target if isinstance(found, FoundOfSize) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""From nested choices of units to one network: the thinnest within a tolerance, or of a size."""
+"""From nested choices of units to one network: the thinnest within a tolerance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fcompress.certify.agreement import AgreementResult, compare
+from fcompress.certify.agreement import AgreementResult
 from fcompress.certify.fixed_sequence import (
     Candidate,
     EachLabel,
@@ -230,31 +230,6 @@ def within(
             line += keeps_each.shortfall(results[0] if results else None)
         raise ToleranceError(line)
     return Found(*passed, builder.tried, len(results))
-
-
-def of_size(builder: CandidateBuilder, wanted: int, confidence: float) -> Found:
-    """The network of the removal order with at most `wanted` MACs; only that one is refitted.
-
-    Raises:
-        ToleranceError: Even the thinnest has more.
-    """
-    low, high = 0, builder.steps
-    if builder.macs(high) > wanted:
-        raise ToleranceError(
-            f"at most {wanted} MACs cannot be reached: with the fewest units in each group "
-            f"{builder.macs(high)} remain; ask for more"
-        )
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if builder.macs(middle) <= wanted else (middle + 1, high)
-    candidate = (
-        builder.make(low) if builder.distill_seconds is None else builder.make_distilled(low)
-    )
-    original = builder.context.original
-    agreement = compare(
-        original, original.of(candidate.model), builder.roles.certification, confidence
-    )
-    return Found(candidate, agreement, builder.tried, 1)
 
 
 def best_multiple(context: Context, removal_order: RemovalOrder) -> int:

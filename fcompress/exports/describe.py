@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcompress.cascades.network import FAMILY
+from fcompress.checkpoints.cascaded import PARTS, parts_of
 from fcompress.checkpoints.checkpoint import RECORD, read, widths
 from fcompress.checkpoints.history import check_history
 from fcompress.checkpoints.weights import read_weights
 from fcompress.data.record import check_record
 from fcompress.errors import CheckpointError, DataError, FcompressError
-from fcompress.exports import programs
+from fcompress.exports import pairs, programs
 from fcompress.formats.limits import as_path, check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
@@ -30,6 +32,7 @@ KINDS = {
     "network": "network of fcompress",
     "program": "program of torch.export",
     "onnx": "ONNX network",
+    "pair": "cascade of two ONNX networks",
     "safetensors": "weights in safetensors",
     "state dict": "state dict of torch",
     "torchscript": "TorchScript program",
@@ -109,6 +112,8 @@ def describe_file(path: str | os.PathLike[str]) -> Contents:
     check_file(path)
     if path.suffix.lower() == ".onnx":
         return _of_onnx(path)
+    if path.suffix.lower() == pairs.ENDING:
+        return _of_pair(path)
     if is_safetensors(path):
         return _of_safetensors(path)
     names = _entries(path)
@@ -159,6 +164,13 @@ def _of_onnx(path: Path) -> Contents:
     ]
     found = _with_record(path, "onnx", text, notes)
     return replace(found, history=tuple(programs.judged_program(found.history, proto)))
+
+
+def _of_pair(path: Path) -> Contents:
+    found, files = pairs.read_pair(path)
+    notes = [f"{name} network in {file.name}" for name, file in files.items()]
+    notes.append(f"the original answers where the margin is below {found['threshold']:.6g}")
+    return _with_record(path, "pair", json.dumps(found[RECORD]), notes)
 
 
 def _onnx_shape(shape: Any) -> str:
@@ -214,14 +226,11 @@ def _with_record(
     own = record.get("params")
     if type(own) is int:
         known["params"] = own
-    args = record.get("args", {})
     return _contents(
         path,
         kind,
-        family=record.get("family"),
-        args=args,
         widths=record["widths"],
-        wide=_wide(record.get("family"), args),
+        **_built(record.get("family"), record.get("args", {})),
         data=record["data"],
         history=tuple(record["history"] if tensors is None else judged(record["history"], tensors)),
         versions=record.get("versions", {}),
@@ -287,13 +296,16 @@ def _of_pickle(path: Path, names: list[str]) -> Contents:
 
 def _of_network(path: Path) -> Contents:
     found = read(path)
+    if found.family == FAMILY:
+        try:
+            parts_of(found)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     return _contents(
         path,
         "network",
-        family=found.family,
-        args=found.args,
         widths=found.widths,
-        wide=_wide(found.family, found.args),
+        **_built(found.family, found.args),
         data=found.data,
         history=tuple(found.history),
         versions=found.versions,
@@ -310,6 +322,19 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         if tensor.is_floating_point() and not name.endswith(_BUFFERS)
     )
     return {"params": params, "dtypes": tuple(names)}
+
+
+def _built(family: str | None, args: dict[str, Any]) -> dict[str, Any]:
+    """How the original network was built; of a cascade, both of its networks."""
+    original = args.get("original")
+    if family != FAMILY or not isinstance(original, dict):
+        return {"family": family, "args": args, "wide": _wide(family, args)}
+    own, own_args = original.get("family"), original.get("args")
+    if not isinstance(own, str) or not isinstance(own_args, dict):
+        return {"family": family}
+    built = _wide(own, own_args) or {}
+    wide = {f"{part}.{name}": pair for part in PARTS for name, pair in built.items()}
+    return {"family": f"{FAMILY} of {own}", "args": own_args, "wide": wide or None}
 
 
 def _wide(family: str | None, args: dict[str, Any]) -> dict[str, list[int]] | None:

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
-from fcompress.exports import programs
+from fcompress.exports import pairs, programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.limits import as_path
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
 from fcompress.forward.answers.asked import asked, noun_of
+from fcompress.forward.answers.heads import main_of
 from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
@@ -39,6 +41,7 @@ FORMATS = {
     ".pt2": "a program of torch.export, which torch alone runs",
     ".onnx": "ONNX, for onnxruntime and others",
     ".safetensors": "weights, for programs that know the architecture",
+    ".json": "of a cascade: two ONNX files beside it",
 }
 EXAMPLES = 1024
 BATCH = 64
@@ -110,7 +113,8 @@ def export(
 
     Args:
         model: A classifier; it is not changed. Programs compute in eval mode, on any batch size.
-        path: Ends in `.pt2` (torch.export), `.onnx` or `.safetensors`.
+        path: Ends in `.pt2` (torch.export), `.onnx` or `.safetensors`; of a cascade in `.json`,
+            beside which two ONNX files are written (`pairs.py`), or `.safetensors`.
         data: Inputs as the network takes them: a `Split`, a DataLoader, or any other data that
             `as_batches` takes. Labels are not needed.
         original: The network that `model` was made from, to compare labels with.
@@ -148,7 +152,8 @@ def export(
         (20, 20)
     """
     kind = format_of(path)
-    if kind == ".onnx":
+    pairs.check_format(model, kind, path)
+    if kind in (".onnx", pairs.ENDING):
         programs.onnx_packages()
     said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold, pad)
     (scoring,) = resolved(output, said, (model,))
@@ -164,7 +169,19 @@ def export(
     record = content_of(model)
     state = record.pop("state")
     record["params"] = sum(p.numel() for p in model.parameters())
-    write, open_again = _writer(kind, predictor, predictor.place(inputs.cpu()), record, state)
+    if isinstance(model, Cascade) and kind == pairs.ENDING:
+        main = main_of(model.scoring)
+
+        def part(network: nn.Module, file: Path) -> object:
+            answer = {"output": main.output, "answer": main.labels, "pad": main.pad}
+            how: dict[str, Any] = {**answer, "examples": examples}
+            return export(network, file, data, **how)
+
+        text = pairs.write_parts(model, path, part, record)
+        write, open_again = _whole(text), lambda there: pairs.run_pair(there, path)
+    else:
+        example = predictor.place(inputs.cpu())
+        write, open_again = _writer(kind, predictor, example, record, state)
     # Not before: that it cannot be a program has words of its own.
     if original is not None and isinstance(predictor.scoring, Nearest):
         predictor = _looking_up(predictor, original, batches)
@@ -192,7 +209,7 @@ def export(
     return ExportResult(
         path=os.fspath(path),
         format=kind,
-        bytes=Path(path).stat().st_size,
+        bytes=sum(file.stat().st_size for file in _written(path, kind)),
         n=n,
         same=alike,
         largest_difference=largest,
@@ -207,6 +224,12 @@ def _looking_up(predictor: Predictor, original: nn.Module, batches: Batches) -> 
     """A network whose embeddings are looked up in a gallery that the original has embedded."""
     reference = understood(predictor.of(plain_copy(original)), batches)
     return replace(predictor, scoring=reference.scoring)
+
+
+def _written(path: str | os.PathLike[str], kind: str) -> list[Path]:
+    """All files of an export."""
+    beside = [pairs.part_path(path, name) for name in pairs.PARTS] if kind == pairs.ENDING else []
+    return [Path(path), *beside]
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
@@ -255,6 +278,13 @@ def _writer(
     if kind == ".onnx":
         return lambda file: programs.write_onnx(program, text, file), programs.run_onnx
     return lambda file: programs.write_program(program, text, file), programs.run_program
+
+
+def _whole(text: bytes) -> Callable[[Any], None]:
+    def write(file: Any) -> None:
+        file.write(text)
+
+    return write
 
 
 def _is_whole(record: dict[str, Any]) -> bool:
@@ -312,7 +342,10 @@ def _compare(
         if not bool(expected.isfinite().all()):
             raise DataError("the network's scores are not finite; repair the network or the data")
         difference = (given.double() - expected.double()).abs().nan_to_num(math.inf, math.inf)
-        largest = max(largest, float(difference.max()))
+        if isinstance(predictor.network, Cascade):
+            # So near to the threshold, rounding decides which network answers.
+            difference = difference[~predictor.network.undecided(inputs)]
+        largest = max([largest, *difference.flatten(1).amax(1).tolist()])
         scale = max(scale, float(expected.abs().max()))
         labels = scoring.labels_of(expected)
         same += int((~scoring.changed(labels, scoring.labels_of(given))).sum())

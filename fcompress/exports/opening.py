@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fcompress.errors import CheckpointError, FcompressError, first_line
+from fcompress.exports import pairs
 from fcompress.exports.describe import describe_file
 from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
 from fcompress.formats.limits import as_path, check_file
@@ -44,8 +45,8 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
     It runs on the CPU, on batches of any size, also where it was written for batches of one size.
 
     Args:
-        path: ONNX, also quantised (`.onnx`), which runs no code of the file; or a program of
-            torch.export (`.pt2`).
+        path: ONNX, also quantised (`.onnx`), which runs no code of the file; the JSON of a
+            cascade's two ONNX files; or a program of torch.export (`.pt2`).
         trust_pickle: Whether to open a `.pt2`, which may hold pickled objects and with them any
             code that its author put in.
 
@@ -72,6 +73,11 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
     if path.suffix.lower() == ".onnx":
         known = describe_file(path)
         network = _onnx(path)
+    elif pairs.is_pair(path):
+        known = describe_file(path)
+        found, files = pairs.read_pair(path)
+        run = pairs.pair_of(found, lambda name: _onnx(files[name]))
+        network = Called(run, path.name, None)
     elif not is_program(path) or not (names := _inner(path)) & set(PROGRAM_ENTRIES):
         raise CheckpointError(
             f"{path}: is neither ONNX (.onnx) nor a program of torch.export (.pt2), or damaged"
@@ -99,6 +105,8 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
 
 def is_program(path: Path) -> bool:
     """Whether a file calls itself a program, or is one of torch.export whatever it is called."""
+    if pairs.is_pair(path):
+        return True
     return path.suffix.lower() in ENDINGS or bool(_inner(path) & set(PROGRAM_ENTRIES))
 
 

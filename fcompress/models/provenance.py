@@ -1,9 +1,9 @@
 """What is known of a network: how it was built, its data, what was done to it, how it is read.
 
-Networks of the registry, and cascades, keep it themselves, in `origin`. For all others it is kept here, beside
-the network and not in it, so that they stay the plain modules that they are: they pickle without
-fcompress. A copy that the user makes by `copy.deepcopy` is a new network, of which nothing is
-known.
+Networks of the registry, and cascades, keep it themselves, in `origin`. For all others it is kept
+here, beside the network and not in it, so that they stay the plain modules that they are: they
+pickle without fcompress. A copy that the user makes by `copy.deepcopy` is a new network, of which
+nothing is known.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fcompress.forward.answers.asked import CONTINUOUS, IN_PARTS, noun_of
+from fcompress.report.cascade import cascade_lines, cascade_rows
 from fcompress.report.labels import promise_lines, rounded_up
 
 # For annotations only: the command line shows its help without torch.
@@ -162,12 +163,15 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
     else:
         bound = rounded_up(result.agreement.upper_bound)
         yield f"Size target: no tolerance is certified (bound {bound})."
+        yield from target_lines(result.target)
     grouped = "groups" in result.data
     what = "certification groups, by one drawn example of each," if grouped else ""
     yield agreement_sentence(result.agreement, what or "certification examples")
     drawn = result.data.get("drawn_from", {}).get("certification", "")
     if drawn.startswith("official"):
         yield f"Search and certification examples are of the {drawn} of {result.data['spec']}."
+    if result.cascade is not None:
+        yield from cascade_lines(result.cascade, result.agreement.confidence)
     if result.tested > 1:
         yield (f"{result.tested} candidates were tested on this split; the bound accounts for it.")
     if result.distill is not None:
@@ -195,6 +199,24 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         yield f"Computed at every call before, plain weights now: {', '.join(result.folded)}."
     for left in result.skipped:
         yield f"Not pruned: {left['name']}: {left['reason']}."
+
+
+def target_lines(target: Mapping[str, Any] | None) -> Iterator[str]:
+    """What was limited, and what was reached (`FoundOfSize.target`)."""
+    for name, most in ({} if target is None else target["limits"]).items():
+        unit, form = _TARGETS[name]
+        of = f" for a batch of {target['batch']}" if name == "latency" and target else ""
+        has = target["reached"][name] if target else 0
+        yield f"Asked for at most {most:{form}} {unit}{of}; it has {has:{form}}."
+
+
+# What is limited, in words, and the form of its numbers.
+_TARGETS = {
+    "macs": ("MACs", ",.0f"),
+    "params": ("parameters", ",.0f"),
+    "bytes": ("bytes of parameters and buffers", ",.0f"),
+    "latency": ("ms", ".3g"),
+}
 
 
 def distill_sentence(distilled: Mapping[str, Any], kind: str = "classes") -> str:
@@ -238,11 +260,16 @@ def _alike(kind: str) -> str:
 
 def change_rows(result: ShrinkResult) -> Iterator[tuple[str, str, str, str]]:
     """Rows of name, before, after, share kept."""
-    for name, pair in (("parameters", result.params), ("MACs", result.macs)):
+    counts: Iterable[tuple[str, dict[str, Any]]]
+    counts = ("parameters", result.params), ("MACs", result.macs)
+    if result.cascade is not None:
+        counts = cascade_rows(result)
+    for name, pair in counts:
         yield name, f"{pair['before']:,}", f"{pair['after']:,}", _share(pair)
     size = result.bytes
     yield "file, bytes", f"{size['before']:,}", f"{size['after']:,}", _share(size)
-    times = (("for 64 examples", result.latency_ms), ("with one example", result.latency_single_ms))
+    one = "with one example" if result.cascade is None else "with one example, on average"
+    times = (("for 64 examples", result.latency_ms), (one, result.latency_single_ms))
     for batch, time in times:
         yield (
             f"latency, ms {batch}",

@@ -36,6 +36,13 @@ def _reads_public_data(given: Mapping[str, Any]) -> bool:
 
 
 _NOT_LOOKED_FOR = ("digits", "gaussian", "folder", "file")
+
+
+def _limits_latency(given: Mapping[str, Any]) -> bool:
+    share = given.get("ratio") is not None and given.get("objective") == "latency"
+    return share or given.get("max_latency") is not None
+
+
 _ROOT = Rule(
     _reads_public_data,
     "it is for datasets that are looked for; this one is embedded, made, or named by its own path",
@@ -51,6 +58,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
             lambda given: given["method"] != "factor" or _distils(given),
             "--method factor does not weigh answers; it needs another method, or --distill",
         ),
+        "batch": Rule(_limits_latency, "it needs --max-latency, or --ratio of latency"),
         "data_root": _ROOT,
     },
     "export": {

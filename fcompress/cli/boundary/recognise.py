@@ -100,7 +100,7 @@ def _export(path: Path, command: str) -> bool:
     from fcompress.exports.describe import describe_file
 
     found = describe_file(path)
-    wanted = {".pt2": "program", ".onnx": "onnx", ".safetensors": "safetensors"}
+    wanted = {".pt2": "program", ".onnx": "onnx", ".safetensors": "safetensors", ".json": "pair"}
     return wanted.get(path.suffix.lower()) == found.kind and bool(found.versions)
 
 

@@ -59,7 +59,7 @@ def gains(
     """
     share = found.deferred / found.deferred_of
     return CascadeGains(
-        threshold=float(found.candidate.model.threshold),
+        threshold=found.threshold,
         deferred={
             "count": found.deferred,
             "n": found.deferred_of,

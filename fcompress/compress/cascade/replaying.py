@@ -69,5 +69,7 @@ def _hash(value: Any) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in _tensors(value):
         digest.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.digest()

@@ -34,12 +34,14 @@ class FoundCascade(Found):
     """The pair that was looked for.
 
     Attributes:
+        threshold: The least margin with which the compressed network's answer stays.
         deferred: Certification examples that the original answers.
         deferred_of: Certification examples in all.
         deferred_at_most: Upper bound on the share of all examples that it answers, with the
             confidence of the certificate, whichever of the pairs was taken.
     """
 
+    threshold: float = 0.0
     deferred: int = 0
     deferred_of: int = 0
     deferred_at_most: float = 1.0
@@ -118,12 +120,11 @@ def within_cascade(
         remembered, candidates, roles.certification, tol, confidence, label_tolerance
     )
     if passed is None:
-        line = refusal(tried[0][1], len(sequence), results, tol, confidence)
+        line = refusal(tried[0][1], len(sequence), results, tol, confidence, original.scoring.noun)
         if keeps_each is not None:
             line += keeps_each.shortfall(results[0] if results else None)
         raise ToleranceError(line)
-    chosen = candidates.index(passed[0])
-    size, pair = sequence[chosen]
+    size, pair = sequence[passed[0].rank]
     cascade = _together(original, size, pair)
     agreement = _run(original, cascade, passed[1], builder, (tol, confidence, label_tolerance))
     deferred = _deferred(original, pair.model, builder)
@@ -134,6 +135,7 @@ def within_cascade(
         agreement=agreement,
         tried=builder.tried,
         tested=len(results),
+        threshold=pair.threshold,
         deferred=deferred,
         deferred_of=n,
         deferred_at_most=upper_bound(deferred, n, apart),
@@ -177,11 +179,10 @@ def _examined(builder: CandidateBuilder, candidate: Candidate) -> Size:
 
 def _together(original: Predictor, size: Size, pair: Pair) -> Cascade:
     """The pair as one network that shares nothing with any other."""
-    parts: list[nn.Module] = []
-    for network in (size.candidate.model, original.network):
-        parts.append(deep_copy(network).eval())
-        hand_on(original.network, parts[-1])
-    cascade = Cascade(*parts, threshold=pair.threshold, scoring=original.scoring).eval()
+    small, large = (deep_copy(one).eval() for one in (size.candidate.model, original.network))
+    hand_on(original.network, small)
+    hand_on(original.network, large)
+    cascade = Cascade(small, large, pair.threshold, original.scoring).eval()
     origin = origin_of(original.network)
     set_origin(cascade, origin["data"], origin["history"])
     return cascade
@@ -234,6 +235,7 @@ def refusal(
     results: Sequence[AgreementResult],
     tolerance: float,
     confidence: float,
+    noun: str,
 ) -> str:
     """Why no pair was certified, and what would help, in one line.
 
@@ -243,18 +245,19 @@ def refusal(
         results: Of those that were: none, or one that failed.
         tolerance: What it was tested for.
         confidence: Of the bound.
+        noun: What is counted, as `asked.noun_of` has it.
     """
     line = f"no cascade could be certified within a tolerance of {tolerance:g}: "
     if not results:
         return line + (
-            f"the mildest pair already changed {counted(mildest, 'search')}; try another method, "
+            f"the mildest pair already changed {counted(mildest, 'search', noun)}; try another method, "
             "or distillation"
         )
     result = results[0]
     proves = f"{math.ceil(result.upper_bound * 1e4 - 1e-9) / 1e4:.2%}"
     line += (
         f"of {count} pairs the mildest, which defers {mildest.deferred:.1%} of the examples, "
-        f"changed {counted(result, 'certification')}, which proves {proves}; "
+        f"changed {counted(result, 'certification', noun)}, which proves {proves}; "
     )
     rate = (mildest.changed + result.changed) / (mildest.n + result.n)
     needed = None

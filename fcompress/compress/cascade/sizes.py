@@ -19,6 +19,8 @@ LARGEST, SHRINKING = 0.75, 0.75
 SMALLEST = 0.02
 # Log-odds beyond which double precision tells no two margins apart.
 _CERTAIN = 36.0
+# Intercept and slope that are expected beforehand, and the inverse of their variances.
+PRIOR, CERTAINTY = (0.0, -1.0), (0.1, 1.0)
 _STEPS = 50  # of Newton's method; it takes about ten
 
 
@@ -87,8 +89,10 @@ def log_odds(margins: Tensor) -> Tensor:
 def logistic(odds: Tensor, lost: Tensor) -> tuple[float, float]:
     """Intercept and slope of a logistic regression, the slope at most 0.
 
-    Two more examples without any margin, of which one changes, keep it finite where no example
-    changed, or none that is sure: an answer without a margin is as good as drawn.
+    What it knows beforehand is worth about one example (`PRIOR`): that a network is as sure as it
+    says, so that odds of a change fall as fast as those of its second choice (a slope of -1), and
+    that an answer without a margin is as good as drawn (two more examples, of which one changes).
+    That keeps it finite and cautious where no example changed.
 
     Args:
         odds: float64 [N].
@@ -96,12 +100,14 @@ def logistic(odds: Tensor, lost: Tensor) -> tuple[float, float]:
     """
     odds, lost = torch.cat([odds, odds.new_zeros(2)]), torch.cat([lost, lost.new_tensor([0, 1])])
     inputs = torch.stack([torch.ones_like(odds), odds], 1)
-    weights = inputs.new_zeros(2)
+    weights = prior = inputs.new_tensor(PRIOR)
+    certain = torch.diag(inputs.new_tensor(CERTAINTY))
     for _ in range(_STEPS):
         expected = torch.sigmoid(inputs @ weights)
         spread = (expected * (1 - expected)).clamp_min(1e-12)
-        curvature = inputs.T @ (inputs * spread.unsqueeze(1)) + 1e-6 * torch.eye(2).to(inputs)
-        step = torch.linalg.solve(curvature, inputs.T @ (lost - expected) - 1e-6 * weights)
+        curvature = inputs.T @ (inputs * spread.unsqueeze(1)) + certain
+        uphill = inputs.T @ (lost - expected) - certain @ (weights - prior)
+        step = torch.linalg.solve(curvature, uphill)
         step = step * min(1.0, 2.0 / max(float(step.abs().max()), 1e-12))
         weights = weights + step
         if float(step.abs().max()) < 1e-9:
