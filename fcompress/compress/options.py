@@ -25,7 +25,8 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 OBJECTIVES = ("macs", "params", "latency")
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
-DISTILL_SECONDS = 60.0
+# Sweeps of training over the calibration examples, for each network that is distilled.
+DISTILL_EFFORT = 8.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class ShrinkOptions:
         objective: What removing units is to save, one of `OBJECTIVES`.
         round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
         distill: Whether to train candidates on towards the original, without labels.
-        distill_seconds: Most seconds to distil one candidate.
+        distill_effort: Sweeps of training over the calibration examples to distil one candidate
+            with, above 0.
+        distill_seconds: Most seconds for that; None for no limit.
+        distill_data: Further inputs to distil on.
         ratio: Instead of a tolerance: at most this share of the MACs, in (0, 1].
         max_macs: Instead of a tolerance: at most this many MACs.
         calibration: Most calibration examples; None for as many as are cheap.
@@ -72,7 +76,9 @@ class ShrinkOptions:
     objective: str = "macs"
     round_to: int | str = 1
     distill: bool = False
-    distill_seconds: float = DISTILL_SECONDS
+    distill_effort: float = DISTILL_EFFORT
+    distill_seconds: float | None = None
+    distill_data: object | None = None
     ratio: float | None = None
     max_macs: int | None = None
     calibration: int | None = None
@@ -117,8 +123,19 @@ class ShrinkOptions:
         if self.objective not in OBJECTIVES:
             choices = ", ".join(OBJECTIVES)
             raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
-        if not LEAST <= self.distill_seconds < float("inf"):
-            raise ValueError(f"distill_seconds={self.distill_seconds}: expected a number above 0")
+        self._check_distilling()
+
+    def _check_distilling(self) -> None:
+        if not LEAST <= self.distill_effort < float("inf"):
+            raise ValueError(
+                f"distill_effort={self.distill_effort}: expected a number of sweeps above 0; to "
+                "distil nothing leave distill out"
+            )
+        seconds = self.distill_seconds
+        if seconds is not None and not LEAST <= seconds < float("inf"):
+            raise ValueError(f"distill_seconds={seconds}: expected a number above 0")
+        if self.distill_data is not None and not self.distill:
+            raise ValueError("distill_data has no effect without distill=True")
 
     def _check_aim(self) -> None:
         if self.tol is not None and not 0 <= self.tol < 1:

@@ -15,10 +15,10 @@ from fcompress.certify.per_label import warnings_by_label
 from fcompress.certify.screening import check_reachable, screened, weaknesses
 from fcompress.compress.balance import balanced
 from fcompress.compress.methods import METHODS, Context
-from fcompress.compress.options import DISTILL_SECONDS, ShrinkOptions
+from fcompress.compress.options import DISTILL_EFFORT, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, of_size, within
-from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
+from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of, with_further
 from fcompress.data.seen import seen_warning
 from fcompress.deprecation import renamed
 from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError
@@ -60,7 +60,9 @@ def shrink(
     objective: str = "macs",
     round_to: int | str = 1,
     distill: bool = False,
-    distill_seconds: float = DISTILL_SECONDS,
+    distill_effort: float = DISTILL_EFFORT,
+    distill_seconds: float | None = None,
+    distill_data: object | None = None,
     ratio: float | None = None,
     max_macs: int | None = None,
     calibration: int | None = None,
@@ -99,9 +101,13 @@ def shrink(
             measured on the model's device; not repeatable to the unit).
         round_to: Keep multiples of so many units where a group has them; "auto" for the largest
             multiple that costs no time on the model's device (not repeatable either).
-        distill: Train candidates on towards the original network, on the calibration inputs and
-            without labels, and so get thinner.
-        distill_seconds: Most seconds to distil one candidate; up to six are.
+        distill: Train candidates on towards the original network, without labels, and so get
+            thinner: on the calibration inputs and, of named data, those of the training split.
+        distill_effort: Sweeps of training to distil one candidate, above 0: so many times the
+            number of calibration examples are passed forward and backward.
+        distill_seconds: Most seconds for that; None for no limit. Where it strikes, the result
+            depends on the clock.
+        distill_data: Further inputs to distil on, in any form that `data` may have.
         ratio: Instead of searching for the tolerance: at most this share of the MACs.
         max_macs: Instead of searching for the tolerance: at most this many MACs.
         calibration: Most calibration examples to use; None for as many as are cheap (1,024 to
@@ -189,7 +195,9 @@ def shrink(
         objective=objective,
         round_to=round_to,
         distill=distill,
+        distill_effort=distill_effort,
         distill_seconds=distill_seconds,
+        distill_data=distill_data,
         ratio=ratio,
         max_macs=max_macs,
         calibration=calibration,
@@ -228,7 +236,10 @@ def compress(
         raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
     check_layers(model)
     check_weights(model)
-    roles, copies = screened(roles_of(data, seed=options.seed, groups=groups))
+    roles = roles_of(data, seed=options.seed, groups=groups)
+    if options.distill:
+        roles = with_further(roles, data, options.distill_data)
+    roles, copies = screened(roles)
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
     if options.tolerance is not None:
@@ -297,8 +308,11 @@ def compress(
             multiple = best_multiple(context, removal_order)
         if multiple > 1:
             _tell(report, f"numbers of units are rounded up to multiples of {multiple}")
-        seconds = options.distill_seconds if options.distill else None
-        builder = CandidateBuilder(context, method, removal_order, roles, report, multiple, seconds)
+        effort = options.distill_effort if options.distill else None
+        limit = options.distill_seconds
+        builder = CandidateBuilder(
+            context, method, removal_order, roles, report, multiple, effort, limit
+        )
         if options.tolerance is not None:
             found = within(builder, options.tolerance, options.confidence, options.label_tolerance)
         else:

@@ -30,6 +30,9 @@ def _distils(given: Mapping[str, Any]) -> bool:
     return bool(given.get("distill") or given.get("old_distill"))
 
 
+_DISTILS = Rule(_distils, "it needs --distill")
+
+
 def _reads_public_data(given: Mapping[str, Any]) -> bool:
     spec = given.get("data") or given.get("spec")
     return spec is None or str(spec).partition(":")[0].partition(",")[0] not in _NOT_LOOKED_FOR
@@ -45,7 +48,9 @@ _SPEC = Rule(lambda given: given.get("spec") is not None, "it needs a SPEC")
 # Command -> parameter -> when it has an effect.
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "shrink": {
-        "distill_seconds": Rule(_distils, "it needs --distill"),
+        "distill_seconds": _DISTILS,
+        "distill_effort": _DISTILS,
+        "distill_data": _DISTILS,
         "data_root": _ROOT,
     },
     "export": {
