@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 import fcompress
 from benchmarks.rivals.base import Setting
-from fcompress.compress.distillation import HELD_OUT_MOST, distill
+from fcompress.compress.distillation.distilling import distill
+from fcompress.compress.distillation.teacher import HELD_OUT_MOST
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.options import METHODS as SUMMARIES
 from fcompress.compress.ranking.allocation import RemovalOrder
 from fcompress.forward.predictor import Predictor
 
-DISTILL_SECONDS = 30.0
+DISTILL_EFFORT = 8.0
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class OwnPolished:
 
     Attributes:
         method: Its name.
-        seconds: Limit of each polish.
+        effort: Sweeps of training for each network.
     """
 
     method: str
-    seconds: float
+    effort: float
 
     @property
     def name(self) -> str:
@@ -69,8 +70,8 @@ class OwnPolished:
     @property
     def summary(self) -> str:
         return (
-            f"{self.method}, then at most {self.seconds:g} seconds of distillation towards the "
-            "wide network's scores on the calibration split"
+            f"{self.method}, then {self.effort:g} sweeps of distillation towards the wide "
+            "network's scores on the calibration split"
         )
 
     def make(self, setting: Setting, amount: float) -> nn.Module:
@@ -82,7 +83,7 @@ class OwnPolished:
             thin,
             batches,
             held_out=_exam(setting),
-            seconds=self.seconds,
+            effort=self.effort,
             seed=setting.seed,
         ).model
 
@@ -113,4 +114,4 @@ def _prepared(setting: Setting, method: str, objective: str) -> tuple[Context, R
 
 
 RIVALS = (*(Own(name) for name in METHODS), Own("hybrid", "params"))
-POLISHED = tuple(OwnPolished(name, DISTILL_SECONDS) for name in METHODS if name == "hybrid")
+POLISHED = tuple(OwnPolished(name, DISTILL_EFFORT) for name in METHODS if name == "hybrid")

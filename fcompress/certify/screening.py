@@ -91,6 +91,8 @@ def screened(roles: Roles) -> tuple[Roles, Copies]:
     calibration = set(digests(roles.calibration, "calibration", others))
     search = list(digests(roles.search, "search", others))
     seen = calibration.union(search)
+    for examples in roles.unlabelled:
+        seen.update(digests(examples, "further", others))
     shared = repeated = 0
     distinct: set[bytes] = set()
     keep = []

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcompress.cli.boundary import SEED, Command, OutputFile, Real, Whole
+from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
 from fcompress.cli.boundary.numbers import Multiple
 from fcompress.cli.boundary.recognise import says_fcompress
 from fcompress.cli.network_options import NetworkOptions, network_options
@@ -39,7 +39,7 @@ from fcompress.cli.output import (
 )
 from fcompress.compress.options import (
     BATCH,
-    DISTILL_SECONDS,
+    DISTILL_EFFORT,
     METHODS,
     OBJECTIVES,
     SIZES,
@@ -135,13 +135,25 @@ if TYPE_CHECKING:
 )
 @old_option("--polish", "--distill", is_flag=True)
 @click.option(
+    "--distill-effort",
+    type=Real(0, min_open=True),
+    default=DISTILL_EFFORT,
+    show_default=True,
+    metavar="N",
+    help="Sweeps of training over the calibration examples, to distil one candidate.",
+)
+@click.option(
     "--distill-seconds",
     type=Real(0, MOST_SECONDS, min_open=True),
-    default=DISTILL_SECONDS,
-    show_default=True,
-    help="Most seconds to distil one candidate; up to six are.",
+    help="Most seconds to distil one candidate. The result then depends on the clock.",
 )
 @old_option("--polish-seconds", "--distill-seconds", type=Real(0, MOST_SECONDS, min_open=True))
+@click.option(
+    "--distill-data",
+    type=DataSpec(),
+    metavar="SPEC",
+    help="Further inputs to distil on, beside those of the training split.",
+)
 @click.option(
     "--ratio",
     type=Real(0, 1, min_open=True),
@@ -218,12 +230,17 @@ def shrink_command(
     from fcompress.checkpoints.checkpoint import save
     from fcompress.cli.opening import open_data, open_network
     from fcompress.compress.pipeline import compress
+    from fcompress.data.specs import load_data
     from fcompress.exports.exporting import export
 
     _not_both(chosen)
+    more = chosen.pop("distill_data")
     options = checked(ShrinkOptions, **chosen)
     network = open_network(model, how)
     splits = open_data([network], model, how, data, data_root, "compress", say=tell)
+    if more is not None:
+        further = load_data(more, root=data_root, roles="compress", like=splits.info)
+        options = replace(options, distill_data=further)
     place(network, device)
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.

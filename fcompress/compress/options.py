@@ -27,7 +27,8 @@ OBJECTIVES = ("macs", "params", "latency")
 SIZES = ("ratio", "max_macs", "max_params", "max_bytes", "max_latency")
 BATCH = 64  # examples whose latency counts, unless another number is said
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
-DISTILL_SECONDS = 60.0
+# Sweeps of training over the calibration examples, for each network that is distilled.
+DISTILL_EFFORT = 8.0
 
 
 # Numbers: what is expected, and how to tell.
@@ -37,6 +38,10 @@ _REALS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "ratio": ("a share in (0, 1]", lambda one: 0 < one <= 1),
     "max_latency": ("milliseconds above 0", lambda one: one >= LEAST),
     "confidence": ("a number in (0, 1)", lambda one: 0 < one < 1),
+    "distill_effort": (
+        "a number of sweeps above 0 (to distil nothing leave distill out)",
+        lambda one: one >= LEAST,
+    ),
     "distill_seconds": ("a number above 0", lambda one: one >= LEAST),
 }
 
@@ -52,7 +57,10 @@ class ShrinkOptions:
         objective: What removing units is to save, one of `OBJECTIVES`.
         round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
         distill: Whether to train candidates on towards the original, without labels.
-        distill_seconds: Most seconds to distil one candidate.
+        distill_effort: Sweeps of training over the calibration examples to distil one candidate
+            with, above 0.
+        distill_seconds: Most seconds for that; None for no limit.
+        distill_data: Further inputs to distil on.
         ratio: Instead of a tolerance: at most this share of what the objective counts, in (0, 1].
         max_macs: Instead of a tolerance: at most this many MACs.
         max_params: Instead of a tolerance: at most this many parameters.
@@ -91,7 +99,9 @@ class ShrinkOptions:
     objective: str = "macs"
     round_to: int | str = 1
     distill: bool = False
-    distill_seconds: float = DISTILL_SECONDS
+    distill_effort: float = DISTILL_EFFORT
+    distill_seconds: float | None = None
+    distill_data: object | None = None
     ratio: float | None = None
     max_macs: int | None = None
     max_params: int | None = None
@@ -145,6 +155,8 @@ class ShrinkOptions:
         if self.objective not in OBJECTIVES:
             choices = ", ".join(OBJECTIVES)
             raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
+        if self.distill_data is not None and not self.distill:
+            raise ValueError("distill_data has no effect without distill=True")
 
     def _check_aim(self) -> None:
         for name in SIZES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -13,51 +13,41 @@ from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import check_labelled, warnings_by_label
-from fcompress.certify.screening import check_reachable, screened, weaknesses
+from fcompress.certify.screening import screened, weaknesses
+from fcompress.compress.amounts import affordable, check_enough, used
 from fcompress.compress.balance import balanced
 from fcompress.compress.blocks.chain import Choice
 from fcompress.compress.blocks.choosing import blocks_of
 from fcompress.compress.cascade import check_cascade, within_cascade
 from fcompress.compress.methods import METHODS, Context
-from fcompress.compress.options import BATCH, DISTILL_SECONDS, ShrinkOptions
+from fcompress.compress.opening import (
+    check_something,
+    check_truth,
+    own_copy,
+    repeating,
+    said_of_ways,
+    ways_of,
+)
+from fcompress.compress.options import BATCH, DISTILL_EFFORT, ShrinkOptions
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, within
 from fcompress.compress.sizing import Target, of_size
-from fcompress.data.roles import Roles, batches_of, gallery_apart, roles_of
+from fcompress.data.roles import batches_of, gallery_apart, roles_of, with_further
 from fcompress.data.seen import seen_warning
 from fcompress.deprecation import renamed
-from fcompress.errors import FcompressError, ResultWarning, UnsupportedNetworkError
+from fcompress.errors import ResultWarning, UnsupportedNetworkError
 from fcompress.forward import cost
-from fcompress.forward.answers.heads import answering, main_of
+from fcompress.forward.answers.heads import main_of
 from fcompress.forward.answers.nearest import Nearest
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
-from fcompress.forward.recording import Recording, frontier_bytes
-from fcompress.forward.repeats import check_repeats
-from fcompress.forward.running import runs_on
-from fcompress.models import Network
+from fcompress.forward.recording import Recording
 from fcompress.models.external import check_layers, check_weights
 from fcompress.progress import Progress, Report, silent
-from fcompress.structure.groups import Structure, find_groups
-from fcompress.structure.paths import commonest_way, different_ways
-from fcompress.surgery.preparation import Call, prepare
-
-# Calibration examples: as many as this many multiply-adds allow, within bounds.
-# Single examples and whole batches on which the network is watched for other ways through it.
-SINGLES, LOOKED_AT = 4, 8
-NAMED = 5  # modules that a sentence names
-CALIBRATION_MACS = 6e10
-CALIBRATION_LEAST, CALIBRATION_MOST = 1024, 8192
-# Refitting holds the activations between two layers for all of them: no more than so many bytes,
-# unless that leaves too few examples.
-CALIBRATION_BYTES, CALIBRATION_FEWEST = 2 << 30, 64
-# Search and certification examples: all that there are, of costly networks as many as so many
-# multiply-adds allow. Every candidate meets the search split, a few the certificate. Work decides
-# and never the tolerance, so that a looser one is searched and certified on the same examples.
-SEARCH_MACS, SEARCH_LEAST = 6e11, 2000
-CERTIFICATION_MACS, CERTIFICATION_LEAST = 6e12, 5000
+from fcompress.structure.groups import find_groups
+from fcompress.structure.paths import commonest_way
 
 
 @renamed(polish="distill", polish_seconds="distill_seconds")
@@ -70,7 +60,9 @@ def shrink(
     objective: str = "macs",
     round_to: int | str = 1,
     distill: bool = False,
-    distill_seconds: float = DISTILL_SECONDS,
+    distill_effort: float = DISTILL_EFFORT,
+    distill_seconds: float | None = None,
+    distill_data: object | None = None,
     ratio: float | None = None,
     max_macs: int | None = None,
     max_params: int | None = None,
@@ -115,9 +107,13 @@ def shrink(
             measured on the model's device; not repeatable to the unit).
         round_to: Keep multiples of so many units where a group has them; "auto" for the largest
             multiple that costs no time on the model's device (not repeatable either).
-        distill: Train candidates on towards the original network, on the calibration inputs and
-            without labels, and so get thinner.
-        distill_seconds: Most seconds to distil one candidate; up to six are.
+        distill: Train candidates on towards the original network, without labels, and so get
+            thinner: on the calibration inputs and, of named data, those of the training split.
+        distill_effort: Sweeps of training to distil one candidate, above 0: so many times the
+            number of calibration examples are passed forward and backward.
+        distill_seconds: Most seconds for that; None for no limit. Where it strikes, the result
+            depends on the clock.
+        distill_data: Further inputs to distil on, in any form that `data` may have.
         ratio: Instead of searching for the tolerance: at most this share of what the objective
             counts: MACs, parameters, or the latency of a batch.
         max_macs: Instead of searching for the tolerance: at most this many MACs.
@@ -217,7 +213,9 @@ def shrink(
         objective=objective,
         round_to=round_to,
         distill=distill,
+        distill_effort=distill_effort,
         distill_seconds=distill_seconds,
+        distill_data=distill_data,
         ratio=ratio,
         max_macs=max_macs,
         max_params=max_params,
@@ -263,10 +261,13 @@ def compress(
     check_alone(model)
     check_layers(model)
     check_weights(model)
-    roles, copies = screened(roles_of(data, seed=options.seed, groups=groups))
+    roles = roles_of(data, seed=options.seed, groups=groups)
+    if options.distill:
+        roles = with_further(roles, data, options.distill_data)
+    roles, copies = screened(roles)
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
-    _check_reachable(roles, options, in_parts)
+    check_enough(roles, options, in_parts)
     weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
     seen = seen_warning(model, roles.info)
     weak += () if seen is None else (seen,)
@@ -275,8 +276,8 @@ def compress(
     if isinstance(scoring, Nearest) and scoring.embedded is None and scoring.gallery is None:
         roles, gallery = gallery_apart(roles)
         scoring = replace(scoring, gallery=gallery)
-    original = _own_copy(Predictor(model, roles.packing, scoring), roles)
-    original = _repeating(original, roles, stochastic=options.stochastic)
+    original = own_copy(Predictor(model, roles.packing, scoring), roles)
+    original = repeating(original, roles, stochastic=options.stochastic)
     original = understood(original, roles.calibration)
     if options.cascade:
         check_cascade(original)
@@ -287,25 +288,25 @@ def compress(
     if doubt is not None:
         _warn(report, (doubt,))
         weak += (doubt,)
-    _check_truth(original, roles)
+    check_truth(original, roles)
     recordings: dict[int, Recording] = {}
     macs = cost.count(original, original.place(roles.calibration.first(1))).macs
-    roles = _used(roles, macs)
-    _check_reachable(roles, options, in_parts)
-    wanted = options.calibration or _affordable(original, roles, macs, recordings)
+    roles = used(roles, macs)
+    check_enough(roles, options, in_parts)
+    wanted = options.calibration or affordable(original, roles, macs, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
     if options.balance:
         inputs = balanced(original, inputs, seed=options.seed)
     call = averaged(original.whole) if original.draws else original.whole
-    ways, unreached = _ways(original, inputs, call)
-    lines = tuple(_said_of_ways(ways, unreached))
+    ways, unreached = ways_of(original, inputs, call)
+    lines = tuple(said_of_ways(ways, unreached))
     _warn(report, lines)
     weak += lines
     structure = find_groups(
         original.network, inputs[:4], seed=options.seed, call=call, also=ways[1:]
     )
-    _check_something(structure)
+    check_something(structure)
     units = sum(g.size for g in structure.groups)
     _tell(report, f"{units} units in {len(structure.groups)} groups")
     method = METHODS[options.method]
@@ -342,8 +343,11 @@ def compress(
             multiple = best_multiple(context, removal_order)
         if multiple > 1:
             _tell(report, f"numbers of units are rounded up to multiples of {multiple}")
-        seconds = options.distill_seconds if options.distill else None
-        builder = CandidateBuilder(context, method, removal_order, roles, report, multiple, seconds)
+        effort = options.distill_effort if options.distill else None
+        limit = options.distill_seconds
+        builder = CandidateBuilder(
+            context, method, removal_order, roles, report, multiple, effort, limit
+        )
         if options.tolerance is not None:
             search = within_cascade if options.cascade else within
             found = search(builder, options.tolerance, options.confidence, options.label_tolerance)
@@ -381,112 +385,3 @@ def _warn(report: Report, lines: tuple[str, ...]) -> None:
     for line in lines:
         _tell(report, f"warning: {line}")
         warnings.warn(line, ResultWarning, stacklevel=5)
-
-
-def _ways(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tensor], set[str]]:
-    """Batches on which the network executes different operators, the first four among them."""
-    single = [inputs[row : row + 1] for row in range(min(SINGLES, len(inputs)))]
-    tried = [inputs[:4], *single, *batches_of(inputs)[:LOOKED_AT]]
-    with original.evaluating(), runs_on(inputs):
-        return different_ways(original.network, tried, call=call)
-
-
-def _said_of_ways(ways: Sequence[Tensor], unreached: set[str]) -> Iterator[str]:
-    if len(ways) > 1:
-        yield (
-            f"the network takes different ways through its code (at least {len(ways)} were seen); "
-            "units fit on those, and what the compressed network does on another is not known"
-        )
-    modules = sorted({name.rpartition(".")[0] or name for name in unreached})
-    if modules:
-        more = f" and {len(modules) - NAMED} more" if len(modules) > NAMED else ""
-        some = ", ".join(modules[:NAMED]) + more
-        yield (
-            f"no calibration example reached {some}; where that reads units that are "
-            "removed, the compressed network does not run if an example reaches it"
-        )
-
-
-def _check_reachable(roles: Roles, options: ShrinkOptions, in_parts: bool) -> None:
-    """See that there are enough certification examples for the tolerance, if one was given.
-
-    Raises:
-        ToleranceError: There are too few.
-    """
-    if options.tolerance is not None:
-        what = f"certification {'groups' if 'groups' in roles.info else 'examples'}"
-        count = len(roles.certification)
-        check_reachable(options.tolerance, count, options.confidence, what, in_parts=in_parts)
-
-
-def _used(roles: Roles, macs: int) -> Roles:
-    """The roles with as many search and certification examples as the work for each allows."""
-    search = max(int(SEARCH_MACS / max(macs, 1)), SEARCH_LEAST)
-    certification = max(int(CERTIFICATION_MACS / max(macs, 1)), CERTIFICATION_LEAST)
-    return replace(
-        roles,
-        search=roles.search.most(search),
-        certification=roles.certification.most(certification),
-    )
-
-
-def _affordable(
-    original: Predictor, roles: Roles, macs: int, recordings: dict[int, Recording]
-) -> int:
-    """How many calibration examples to use where the caller does not say."""
-    example = original.place(roles.calibration.first(1))
-    wanted = min(max(CALIBRATION_MACS / max(macs, 1), CALIBRATION_LEAST), CALIBRATION_MOST)
-    held = CALIBRATION_BYTES / max(frontier_bytes(original, example, recordings), 1)
-    return int(max(min(wanted, held), CALIBRATION_FEWEST))
-
-
-def _repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predictor:
-    """The network, if it repeats its answers, or draws and may.
-
-    Raises:
-        UnsupportedNetworkError: It does not.
-    """
-    inputs = original.place(next(iter(roles.calibration))[0])
-    return replace(original, draws=check_repeats(original, inputs, stochastic=stochastic))
-
-
-def _own_copy(given: Predictor, roles: Roles) -> Predictor:
-    """A copy in eval mode that can be excised exactly, without what only training needs.
-
-    Raises:
-        FcompressError: It does not run on the inputs, gives no class scores or holds a weight
-            that is not finite.
-    """
-    inputs = given.place(roles.calibration.first(2))
-    network = prepare(given.network, inputs, call=given.whole).eval()
-    if isinstance(network, Network):
-        network.drop_training_parts()
-    for parameter in network.parameters():
-        if not bool(parameter.isfinite().all()):
-            raise FcompressError("a weight of the network is not finite; repair or retrain it")
-    original = given.of(network)
-    with original.evaluating(), runs_on(inputs):
-        original = answering(original, inputs)
-        original.scores(inputs)
-    return original
-
-
-def _check_truth(original: Predictor, roles: Roles) -> None:
-    """See that true labels, where there are any, are of the shape that the network's are.
-
-    Raises:
-        DataError: They are not.
-    """
-    inputs, labels = next(iter(roles.calibration))
-    if labels is not None and not original.scoring.continuous:
-        with original.evaluating():
-            found = original.labels(original.place(inputs[:2]))
-        original.scoring.truth(labels[:2], found.shape[1])
-
-
-def _check_something(structure: Structure) -> None:
-    if not structure.groups:
-        reasons = sorted({s["reason"] for s in structure.skipped()}) or ["it has no layers"]
-        raise UnsupportedNetworkError(
-            f"nothing in this network can be excised: {'; '.join(reasons[:5])}"
-        )

@@ -20,7 +20,8 @@ from fcompress.certify.fixed_sequence import (
 )
 from fcompress.certify.labels import changed_shares, reference_labels
 from fcompress.certify.outlook import Outlook
-from fcompress.compress.distillation import HELD_OUT_MOST, distill
+from fcompress.compress.distillation.distilling import distill_by
+from fcompress.compress.distillation.teacher import HELD_OUT_MOST, Teacher, teacher_of
 from fcompress.compress.methods import Context, Method
 from fcompress.compress.ranking.allocation import RemovalOrder
 from fcompress.data.roles import Roles, batches_of
@@ -37,10 +38,7 @@ TWO_AT_ONCE = 0.03  # share of changed labels from which two steps are taken at 
 # From one network to the next no more than this share of labels, and of those that change already.
 JUMP = (0.02, 0.5)
 RUNGS = (1 / 2, 15 / 16)  # milder networks still: how far back to the whole one, logarithmic
-DISTILLED_STEPS = 5
-STRIDE = 0.75  # share of the remaining units that a distilled network is tried with next
-# Distillation learns from all calibration examples, up to so many and so many bytes of them.
-DISTILL_EXAMPLES = 8192
+# Distillation learns from all calibration examples, and further ones, up to so many bytes.
 DISTILL_BYTES = 1 << 30
 # Multiples that `round_to="auto"` chooses from, and how much slower it may be by accident.
 MULTIPLES = (1, 2, 4, 8, 16)
@@ -76,7 +74,9 @@ class CandidateBuilder:
         roles: The data.
         report: Told of each network.
         multiple: Numbers of units are rounded up to multiples of this.
-        distill_seconds: Most seconds to distil one network; None to distil none.
+        distill_effort: Sweeps of training over the calibration examples to distil one network with;
+            None to distil none.
+        distill_seconds: Most seconds for that; None for no limit.
         tried: Every network so far.
     """
 
@@ -86,6 +86,7 @@ class CandidateBuilder:
     roles: Roles
     report: Report
     multiple: int = 1
+    distill_effort: float | None = None
     distill_seconds: float | None = None
     tried: list[Candidate] = field(default_factory=list)
 
@@ -95,18 +96,25 @@ class CandidateBuilder:
         return reference_labels(self.context.original, (x for x, _ in self.roles.search))
 
     @cached_property
-    def distillation_batches(self) -> list[Tensor]:
-        """Batches to distil on."""
-        first = self.roles.calibration.first(1)
-        affordable = max(1, DISTILL_BYTES // (first.numel() * first.element_size()))
-        inputs = self.roles.calibration.first(min(DISTILL_EXAMPLES, affordable))
-        return [self.context.original.place(batch) for batch in batches_of(inputs)]
+    def teacher(self) -> Teacher:
+        """Calibration inputs, and further ones, to distil on, and search inputs that decide.
 
-    @cached_property
-    def held_out_batches(self) -> list[Tensor]:
-        """Batches that decide which state of distillation is kept; nothing was fitted to them."""
-        inputs = self.roles.search.first(HELD_OUT_MOST)
-        return [self.context.original.place(batch) for batch in batches_of(inputs)]
+        Of further inputs no more are taken than the effort can use.
+        """
+        assert self.distill_effort is not None
+        original, roles = self.context.original, self.roles
+        first = roles.calibration.first(1)
+        affordable = max(1, DISTILL_BYTES // (first.numel() * first.element_size()))
+        known = roles.calibration.first(affordable)
+        inputs = [known]
+        wanted = min(affordable, math.ceil(self.distill_effort * len(known))) - len(known)
+        for examples in roles.unlabelled:
+            if wanted > 0:
+                inputs.append(examples.first(wanted))
+                wanted -= len(inputs[-1])
+        batches = [original.place(batch) for part in inputs for batch in batches_of(part)]
+        held_out = [original.place(b) for b in batches_of(roles.search.first(HELD_OUT_MOST))]
+        return teacher_of(original, batches, held_out, sweep=len(known))
 
     @property
     def steps(self) -> int:
@@ -135,12 +143,11 @@ class CandidateBuilder:
         thin = self.method.make(self.context, kept)
         record = None
         if distilled:
-            assert self.distill_seconds is not None
-            done = distill(
-                original,
+            assert self.distill_effort is not None
+            done = distill_by(
+                self.teacher,
                 thin,
-                self.distillation_batches,
-                held_out=self.held_out_batches,
+                effort=self.distill_effort,
                 seconds=self.distill_seconds,
                 seed=self.context.seed,
             )
@@ -175,8 +182,10 @@ def within(
 
     Which networks meet the certification split, and in which order, is decided by the search split
     alone: those of `path`, mildest first. With a looser tolerance the path goes on further and is
-    the same until there, so that on the same data nothing that was certified is lost. Only
-    distillation, which the clock cuts short, has networks of its own for each tolerance.
+    the same until there, so that on the same data nothing that was certified is lost. Where
+    networks are distilled, the path is refitted networks as far as next to no label changes, and
+    distilled ones from there on; each is the same whatever the tolerance (unless a time limit
+    struck), and the thinner a network is, the less its distillation costs.
 
     Args:
         builder: Makes networks.
@@ -194,26 +203,13 @@ def within(
         original, search = builder.context.original, builder.roles.search
         keeps_each = EachLabel(original, search, n / len(search), label_tolerance, confidence)
 
-    def passes(candidate: Candidate) -> bool:
-        return outlook.passes(candidate) and (keeps_each is None or keeps_each(candidate))
-
     def beyond(candidate: Candidate) -> bool:
         if outlook.beyond(candidate):
             return True
         return keeps_each is not None and not keeps_each(candidate)
 
-    tried = path(builder.steps, builder.make, beyond)
-    sequence = sequence_to_test(tried, beyond)
-    if builder.distill_seconds is not None:
-        good = [c for c in tried if passes(c)]
-        low = max((c.removed for c in good), default=0)
-        high = min((c.removed for c in tried if c.removed > low), default=builder.steps + 1)
-        distilled = thinner(builder.steps, low, high, builder.make_distilled, passes)
-        # At the edge of what is allowed a distilled network is the better bet.
-        least = min((c.changed for c in distilled), default=None)
-        if least is not None:
-            sequence = [c for c in sequence if passes(c) and c.changed <= least]
-        sequence += distilled
+    onward = builder.make if builder.distill_effort is None else builder.make_distilled
+    sequence = sequence_to_test(path(builder.steps, builder.make, beyond, onward), beyond)
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
         builder.context.original,
@@ -247,7 +243,10 @@ def best_multiple(context: Context, removal_order: RemovalOrder) -> int:
 
 
 def path(
-    total: int, make: Callable[[int], Candidate], beyond: Callable[[Candidate], bool]
+    total: int,
+    make: Callable[[int], Candidate],
+    beyond: Callable[[Candidate], bool],
+    onward: Callable[[int], Candidate] | None = None,
 ) -> list[Candidate]:
     """Networks from mild to thin, until one is clearly beyond what is allowed.
 
@@ -267,6 +266,7 @@ def path(
             it is asked.
         beyond: Whether a network changes so much that no thinner one is worth a look. Of two
             tolerances, whatever is beyond the looser must be beyond the tighter.
+        onward: Builds the networks behind the last that is mild, better ones; None for `make`.
 
     Returns:
         Candidates, mildest first. The last one is beyond, or the thinnest that there is.
@@ -275,6 +275,7 @@ def path(
     if not points:
         return []
     made: dict[int, Candidate] = {}
+    onward = onward or make
 
     def at(removed: int) -> Candidate:
         if removed not in made:
@@ -297,14 +298,14 @@ def path(
         last = found[-1]
         if not ahead:
             low = min(low + (2 if last.changed > TWO_AT_ONCE * last.n else 1), len(points) - 1)
-            ahead.append(at(points[low]))
+            ahead.append(onward(points[low]))
         middle = (
             total
             + 1
             - round(math.sqrt((total + 1 - last.removed) * (total + 1 - ahead[-1].removed)))
         )
         if _jumps(last, ahead[-1]) and last.removed < middle < ahead[-1].removed:
-            ahead.append(at(middle))
+            ahead.append(onward(middle))
             continue
         found.append(ahead.pop())
         if beyond(found[-1]):
@@ -331,50 +332,6 @@ def lattice(total: int) -> list[int]:
     first = round((1 - SHRINKING) * (total + 1))
     found.update(first >> halved for halved in range(1, first.bit_length()))
     return sorted(found - {0})
-
-
-def thinner(
-    total: int,
-    low: int,
-    high: int,
-    make: Callable[[int], Candidate],
-    passes: Callable[[Candidate], bool],
-    *,
-    steps: int = DISTILLED_STEPS,
-) -> list[Candidate]:
-    """Go on with networks that are expensive to make and better than those tried so far.
-
-    Strides from the thinnest that passed until one fails, then one step half way back.
-
-    Args:
-        total: Units that can go in all.
-        low: Units removed from the thinnest network that passed, 0 if none did.
-        high: The fewest removed units that did not pass.
-        make: Builds and measures the better network with that many units removed.
-        passes: Whether a candidate is good enough.
-        steps: Most candidates to build.
-
-    Returns:
-        Those that pass, mildest first.
-    """
-    good: list[Candidate] = []
-    for left in range(steps, 0, -1):
-        # The first stride goes at least as far as what did not pass before.
-        wanted = total + 1 - round((total + 1 - low) * STRIDE)
-        wanted = min(max(wanted, low + 1, 0 if good else min(high, total)), total)
-        if wanted <= low:
-            break
-        candidate = make(wanted)
-        if passes(candidate):
-            good.append(candidate)
-            low = wanted
-            continue
-        middle = total + 1 - round(math.sqrt((total + 1 - low) * (total + 1 - wanted)))
-        if left > 1 and low < middle < wanted:
-            candidate = make(middle)
-            good += [candidate] if passes(candidate) else []
-        break
-    return good
 
 
 def measure(

@@ -141,7 +141,7 @@ def of_size(builder: CandidateBuilder, target: Target, confidence: float) -> Fou
 
 
 def _made(builder: CandidateBuilder, removed: int) -> Candidate:
-    if builder.distill_seconds is None:
+    if builder.distill_effort is None:
         return builder.make(removed)
     return builder.make_distilled(removed)
 

@@ -104,6 +104,7 @@ class Roles:
         test: What nothing but the final report reads, or None.
         info: Identity of the data, plain values.
         packing: How several inputs lie in one tensor; None for a single input.
+        unlabelled: Further inputs that nothing but distillation reads; nothing is chosen on them.
     """
 
     calibration: Examples
@@ -112,6 +113,48 @@ class Roles:
     test: Examples | None
     info: dict[str, Any]
     packing: Packing | None = None
+    unlabelled: tuple[Examples, ...] = ()
+
+
+def with_further(roles: Roles, data: object, more: object = None) -> Roles:
+    """Roles with further inputs to distil on, whose labels nothing looks at.
+
+    Args:
+        roles: Of `data`; not changed.
+        data: As for `roles_of`. Of named splits the training split is taken, where there is one.
+        more: Other data, like `data` or as `as_batches` takes it; of named splits all are taken.
+
+    Raises:
+        DataError: The further inputs are not like those of the data, or are the data itself.
+    """
+    found = []
+    if isinstance(data, Splits) and data.train is not None:
+        found.append(Examples(None, None, data.train))
+    if isinstance(more, Splits):
+        if more.info["sha256"] == roles.info["sha256"]:
+            raise DataError(
+                "the further data to distil on is the data itself, certification examples "
+                "included; give other data, or leave it out"
+            )
+        found += [Examples(None, None, split) for split in more.present().values()]
+    elif more is not None:
+        batches = as_batches(more)
+        inputs, _, _ = _gather(batches)
+        if batches.packing != roles.packing:
+            raise DataError(
+                f"the further data to distil on has inputs {batches.packing or 'of one tensor'}, "
+                f"but the data has {roles.packing or 'one tensor'}; give inputs of the same names"
+            )
+        found.append(Examples(inputs, None))
+    example = roles.calibration.first(1)
+    for examples in found:
+        one = examples.first(1)
+        if one.shape != example.shape or one.is_floating_point() != example.is_floating_point():
+            raise DataError(
+                f"further examples to distil on of shape {list(one.shape[1:])}, but those of the "
+                f"data are {list(example.shape[1:])}; give inputs like those of the data"
+            )
+    return replace(roles, unlabelled=tuple(found))
 
 
 def roles_of(data: object, *, seed: int = 0, groups: object = None) -> Roles:

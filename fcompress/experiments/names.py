@@ -36,6 +36,7 @@ MEASURES: dict[str, dict[str, Kind]] = {
         "method": one_of(METHODS),
         "objective": one_of(OBJECTIVES),
         "distill": flag(),
+        "distill_effort": number(above=0),
         "distill_seconds": number(above=0),
         "polish": flag(),
         "polish_seconds": number(above=0),

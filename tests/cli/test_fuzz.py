@@ -95,7 +95,17 @@ HISTORIES = [
     [{"action": "x" * 5000, "\udcff".encode("utf-8", "replace").decode(): [[[[]]]]}],
 ]
 # Long runs that a number asks for are no fault.
-SMALL = {"epochs", "steps", "width", "hidden", "depth", "workers", "distill_seconds", "calibration"}
+SMALL = {
+    "epochs",
+    "steps",
+    "width",
+    "hidden",
+    "depth",
+    "workers",
+    "distill_seconds",
+    "distill_effort",
+    "calibration",
+}
 NUMBERS = ["0", "1", "2", "3", "0.5", "-1", "nan", "inf", "1e400", "1e-300", "1_0", "٣", "9" * 30,
            "1" * 5000, "", str(2**63 - 1), str(2**63), "5e-324", "0.999999999"]  # fmt: skip
 SPECS = ["digits", "gaussian:4,n=50", "file:d.npz", "file:bad.npz", "folder:images", "nosuch",

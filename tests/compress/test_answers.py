@@ -83,7 +83,7 @@ def test_regression_with_distillation():
     network = fitted(3, squares, norm=True)
     how = {"tol": 0.2, "within": "40%"}
     plain = shrink(network, DATA, **how)
-    result = shrink(network, DATA, **how, distill=True, distill_seconds=3)
+    result = shrink(network, DATA, **how, distill=True)
     assert result.certified and result.macs["after"] <= plain.macs["after"]
 
 

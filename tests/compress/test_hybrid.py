@@ -200,11 +200,11 @@ def test_objectives(wide, objective):
 def test_polished_networks_are_thinner_and_certified(wide):
     x, y = examples()
     plain = shrink(wide, [(x, y)], tol=0.05)
-    result = shrink(wide, [(x, y)], tol=0.05, distill=True, distill_seconds=5)
+    result = shrink(wide, [(x, y)], tol=0.05, distill=True)
     assert result.certified and plain.distill is None
     assert result.macs["after"] <= plain.macs["after"]
     assert any(c["polished"] for c in result.candidates)
-    sized = shrink(wide, [(x, y)], ratio=0.3, distill=True, distill_seconds=5)
+    sized = shrink(wide, [(x, y)], ratio=0.3, distill=True)
     assert sized.distill is not None and sized.distill["steps"] > 0
 
 
@@ -215,6 +215,9 @@ def test_polished_networks_are_thinner_and_certified(wide):
         ({"round_to": 0}, "round_to"),
         ({"round_to": "four"}, "round_to"),
         ({"distill_seconds": 0}, "distill_seconds"),
+        ({"distill_effort": 0}, r"distill_effort=0: .* leave distill out"),
+        ({"distill_effort": math.nan}, "distill_effort"),
+        ({"distill_data": [1]}, "distill_data has no effect"),
         ({"distill_seconds": math.inf}, "distill_seconds"),
     ],
 )

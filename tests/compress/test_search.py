@@ -136,7 +136,7 @@ class Builder:
 
     def __init__(self, rates, seen, unseen, columns):
         self.rates, self.seen, self.columns = rates, seen, columns
-        self.steps, self.distill_seconds, self.report, self.tried = len(rates), None, silent, []
+        self.steps, self.distill_effort, self.report, self.tried = len(rates), None, silent, []
         self.context = SimpleNamespace(original=Predictor(Flips(0.0, 0)))
         self.roles = SimpleNamespace(certification=_Split(unseen))
 

@@ -57,7 +57,7 @@ class Builder:
 
     def __init__(self, rates, random, seen=200, unseen=300):
         self.rates, self.steps, self.tried = rates, len(rates), []
-        self.distill_seconds, self.report = None, silent
+        self.distill_effort, self.report = None, silent
         self.original = Predictor(Shares(0.0), scoring=TOKENS)
         self.context = SimpleNamespace(original=self.original)
         search, certification = (

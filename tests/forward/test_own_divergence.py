@@ -80,7 +80,6 @@ def test_distillation_follows_it():
         same=near,
         divergence=first_alone,
         distill=True,
-        distill_seconds=1.0,
     )
     told = result.distill
     assert told["after"]["divergence"] <= told["before"]["divergence"]

@@ -30,6 +30,9 @@ def _distils(given: Mapping[str, Any]) -> bool:
     return bool(given.get("distill") or given.get("old_distill"))
 
 
+_DISTILS = Rule(_distils, "it needs --distill")
+
+
 def _reads_public_data(given: Mapping[str, Any]) -> bool:
     spec = given.get("data") or given.get("spec")
     return spec is None or str(spec).partition(":")[0].partition(",")[0] not in _NOT_LOOKED_FOR
@@ -53,7 +56,9 @@ _COMPARED = Rule(lambda given: False, "it ranks units and distils, and answers a
 # Command -> parameter -> when it has an effect.
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "shrink": {
-        "distill_seconds": Rule(_distils, "it needs --distill"),
+        "distill_seconds": _DISTILS,
+        "distill_effort": _DISTILS,
+        "distill_data": _DISTILS,
         "divergence": Rule(
             lambda given: given["method"] != "factor" or _distils(given),
             "--method factor does not weigh answers; it needs another method, or --distill",

@@ -164,7 +164,7 @@ def _sizes(builder: CandidateBuilder, n: int) -> list[Size]:
         in_vain = 0 if still_cheaper(found[-1], best, macs, n) else in_vain + 1
         if in_vain == IN_VAIN:
             break
-    if builder.distill_seconds is not None:
+    if builder.distill_effort is not None:
         useful = {size.candidate.removed for size, _ in pairs(found, macs, n)}
         for removed in sorted(useful)[:DISTILLED_MOST]:
             found.append(_examined(builder, builder.make_distilled(removed)))
@@ -250,8 +250,8 @@ def refusal(
     line = f"no cascade could be certified within a tolerance of {tolerance:g}: "
     if not results:
         return line + (
-            f"the mildest pair already changed {counted(mildest, 'search', noun)}; try another method, "
-            "or distillation"
+            f"the mildest pair already changed {counted(mildest, 'search', noun)}; try another "
+            "method, or distillation"
         )
     result = results[0]
     proves = f"{math.ceil(result.upper_bound * 1e4 - 1e-9) / 1e4:.2%}"

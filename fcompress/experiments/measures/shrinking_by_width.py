@@ -24,7 +24,16 @@ from fcompress.errors import FcompressError, ResultWarning, ToleranceError
 TOLERANCES = (0.2, 0.05)
 KEYS = ("params", "macs")
 # What `shrunk` takes beside `tolerances`; arguments of `shrink`.
-OPTIONS = ("method", "objective", "distill", "distill_seconds", "calibration", "confidence", "seed")
+OPTIONS = (
+    "method",
+    "objective",
+    "distill",
+    "distill_effort",
+    "distill_seconds",
+    "calibration",
+    "confidence",
+    "seed",
+)
 # Recipes of earlier versions.
 FORMER = {"polish": "distill", "polish_seconds": "distill_seconds"}
 
