@@ -77,6 +77,26 @@ def test_how_much_of_it_is_taken(count, sizes):
     assert tuple(of_test_sizes(count).values()) == sizes
 
 
+def test_data_is_cut_as_it_was_cut_by_an_earlier_version(small_fashion):
+    """Sizes of the splits have changed; what a file remembers has not."""
+    info = load_data("fashion-mnist", root=small_fashion, seen="train").info
+    sizes = {role: info["sizes"][role] for role in ("search", "certification", "test")}
+    total = sum(sizes.values())
+    old = {"search": total // 5, "certification": total // 5, "test": total - 2 * (total // 5)}
+    assert old != sizes
+    known = {**info, "sizes": {**info["sizes"], **old}}
+    for again in (
+        reload_data(known, root=small_fashion),
+        load_data("fashion-mnist", root=small_fashion, like=known),
+    ):
+        assert {role: len(getattr(again, role)) for role in old} == old
+        assert again.info["sizes"] == known["sizes"]
+    # Sizes that do not fit the data are not taken.
+    for wrong in ({"search": 0, "certification": total, "test": 0}, {"test": total}, {}):
+        assert of_test_sizes(total, wrong) == sizes
+    assert of_test_sizes(total, old) == old
+
+
 @pytest.mark.parametrize("seen", ["train", "none"])
 def test_data_without_an_official_split_is_cut_the_same(seen):
     assert _rows(load_data("digits", seen=seen)) == _rows(load_data("digits"))
@@ -129,13 +149,13 @@ def test_the_command_takes_the_test_split_and_says_so(folder):
         said, record = _shrink(folder)
     assert record["data"]["seen"] == "train"
     assert record["data"]["drawn_from"]["search"] == "official test split"
-    assert record["agreement"]["n"] == record["independent"] == 400
-    assert "300 and 400 of gaussian's official test split" in said and "--seen none" in said
+    assert record["agreement"]["n"] == record["independent"] == 500
+    assert "300 and 500 of gaussian's official test split" in said and "--seen none" in said
     # What it was certified on is not what it is compared on.
     arch = ("--arch", f"{folder / 'net.py'}:make")
     checked = run("verify", folder / "w.pth", folder / "o.pt", *arch, "--json", "-")
     checked = json.loads(checked.stdout)
-    assert (checked["split"], checked["n"]) == ("test", 300)
+    assert (checked["split"], checked["n"]) == ("test", 200)
     said, record = _shrink(folder, "--seen", "none")
     assert record["data"]["drawn_from"]["search"] == "official training split"
     assert record["agreement"]["n"] == 1000 and "official" not in said
