@@ -18,9 +18,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcompress.compress.refitting import reconstruct
 from fcompress.compress.methods import Factor, Prune
 from fcompress.compress.ranking.divergence import ablation_effects
+from fcompress.compress.refitting import reconstruct
 from fcompress.models import build
 from fcompress.surgery.excision import excise
 

@@ -42,18 +42,6 @@ class Target:
     outputs: Tensor
     joined: Tensor | None
 
-    def of_batches(self, begin: int, end: int) -> Target:
-        """The rows of some of the batches only."""
-        counts = [len(at) for at in self.places.batches]
-        rows = slice(sum(counts[:begin]), sum(counts[:end]))
-        return Target(
-            self.layer,
-            Places(self.places.batches[begin:end]),
-            self.inputs[rows],
-            self.outputs[rows],
-            None if self.joined is None else self.joined[rows],
-        )
-
 
 def collect_targets(
     original: nn.Module | Predictor,
