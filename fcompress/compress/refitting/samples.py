@@ -20,7 +20,7 @@ from fcompress.structure.groups import Group, Slot
 
 ROWS_AT_LEAST = 16384
 ROWS_PER_INPUT = 8
-ROWS_OF_FILTERS = 2048  # of depthwise layers, which have few numbers to find in each channel
+ROWS_OF_FILTERS = 1024  # of depthwise layers, which have few numbers to find in each channel
 MOST_NUMBERS = 10**8  # in the rows of one layer, as far as that leaves ROWS_AT_LEAST
 
 
