@@ -9,6 +9,7 @@ to results/choices.md.
 
 import datetime
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +29,12 @@ from fcompress.compress import methods
 from fcompress.compress.methods import Context, Factor, Hybrid, importance, readings_of
 from fcompress.compress.ranking import divergence, fisher
 from fcompress.compress.ranking.allocation import RemovalOrder, merge
+from fcompress.compress.ranking.divergence import measured_costs
 from fcompress.compress.ranking.subset_selection import weighted
 from fcompress.compress.refitting import least_squares, reconstruct, samples
 from fcompress.compress.refitting.least_squares import Fit, fit
 from fcompress.forward.predictor import Predictor
-from fcompress.surgery.excision import excise
+from fcompress.surgery.excision import excise, kept_indices
 
 SHARES = {"mlp": (0.3, 0.1, 0.05), "resnet20": (0.5, 0.3, 0.15), "alexnet": (0.1, 0.04, 0.01)}
 EXAMPLES = {"mlp": 8192, "resnet20": 2048, "alexnet": 1024}
@@ -75,6 +77,57 @@ class Joined(Hybrid):
         return merge({n: order for n, (order, _) in chosen.items()}, costs, context.loads)
 
 
+class Refitted(Hybrid):
+    """Measured costs times what is left of them when all layers behind are solved again.
+
+    For that each group alone is cut to a share of its units, and the network refitted.
+    """
+
+    share, batches = 0.8, 4  # of its units, to refit on
+
+    def removal_order(self, context: Context) -> RemovalOrder:
+        def costs(*given: Any) -> dict[str, Tensor]:
+            orders, inputs = given[3], given[5]
+            found = measured_costs(*given)
+            return {n: c * self.left(context, n, orders[n], c, inputs) for n, c in found.items()}
+
+        with patch.object(methods, "measured_costs", costs):
+            return super().removal_order(context)
+
+    def left(
+        self, context: Context, name: str, order: Tensor, cost: Tensor, inputs: Tensor
+    ) -> float:
+        """The share of a group's cost that refitting leaves."""
+        size = min(max(1, round(self.share * len(order))), len(order) - 1)
+        if size < 1 or not 0 < float(cost[size]) < math.inf:
+            return 1.0
+        batches = context.batches[-self.batches :]
+        few = {w: _last_rows(target, self.batches) for w, target in context.targets.items()}
+        groups, kept = context.structure.groups, {name: order[:size].sort().values}
+        thin = excise(context.original.network, groups, kept)
+        keep = kept_indices(context.original.tensors(), groups, kept)
+        reconstruct.refit_network(context.original, thin, groups, keep, few, batches)
+        with torch.no_grad():
+            scores = [network(inputs).double() for network in (context.original.network, thin)]
+        scoring = context.original.scoring
+        before, after = map(scoring.log_probabilities, scores)
+        return min(max(float(scoring.divergence(after, before) / cost[size]), 0.01), 1.0)
+
+
+def _last_rows(target: samples.Target, batches: int) -> samples.Target:
+    """The rows that come from the last batches."""
+    places = samples.Places(target.places.batches[-batches:])
+    joined = None if target.joined is None else target.joined[-places.count :]
+    inputs, outputs = target.inputs[-places.count :], target.outputs[-places.count :]
+    return samples.Target(target.layer, places, inputs, outputs, joined)
+
+
+def _unsolved(layer: Any, rows: Tensor, joined: Any, target: Any, *rest: Any) -> None:
+    """Depthwise layers left as they are."""
+    if layer.convolution is None or rows.shape[1] != layer.convolution[3]:
+        _SOLVE_LAYER(layer, rows, joined, target, *rest)
+
+
 def _channels(
     rows: Tensor, outputs: Tensor, original: Tensor, wide: Tensor, stays: Tensor, *rest: Any
 ) -> Fit:
@@ -96,6 +149,7 @@ def _towards_nothing(inputs: Tensor, wanted: Tensor, prior: Tensor, **rest: Any)
 
 
 AS_IT_IS = Hybrid()
+_SOLVE_LAYER = reconstruct._solve_layer
 
 
 @dataclass(frozen=True)
@@ -124,6 +178,11 @@ class Choice:
             yield
 
 
+def _sizes(*shares: float) -> tuple[tuple[Any, str, Any], ...]:
+    """Other sizes to measure at, for the same number of runs in all."""
+    return (divergence, "KEPT", shares), (methods, "KEPT", shares)
+
+
 CHOICES = (
     Choice("", "hybrid as it is"),
     Choice("method", "factor", Factor()),
@@ -133,6 +192,7 @@ CHOICES = (
     Choice("across groups", "predicted nats, not measured", Joined(lambda c, k: c)),
     Choice("across groups", "share of the group's cost", Joined(lambda c, k: c / c[0])),
     Choice("across groups", "share times consumers", Joined(lambda c, k: k * c / c[0])),
+    Choice("across groups", "measured, refit of the rest counted", Refitted()),
     Choice("refactor", "nothing", patches=((methods, "refit_network", lambda w, t, *_: t),)),
     Choice("refactor", "channel level only", patches=((reconstruct, "_solve", _channels),)),
     Choice("refactor", "ridge towards zero", patches=((reconstruct, "fit", _towards_nothing),)),
@@ -146,10 +206,21 @@ CHOICES = (
         "skips left out of targets",
         patches=((reconstruct, "output_rows", lambda *_: None),),
     ),
+    Choice(
+        "refactor", "depthwise layers left", patches=((reconstruct, "_solve_layer", _unsolved),)
+    ),
     Choice("rows", "a quarter", patches=((samples, "ROWS_AT_LEAST", 4096),)),
     Choice("rows", "four times as many", patches=((samples, "ROWS_AT_LEAST", 65536),)),
     *(Choice("calibration", f"{n:,} examples", examples=n) for n in (128, 512, 2048, 8192)),
-    Choice("measuring", "3 sizes, not 6", patches=((divergence, "KEPT", (0.5, 0.2, 0.05)),)),
+    Choice("measuring", "3 sizes, not 6", patches=_sizes(0.5, 0.2, 0.05)),
+    Choice(
+        "measuring", "7 sizes from 95% on", patches=_sizes(0.95, 0.85, 0.7, 0.5, 0.33, 0.2, 0.1)
+    ),
+    Choice(
+        "measuring",
+        "10 sizes from 98% on",
+        patches=_sizes(0.98, 0.95, 0.9, 0.85, 0.75, 0.5, 0.33, 0.2, 0.1, 0.05),
+    ),
 )
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fcompress.compress.blocks.chain import Choice, chain
 from fcompress.compress.blocks.thinning import thinned
 from fcompress.compress.ranking.allocation import BlockCost, Load, RemovalOrder, layer_loads, merge
-from fcompress.compress.ranking.compensation import compensated_costs
 from fcompress.compress.ranking.divergence import (
     KEPT,
     Reading,
@@ -211,7 +210,6 @@ class Hybrid(Factor):
     """
 
     budget = 4.0  # sweeps over the calibration data to spend on measuring
-    refit_budget = 1.5  # sweeps to spend on refitting each group alone
     least, most = 64, 512  # examples to measure on
 
     def not_pruned(self, context: Context) -> dict[str, str]:
@@ -231,33 +229,12 @@ class Hybrid(Factor):
         costs = measured_costs(
             context.original, groups, readings, orders, predicted, inputs, context.recordings
         )
-        left = self.refitted(context, orders, costs, inputs)
-        return merge(orders, left, context.loads, context.blocks(inputs))
+        return merge(orders, costs, context.loads, context.blocks(inputs))
 
     def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
         """Order and predicted cost, in nats, of one group."""
         importances = [importance(context, reading) for reading in readings]
         return weighted([r.covariance for r in readings], importances)
-
-    def refitted(
-        self,
-        context: Context,
-        orders: Mapping[str, Tensor],
-        costs: Mapping[str, Tensor],
-        inputs: Tensor,
-    ) -> Mapping[str, Tensor]:
-        """Costs as far as refitting does not make up for them; where there are data for that."""
-        groups, batches = context.structure.groups, context.batches
-        each = len(batches[0])
-        begin = -(-len(inputs) // each)  # other examples than those that measure
-        count = int(self.refit_budget * len(batches) / max(1, len(groups) / 2))
-        end = begin + max(-(-self.least // each), count)
-        if end > len(batches):
-            return costs
-        targets = {name: t.of_batches(begin, end) for name, t in context.targets.items()}
-        return compensated_costs(
-            context.original, groups, orders, costs, targets, batches[begin:end], inputs
-        )
 
     def by_effect(
         self, context: Context, groups: Sequence[Group], inputs: Tensor

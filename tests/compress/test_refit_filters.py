@@ -116,7 +116,7 @@ def test_rows_that_overflow_are_left_out_where_a_relu_follows():
 def test_the_more_rows_of_a_wide_layer_are_solved_for_the_better(monkeypatch):
     """Layers with more inputs and more rows than can be factored."""
     model = network("residual, norm", 0)
-    context = context_of(model, images(256, 1))
+    context = context_of(model, images(128, 1))
     kept = {g.name: torch.arange(g.size * 2 // 3) for g in context.structure.groups[:1]}
     missed = []
     for widest in (2, 50, 6000):

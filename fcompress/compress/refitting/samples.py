@@ -20,7 +20,7 @@ from fcompress.structure.groups import Group, Slot
 
 ROWS_AT_LEAST = 16384
 ROWS_PER_INPUT = 8
-ROWS_OF_FILTERS = 2048  # of depthwise layers, which have few numbers to find in each channel
+ROWS_OF_FILTERS = 1024  # of depthwise layers, which have few numbers to find in each channel
 MOST_NUMBERS = 10**8  # in the rows of one layer, as far as that leaves ROWS_AT_LEAST
 
 
@@ -41,18 +41,6 @@ class Target:
     inputs: Tensor
     outputs: Tensor
     joined: Tensor | None
-
-    def of_batches(self, begin: int, end: int) -> Target:
-        """The rows of some of the batches only."""
-        counts = [len(at) for at in self.places.batches]
-        rows = slice(sum(counts[:begin]), sum(counts[:end]))
-        return Target(
-            self.layer,
-            Places(self.places.batches[begin:end]),
-            self.inputs[rows],
-            self.outputs[rows],
-            None if self.joined is None else self.joined[rows],
-        )
 
 
 def collect_targets(
