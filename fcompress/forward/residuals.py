@@ -136,8 +136,8 @@ def find_residuals(recording: Recording) -> list[Residual]:
         ...     def forward(self, x):
         ...         return x + self.f(x)
         >>> (found,) = find_residuals(record(Block().eval(), torch.zeros(2, 3)))
-        >>> sorted(found.inside), found.step  # the transpose of the weight, the product, the sum
-        ([0, 1], 2)
+        >>> sorted(found.inside), found.step  # a copy of x, transposed weight and product, sum
+        ([1, 2], 3)
     """
     flow = _Flow(recording.steps)
     for slot in recording.inputs:

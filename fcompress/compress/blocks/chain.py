@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from fcompress.compress.ranking.allocation import BlockCost, Load
+from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.predictor import Predictor
 from fcompress.surgery.skipping import Block, Left, drop
 from fcompress.surgery.units import Group
 
+EXAMPLES = 256
 MOST_NATS = 2.0  # beyond that no label means anything
 RUNS_EACH = 4  # networks that are run to place a block, on average at most
 
@@ -62,19 +64,23 @@ def chain(
         choice: Its blocks.
         groups: Its groups of units.
         loads: What its layers cost.
-        inputs: Examples [N, ...] to measure on, run as one batch.
+        inputs: Examples [N, ...]; the first `EXAMPLES` are measured on, as one batch.
 
     Returns:
-        Blocks until the network without them is `MOST_NATS` away.
+        Blocks as long as the network without them is within `MOST_NATS`.
     """
     sizes = {b.name: sum(x.cost for x in loads if x.weight in b.tensors) for b in choice.blocks}
+    inputs = inputs[:EXAMPLES]
     with torch.no_grad(), original.evaluating():
         scoring = original.scoring
         reference = scoring.log_probabilities(original(inputs).double())
 
         def nats(blocks: Sequence[Block]) -> float:
             dropped = original.of(drop(original.network, blocks, choice.left).eval())
-            outputs = scoring.log_probabilities(dropped(inputs).double())
+            try:
+                outputs = scoring.log_probabilities(dropped(inputs).double())
+            except UnsupportedNetworkError:  # its own code refuses other values
+                return float("inf")
             return float(scoring.divergence(outputs, reference).nan_to_num(torch.inf, torch.inf))
 
         found: list[BlockCost] = []
@@ -95,7 +101,7 @@ def chain(
             if measured_at < len(gone):
                 totals[number] = nats([*gone, block])
             if totals[number] > MOST_NATS:
-                break
+                continue
             found.append(_cost(block, groups, max(totals[number] - total, 0.0), choice.blocks))
             total = max(total, totals[number])
             gone.append(block)

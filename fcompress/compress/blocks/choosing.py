@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fcompress.compress.blocks.chain import Choice
 from fcompress.compress.blocks.remainders import remainders
+from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.predictor import Predictor
 from fcompress.structure.blocks import find_blocks
 from fcompress.structure.groups import Structure
@@ -27,11 +28,15 @@ def blocks_of(
         seed: Of the experiments that prove the blocks.
 
     Returns:
-        None of a network that draws random numbers, which cannot be compared with itself.
+        None of a network that draws random numbers, which cannot be compared with itself, or of
+        one whose own code refuses what the experiments hand it.
     """
     if original.draws:
         return Choice()
-    blocks = find_blocks(original, batches[0][:4], structure.groups, seed=seed)
     some = list(batches[: max(1, FITTED_ON // len(batches[0]))])
-    left = remainders(original, blocks.found, some)
+    try:
+        blocks = find_blocks(original, batches[0][:4], structure.groups, seed=seed)
+        left = remainders(original, blocks.found, some)
+    except UnsupportedNetworkError:
+        return Choice()
     return Choice(tuple(b for b in blocks.found if b.name in left), left)

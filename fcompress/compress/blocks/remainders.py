@@ -37,6 +37,9 @@ class _Told(nn.Module):
 
     def note(self, given: Tensor, wanted: Tensor) -> None:
         """Add up what is needed of each channel: counts, x, y, x x and x y."""
+        if given.shape != wanted.shape:  # a scale and a shift cannot make the one of the other
+            self.sums = torch.full((5, self.remainder.scale.numel()), torch.nan)
+            return
         x, y = (t.transpose(0, self.remainder.dim).flatten(1).double() for t in (given, wanted))
         count = torch.full((len(x),), float(x.shape[1]), dtype=x.dtype, device=x.device)
         sums = torch.stack([count, x.sum(1), y.sum(1), (x * x).sum(1), (x * y).sum(1)])
@@ -64,7 +67,8 @@ def remainders(
         batches: Calibration inputs, on its device; two runs of each, more for nested blocks.
 
     Returns:
-        By the name of the block; a block whose input is not always finite is left out.
+        By the name of the block; a block is left out whose last layer, with those before it gone,
+        would be given something that is not finite or of another shape than it returned.
 
     Example:
         >>> from fcompress import build

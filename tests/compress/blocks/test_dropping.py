@@ -136,6 +136,7 @@ def batches(count=600):
     return [(part, None) for part in x.split(100)]
 
 
+@pytest.mark.slow
 def test_shrinking_drops_idle_blocks_and_the_network_survives_its_files(tmp_path):
     model = idle_resnet()
     result = shrink(model, batches(), ratio=0.7, calibration=256)
@@ -160,6 +161,7 @@ def test_shrinking_drops_idle_blocks_and_the_network_survives_its_files(tmp_path
     assert not set(twice.blocks) & set(result.blocks)
 
 
+@pytest.mark.slow
 def test_depth_can_be_kept():
     result = shrink(idle_resnet(), batches(), ratio=0.7, calibration=256, keep_depth=True)
     assert result.blocks == ()
@@ -172,3 +174,23 @@ def test_no_blocks_no_choice():
     found = blocks_of(context.original, context.structure, context.batches)
     assert found == Choice((), {})
     assert chain(Predictor(model), found, (), context.loads, torch.randn(8, 2, 4)) == []
+
+
+class Picky(WITH_BLOCKS["InvertedBottleneck"]):
+    """Its own code does without no block."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        for name in self.blocks:
+            y = self.get_submodule(name)(x)
+            assert y.abs().max() > 1e-3, "a block must add something"
+            x = x + y
+        return self.head(x)
+
+
+def test_code_that_refuses_to_do_without_a_block_keeps_it():
+    x = inputs(Picky, FEW)
+    context = with_choice(build(Picky), x)
+    assert not context.choice.blocks
+    # The control: without that line of code there are blocks.
+    assert with_choice(build(WITH_BLOCKS["InvertedBottleneck"]), x).choice.blocks
