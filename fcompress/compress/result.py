@@ -90,7 +90,7 @@ class ShrinkResult:
             parameters of the compressed one (`surgery/folding.py`).
         blocks: Blocks of the original network that the compressed one does without.
         cascade: Of a cascade, what it costs on average and at worst, and how many examples it
-            defers; None for a thin network. `macs["after"]` is then the average, `params["after"]`
+            defers; None for a network alone. `macs["after"]` is then the average, `params["after"]`
             and `bytes["after"]` those of both networks, and latencies are means over examples.
         target: Of a size, what was limited, and what the original and the compressed network have
             of it (`FoundOfSize.target`); None with a tolerance.

@@ -137,6 +137,15 @@ def test_margins_of_each_kind():
     assert torch.allclose(margins(single, torch.tensor([[0.0]])), torch.zeros(1).double())
 
 
+def test_margins_of_classes_are_those_of_one_position():
+    scores = 5 * torch.randn(50, 7, generator=torch.Generator().manual_seed(1))
+    scores[3, 2], scores[4, 1], scores[5, 0] = torch.nan, torch.inf, -torch.inf
+    found = margins(Scoring(labels="classes"), scores)
+    dense = margins(Scoring(labels="positions"), scores.unsqueeze(2))
+    assert torch.allclose(found, dense, rtol=0, atol=1e-12, equal_nan=True)
+    assert found.isnan().nonzero().flatten().tolist() == [3, 4, 5]
+
+
 def test_padding_of_tokens_does_not_count():
     scoring = Scoring(labels="tokens", pad=0)
     logits = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]).expand(3, -1, -1)

@@ -5,24 +5,26 @@ chosen on the search examples by the code that `shrink` uses, and tested on othe
 true share of changes of a pair is known.
 """
 
+import functools
 import math
 
 import pytest
 import torch
 
+from fcompress.certify import bounds
 from fcompress.certify.agreement import AgreementResult
-from fcompress.certify.bounds import upper_bound
 from fcompress.certify.fixed_sequence import Candidate, holds, proven
 from fcompress.certify.outlook import Outlook
 from fcompress.compress.cascade.sequence import pairs, until
 from fcompress.compress.cascade.sizes import Size, log_odds
 
+upper_bound = functools.cache(bounds.upper_bound)
 SEARCH, CERTIFICATION, MACS = 600, 1000, 1000
 
 
 def constant(odds, scale):
     """The margin says nothing of the change."""
-    return torch.full_like(odds, 0.1 * scale)
+    return torch.full_like(odds, 0.052 * scale)
 
 
 def falling(odds, scale):
@@ -108,7 +110,8 @@ def test_no_certificate_is_broken_more_often_than_promised(change, tolerance):
     # More than this has a probability below 1 in 1,000 if so many may be wrong.
     allowed = runs * (1 - confidence) + 3.2 * (runs * (1 - confidence) * confidence) ** 0.5
     assert broken <= allowed and above <= allowed and beyond <= allowed
-    assert given > 0.8 * runs
+    # Where the margin says nothing, hardly any pair is cheap enough and within 1%.
+    assert given > (0.01 if change == "constant" else 0.8) * runs
     # The control: what the search examples say by themselves is wrong more often than that.
     assert careless > 1.5 * allowed
 

@@ -4,7 +4,7 @@
    search example.
 2. `sequence.py`: from these alone, pairs (size, threshold), mildest first, each cheaper than all
    before it.
-3. `search.py`: the pairs meet the certification split in that order, as thin networks do.
+3. `search.py`: the pairs meet the certification split in that order, as single networks do.
 4. `gains.py`: what the pair costs on average and at worst.
 """
 

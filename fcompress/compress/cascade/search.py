@@ -71,7 +71,7 @@ def within_cascade(
     """The pair (compressed network, threshold) with the least average MACs within the tolerance.
 
     Sizes, thresholds and their order are chosen on the calibration and search splits alone. Then
-    the pairs meet the certification split by the rules for thin networks (`fixed_sequence.py`).
+    the pairs meet the certification split by the rules for single ones (`fixed_sequence.py`).
 
     Args:
         builder: Makes compressed networks.
