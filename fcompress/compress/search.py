@@ -208,7 +208,7 @@ def within(
             return True
         return keeps_each is not None and not keeps_each(candidate)
 
-    onward = builder.make if builder.distill_effort is None else builder.make_distilled
+    onward = None if builder.distill_effort is None else builder.make_distilled
     sequence = sequence_to_test(path(builder.steps, builder.make, beyond, onward), beyond)
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
@@ -275,12 +275,13 @@ def path(
     if not points:
         return []
     made: dict[int, Candidate] = {}
-    onward = onward or make
 
     def at(removed: int) -> Candidate:
         if removed not in made:
             made[removed] = make(removed)
         return made[removed]
+
+    further = onward or at
 
     def back(share: float) -> int:
         left = round((total + 1 - begin) ** (1 - share) * (total + 1) ** share)
@@ -298,14 +299,14 @@ def path(
         last = found[-1]
         if not ahead:
             low = min(low + (2 if last.changed > TWO_AT_ONCE * last.n else 1), len(points) - 1)
-            ahead.append(onward(points[low]))
+            ahead.append(further(points[low]))
         middle = (
             total
             + 1
             - round(math.sqrt((total + 1 - last.removed) * (total + 1 - ahead[-1].removed)))
         )
         if _jumps(last, ahead[-1]) and last.removed < middle < ahead[-1].removed:
-            ahead.append(onward(middle))
+            ahead.append(further(middle))
             continue
         found.append(ahead.pop())
         if beyond(found[-1]):

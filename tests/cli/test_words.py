@@ -35,7 +35,6 @@ ALLOWED = {
     # Names that were and that files and scripts still have: options, arguments, JSON keys.
     ("cli/shrink.py", r"[Pp]olish"): "the options' old names",
     ("compress/result.py", r"[Pp]olish"): "the attribute's old name, and keys of the JSON",
-    ("compress/distillation.py", r"[Pp]olish"): "the name of a page of results",
     ("experiments/names.py", r"[Pp]olish"): "settings of recipes",
     ("experiments/measures/shrinking_by_width.py", r"[Pp]olish"): "settings of recipes",
     # The paper compares wide networks with thin ones.
