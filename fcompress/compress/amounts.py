@@ -20,7 +20,7 @@ CALIBRATION_BYTES, CALIBRATION_FEWEST = 2 << 30, 64
 # multiply-adds allow. Every candidate meets the search split, a few the certificate. Work decides
 # and never the tolerance, so that a looser one is searched and certified on the same examples.
 SEARCH_MACS, SEARCH_LEAST = 6e11, 2000
-CERTIFICATION_MACS, CERTIFICATION_LEAST = 6e12, 5000
+CERTIFICATION_MACS, CERTIFICATION_LEAST = 6e12, 10_000
 
 
 def check_enough(roles: Roles, options: ShrinkOptions, in_parts: bool) -> None:

@@ -268,10 +268,6 @@ def compress(
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
     check_enough(roles, options, in_parts)
-    weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
-    seen = seen_warning(model, roles.info)
-    weak += () if seen is None else (seen,)
-    _warn(report, weak)
     scoring = scoring.traced(model)
     if isinstance(scoring, Nearest) and scoring.embedded is None and scoring.gallery is None:
         roles, gallery = gallery_apart(roles)
@@ -284,15 +280,14 @@ def compress(
     main = main_of(original.scoring)
     if options.label_tolerance is not None:
         check_labelled(str(main.labels))
-    doubt = main.doubt
-    if doubt is not None:
-        _warn(report, (doubt,))
-        weak += (doubt,)
     check_truth(original, roles)
     recordings: dict[int, Recording] = {}
     macs = cost.count(original, original.place(roles.calibration.first(1))).macs
     roles = used(roles, macs)
     check_enough(roles, options, in_parts)
+    weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
+    weak += tuple(line for line in (seen_warning(model, roles.info), main.doubt) if line)
+    _warn(report, weak)
     wanted = options.calibration or affordable(original, roles, macs, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
