@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fcompress
-from fcompress.compress import pipeline
+from fcompress.compress import amounts
 from fcompress.data.roles import Examples, roles_of
 from fcompress.errors import ToleranceError
 
@@ -48,17 +48,17 @@ def test_the_first_of_what_counts_and_no_more_is_read(count, left_out, split):
 @pytest.mark.parametrize("macs", [1, 10**7, 10**8, 10**9, 4 * 10**9, 10**12])
 def test_work_decides_and_never_less_than_a_floor(macs):
     data = np.zeros((60_000, 1), "float32") + np.arange(60_000)[:, None]
-    used = pipeline._used(roles_of(data), macs)
+    used = amounts.used(roles_of(data), macs)
     assert len(used.search) == min(12_000, max(2000, int(6e11 / macs)))
-    assert len(used.certification) == min(18_000, max(5000, int(6e12 / macs)))
+    assert len(used.certification) == min(18_000, max(10_000, int(6e12 / macs)))
     assert len(used.calibration) == 30_000
 
 
 def test_a_looser_tolerance_never_gives_less_on_the_same_examples(monkeypatch):
     for name in ("SEARCH_MACS", "CERTIFICATION_MACS"):
-        monkeypatch.setattr(pipeline, name, 1)
-    monkeypatch.setattr(pipeline, "SEARCH_LEAST", 150)
-    monkeypatch.setattr(pipeline, "CERTIFICATION_LEAST", 200)
+        monkeypatch.setattr(amounts, name, 1)
+    monkeypatch.setattr(amounts, "SEARCH_LEAST", 150)
+    monkeypatch.setattr(amounts, "CERTIFICATION_LEAST", 200)
     data = examples(1500, seed=9)[0]
     network, kept = trained(), []
     for tol in (0.02, 0.05, 0.1, 0.3):
