@@ -377,7 +377,7 @@ def _map_channels(
     staying = (moved[local] >= 0).all(1)
     thin_columns = moved[local[staying]]
     before = target.inputs[:, local + part * width].transpose(1, 2).flatten(0, 1)
-    now = centre(target.layer, x)[:, thin_columns].transpose(1, 2).flatten(0, 1)
+    now = centre(x)[:, thin_columns].transpose(1, 2).flatten(0, 1)
     moment = product(now, now)
     selection = torch.eye(len(local), dtype=torch.float64)[:, staying]
     factor = torch.linalg.cholesky(damped(moment, ridge, False))

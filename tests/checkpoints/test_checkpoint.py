@@ -250,8 +250,8 @@ def test_foreign_files(tmp_path):
 
 
 def test_newer_version(saved, tmp_path):
-    message = error_of(changed(saved, tmp_path, lambda content: content.update(version=4)))
-    assert "format version 4, newer than 3; upgrade fcompress" in message
+    message = error_of(changed(saved, tmp_path, lambda content: content.update(version=5)))
+    assert "format version 5, newer than 4; upgrade fcompress" in message
     assert "damaged" in error_of(changed(saved, tmp_path, lambda c: c.update(version="1")))
 
 

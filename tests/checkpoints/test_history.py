@@ -40,7 +40,7 @@ DAMAGE = {
     ("shrink", "agreement", "answer", "pad"): ["x", -1, 3],
     ("shrink", "agreement", "answer", "threshold"): ["x", 9, 0.5],
     ("train", "config"): [3, [], {"lr": [1]}],
-    ("train", "epochs"): [3, [], [3], [{}], [None]],
+    ("train", "epochs"): [3, [], [3], [None]],
     ("train", "epochs", 0, "train_accuracy"): ["x", None, NAN, 30],
     ("train", "epochs", 0, "epoch"): ["x", 0],
 }

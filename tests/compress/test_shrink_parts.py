@@ -140,14 +140,15 @@ def test_too_few_examples_for_any_share():
 def test_what_would_help_is_said_of_shares():
     first = candidate(8.0, 0.05)
     tested = SimpleNamespace(changed=12.0, deviation=0.06, n=300, upper_bound=0.05851)
-    said = refusal([first], [first], [tested], 0.05, 0.95)
+    said = refusal([first], [first], [tested], 0.05, 0.95, "positions")
     assert "changed 4.00% of the positions of 300 certification examples" in said
     assert "which proves 5.86%" in said and "bring more data" in said
     needed = int(said.split("needs about ")[1].split()[0].replace(",", ""))
     assert needed == examples_for_mean(0.04, 0.06, 0.05)
     hopeless = SimpleNamespace(changed=18.0, deviation=0.06, n=300, upper_bound=0.08)
     assert "more data would not help" in refusal([first], [first], [hopeless], 0.05, 0.95)
-    assert "best changed 4.00% of the positions of 200 search" in refusal([first], [], [], 0.05, 1)
+    nothing = refusal([first], [], [], 0.05, 1, "positions")
+    assert "best changed 4.00% of the positions of 200 search" in nothing
 
 
 @pytest.mark.slow

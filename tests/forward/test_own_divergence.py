@@ -111,8 +111,8 @@ def test_a_divergence_that_is_none_is_said_in_a_line(bad, message):
 
 def test_it_stands_beside_a_decision():
     for arguments, message in (
-        ({"divergence": first_alone}, "divergence= belongs to same="),
-        ({"divergence": first_alone, "answer": "classes"}, "divergence= belongs to same="),
+        ({"divergence": first_alone}, "belongs to same="),
+        ({"divergence": first_alone, "answer": "classes"}, "belongs to same="),
         ({"divergence": 3, "same": near}, "expected a function"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -301,7 +301,7 @@ def _as_made(predictor: Predictor) -> bool:
     Training leaves them at once: some of many weights lie at the very bound.
     """
     found = [
-        module.weight.abs().amax() * module.weight[0].numel() ** 0.5
+        module.weight.detach().abs().amax() * module.weight[0].numel() ** 0.5
         for module in predictor.network.modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     ]
