@@ -36,6 +36,10 @@ class OutOfRange(FcompressError, ValueError):
     """A number that its use cannot take."""
 
 
+class WrongType(FcompressError, TypeError):
+    """An argument of a type that its use cannot take."""
+
+
 def whole(name: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
     """A whole number in its range, as Python's own type.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fcompress.deprecation import warn
+from fcompress.numbers import WrongType, short
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,22 @@ def silent(event: Progress) -> None:
     """Report to nobody."""
 
 
+def reporter(progress: object) -> Report:
+    """Who is told: `progress`, or nobody where it is None.
+
+    Raises:
+        WrongType: It cannot be called.
+    """
+    if progress is None:
+        return silent
+    if not callable(progress):
+        raise WrongType(f"progress={short(progress)}: expected a function of one Progress, or None")
+    return progress
+
+
 def takes(report: Callable[..., object], number: int) -> bool:
     """Whether a callback needs so many arguments, as some did in earlier versions; warns if so."""
+    report = reporter(report)
     try:
         parameters = inspect.signature(report).parameters.values()
     except (TypeError, ValueError):  # a builtin: it takes what it is given

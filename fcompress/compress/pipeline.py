@@ -45,7 +45,7 @@ from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording
 from fcompress.models.external import check_layers, check_weights
-from fcompress.progress import Progress, Report, silent
+from fcompress.progress import Progress, Report, reporter, silent
 from fcompress.structure.groups import find_groups
 from fcompress.structure.paths import commonest_way
 
@@ -244,7 +244,7 @@ def shrink(
         keep_depth=keep_depth,
         cascade=cascade,
     )
-    return compress(model, data, options, progress or silent, groups=groups)
+    return compress(model, data, options, reporter(progress), groups=groups)
 
 
 def compress(
@@ -256,10 +256,8 @@ def compress(
     groups: object = None,
 ) -> ShrinkResult:
     """`shrink`, with its options as one object."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a model of type {type(model).__name__}: expected a torch.nn.Module")
-    check_alone(model)
     check_layers(model)
+    check_alone(model)
     check_weights(model)
     roles = roles_of(data, seed=options.seed, groups=groups)
     if options.distill:

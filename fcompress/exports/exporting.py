@@ -33,7 +33,7 @@ from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.callables import Called
 from fcompress.forward.predictor import Predictor
-from fcompress.models.external import REGISTERED, Architecture
+from fcompress.models.external import REGISTERED, Architecture, check_layers
 from fcompress.models.fingerprint import last_shrink
 from fcompress.surgery.preparation import plain_copy
 
@@ -152,6 +152,8 @@ def export(
         (20, 20)
     """
     kind = format_of(path)
+    for network in (model, model if original is None else original):
+        check_layers(network)
     pairs.check_format(model, kind, path)
     if kind in (".onnx", pairs.ENDING):
         programs.onnx_packages()

@@ -236,8 +236,8 @@ def measure(
     root: Path | None = None,
 ) -> AnalyzeResult:
     """`analyze`, with its options as one object."""
-    check_alone(model)
     check_layers(model)
+    check_alone(model)
     check_weights(model)
     data, identity = _evaluation_data(model, data, root)
     batches = as_batches(data, options.batch_size)

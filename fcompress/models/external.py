@@ -41,6 +41,7 @@ from fcompress.errors import (
     code_of_users,
     said_by,
 )
+from fcompress.numbers import WrongType
 
 REGISTERED = ("torchvision", "timm")
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
@@ -137,11 +138,14 @@ def check_layers(network: nn.Module) -> None:
     """See that a network is made of layers that can be changed.
 
     Raises:
+        WrongType: It is no network.
         UnsupportedNetworkError: Some of it is TorchScript.
 
     Example:
         >>> check_layers(nn.Linear(2, 1))
     """
+    if not isinstance(network, nn.Module):
+        raise WrongType(f"a model of type {type(network).__name__}: expected a torch.nn.Module")
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedNetworkError(

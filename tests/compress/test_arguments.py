@@ -103,3 +103,24 @@ def test_training_with_something_else():
     for given in ((None, data, config), (net, X, config), (net, data, 3), ("m.pt", data, config)):
         with pytest.raises(FcompressError, match="expected"):
             fcompress.train(*given)
+
+
+@pytest.mark.parametrize("thing", [None, 3, "m.pt", nn.Linear, X, [3]])
+def test_what_is_no_network_is_refused(thing, tmp_path):
+    calls = [
+        lambda: fcompress.shrink(thing, X, tol=0.3),
+        lambda: fcompress.analyze(thing, X),
+        lambda: fcompress.export(thing, tmp_path / "a.pt2", X),
+    ]
+    if thing is not None:
+        calls.append(lambda: fcompress.export(network(), tmp_path / "a.pt2", X, original=thing))
+    for call in calls:
+        with pytest.raises(FcompressError, match=r"expected a torch\.nn\.Module"):
+            call()
+
+
+@pytest.mark.parametrize("progress", [3, "x", [print]])
+def test_who_is_told_has_to_be_a_function(progress):
+    for call in (fcompress.shrink, fcompress.analyze):
+        with pytest.raises(FcompressError, match="progress="):
+            call(network(), X, progress=progress)
