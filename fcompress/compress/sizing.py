@@ -21,7 +21,6 @@ from fcompress.compress.search import CandidateBuilder, Found, lattice
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost
 from fcompress.progress import Progress
-from fcompress.surgery.excision import excise
 
 # How a limit is called, in words.
 UNITS = {
@@ -220,10 +219,8 @@ class _Costs:
         return found
 
     def _thin(self, removed: int) -> nn.Module:
-        builder = self._builder
-        groups = builder.context.structure.groups
         # Weights before refitting: they have the shapes that count.
-        return excise(builder.context.original.network, groups, builder.kept(removed), share=True)
+        return self._builder.context.thin(self._builder.kept(removed)).network
 
 
 def _batch_of(builder: CandidateBuilder, size: int) -> Tensor:

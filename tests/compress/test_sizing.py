@@ -1,6 +1,8 @@
 """Sizes that people have to meet: counted on the network, or measured on it."""
 
 import pytest
+import torch
+from cases.blocks import WITH_BLOCKS, build, inputs
 from cases.trained import examples, trained
 
 from fcompress import count, shrink
@@ -41,6 +43,25 @@ def test_a_ratio_is_one_of_what_the_objective_counts(objective):
     result = shrink(trained(), data(), ratio=0.4, objective=objective, method="factor")
     pair = getattr(result, objective)
     assert 0.3 < pair["after"] / pair["before"] <= 0.4
+
+
+@pytest.mark.parametrize("objective", ["macs", "params"])
+@pytest.mark.parametrize("kind", WITH_BLOCKS.values(), ids=WITH_BLOCKS)
+def test_blocks_that_go_are_counted(kind, objective):
+    """One block computes nothing that is seen, so it goes at any size."""
+    model = build(kind)
+    with torch.no_grad():
+        model.end(kind.blocks[-1]).zero_()
+    how = {"method": "prune", "answer": "regression", "within": 1.0, "ratio": 0.6}
+    x = inputs(kind, 300)
+    result = shrink(model, x, objective=objective, **how)
+    assert kind.blocks[-1] in result.blocks
+    cost = {"macs": count(result.model, x).macs, "params": count(result.model, x).params}
+    assert cost[objective] == result.target["reached"][objective]
+    assert cost[objective] <= result.target["limits"][objective]
+    kept = shrink(model, x, objective=objective, keep_depth=True, **how)
+    assert kept.blocks == ()
+    assert kept.target["reached"][objective] <= kept.target["limits"][objective]
 
 
 @pytest.fixture
