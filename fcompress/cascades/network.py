@@ -11,6 +11,7 @@ from fcompress.cascades.margins import check_margins, margins
 from fcompress.cascades.merging import merged, rows_of
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.answers.scoring import Scoring
+from fcompress.forward.running import own_copies, tensors_in
 from fcompress.models.base import Remembering
 
 FAMILY = "cascade"  # what its files call it
@@ -71,8 +72,7 @@ class Cascade(Remembering):
         Raises:
             UnsupportedNetworkError: An output has no row for each example.
         """
-        # A network may work in place on what it is given, and the original still needs it.
-        first = self.compressed(*_copied(args), **_copied(kwargs))
+        first = self._first(args, kwargs)
         rows, n = self._rows(first, args, kwargs)
         if not len(rows):
             return first
@@ -83,15 +83,20 @@ class Cascade(Remembering):
 
     def deferred(self, *args: Any, **kwargs: Any) -> Tensor:
         """Which examples the original answers: bool [n]. Only the compressed network runs."""
-        first = self.compressed(*_copied(args), **_copied(kwargs))
+        first = self._first(args, kwargs)
         rows, n = self._rows(first, args, kwargs)
         return torch.zeros(n, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
 
     def undecided(self, *args: Any, **kwargs: Any) -> Tensor:
         """Where the margin is so near to the threshold that rounding may decide: bool [n]."""
-        first = self.compressed(*_copied(args), **_copied(kwargs))
+        first = self._first(args, kwargs)
         sure, _ = self._margins(first, args, kwargs)
         return (sure - self.threshold.to(sure.device)).abs() <= NEAR
+
+    def _first(self, args: Any, kwargs: Any) -> Any:
+        """What the compressed network returns; it may work in place on what it is given."""
+        args, kwargs = own_copies((args, kwargs))
+        return self.compressed(*args, **kwargs)
 
     def _rows(self, output: Any, args: Any, kwargs: Any) -> tuple[Tensor, int]:
         """Numbers of the deferred examples, of how many there are."""
@@ -106,34 +111,14 @@ class Cascade(Remembering):
         ), n
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, tuple | list | dict):
-        return []
-    return [tensor for part in parts for tensor in _tensors(part)]
-
-
 def _examples(args: Any, kwargs: Any) -> int:
     """How many examples the inputs hold."""
-    found = next((t for t in _tensors([*args, kwargs]) if t.dim()), None)
+    found = next((t for t in tensors_in((args, kwargs)) if t.dim()), None)
     if found is None:
         raise UnsupportedNetworkError(
             "a cascade needs inputs with a row for each example, and no input is such a tensor"
         )
     return len(found)
-
-
-def _copied(value: Any) -> Any:
-    """Inputs with tensors of their own, in tuples, lists and dicts of any depth."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_copied(part) for part in value)
-    return value
 
 
 def check_alone(model: nn.Module) -> None:

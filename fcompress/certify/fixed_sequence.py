@@ -54,11 +54,12 @@ class Candidate:
         return self.removed
 
 
-def counted(found: Candidate | AgreementResult, split: str, noun: str) -> str:
+def counted(found: Candidate | AgreementResult, noun: str, split: str = "") -> str:
     """How much changed, in words: "3 of 120 search labels"; `noun` as `asked.noun_of` has it."""
+    split = f"{split} " if split else ""
     if found.deviation is None:
-        return f"{found.changed:.0f} of {found.n} {split} {noun}"
-    return f"{found.changed / found.n:.2%} of the {noun} of {found.n:,} {split} examples"
+        return f"{found.changed:.0f} of {found.n} {split}{noun}"
+    return f"{found.changed / found.n:.2%} of the {noun} of {found.n:,} {split}examples"
 
 
 def certify(
@@ -187,12 +188,12 @@ def refusal(
     another = "try another method, or distillation"
     if not results:
         least = min(tried, key=lambda c: c.changed)
-        best = counted(least, "search", noun)
+        best = counted(least, noun, "search")
         return line + f"of {len(tried)} candidates the best changed {best}; {another}"
     first, result = sequence[0], results[0]
     which = "the only candidate" if len(tried) == 1 else f"of {len(tried)} candidates the mildest"
     line += (
-        f"{which} changed {counted(result, 'certification', noun)}, "
+        f"{which} changed {counted(result, noun, 'certification')}, "
         f"which proves {_percent(result.upper_bound)}; "
     )
     rate = (first.changed + result.changed) / (first.n + result.n)

@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from fcompress.certify.agreement import AgreementResult
 from fcompress.certify.bounded_mean import expected_bound
 from fcompress.certify.bounds import most_changes
-from fcompress.certify.fixed_sequence import Candidate
+from fcompress.certify.fixed_sequence import Candidate, EachLabel
+from fcompress.data.roles import Roles
+from fcompress.forward.predictor import Predictor
 
 # What the search split may be wrong by, in standard deviations, before the search ends.
 DOUBT = 2.0
@@ -55,3 +58,44 @@ class Outlook:
     def _expected(self, candidate: Candidate, deviation: float) -> float:
         mean = candidate.changed / candidate.n
         return expected_bound(mean, deviation, self.n, self.confidence)
+
+
+class Limits:
+    """What ends a search: too many changes to look at anything thinner, in all or of one label."""
+
+    def __init__(
+        self,
+        original: Predictor,
+        roles: Roles,
+        tolerance: float,
+        confidence: float,
+        label_tolerance: float | None = None,
+    ) -> None:
+        """Set what is allowed.
+
+        Args:
+            original: The original network.
+            roles: The data; only how many certification examples there are is asked of those.
+            tolerance: Largest share that may change.
+            confidence: Of the certificate.
+            label_tolerance: Largest share of each label that may change; None for any.
+
+        Raises:
+            ToleranceError: No label will have enough examples to promise anything of it.
+        """
+        n = len(roles.certification)
+        self._outlook = Outlook(n, tolerance, confidence)
+        self._keeps_each = None
+        if label_tolerance is not None:
+            ratio = n / len(roles.search)
+            self._keeps_each = EachLabel(original, roles.search, ratio, label_tolerance, confidence)
+
+    def beyond(self, candidate: Candidate) -> bool:
+        """Whether a network changes so much that no thinner one is worth a look."""
+        if self._outlook.beyond(candidate):
+            return True
+        return self._keeps_each is not None and not self._keeps_each(candidate)
+
+    def shortfall(self, result: AgreementResult | None) -> str:
+        """What to add to a refusal about single labels; nothing where none was promised."""
+        return "" if self._keeps_each is None else self._keeps_each.shortfall(result)

@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     from fcompress.exports.exporting import ExportResult
 
 
+def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> Any:
+    """An option that limits a size."""
+    said = f"Size target instead of --tol: at most {most}."
+    return click.option(name, type=kind, metavar=metavar, help=said)
+
+
 @click.command("shrink", cls=Command)
 @click.argument("model", type=FILE)
 @click.option(
@@ -154,35 +160,15 @@ if TYPE_CHECKING:
     metavar="SPEC",
     help="Further inputs to distil on, beside those of the training split.",
 )
-@click.option(
-    "--ratio",
-    type=Real(0, 1, min_open=True),
-    metavar="R",
-    help="Size target instead of --tol: at most this share of what --objective counts.",
-)
-@click.option(
-    "--max-macs",
-    type=Whole(1),
-    metavar="N",
-    help="Size target instead of --tol: at most this many MACs.",
-)
-@click.option(
-    "--max-params",
-    type=Whole(1),
-    metavar="N",
-    help="Size target instead of --tol: at most this many parameters.",
-)
-@click.option(
-    "--max-bytes",
-    type=Whole(1),
-    metavar="N",
-    help="Size target instead of --tol: at most so many bytes of weights.",
-)
-@click.option(
+@_size_option("--ratio", Real(0, 1, min_open=True), "R", "this share of what --objective counts")
+@_size_option("--max-macs", Whole(1), "N", "this many MACs")
+@_size_option("--max-params", Whole(1), "N", "this many parameters")
+@_size_option("--max-bytes", Whole(1), "N", "so many bytes of weights")
+@_size_option(
     "--max-latency",
-    type=Real(0, MOST_SECONDS, min_open=True),
-    metavar="MS",
-    help="Size target instead of --tol: at most so many milliseconds for a batch on this device.",
+    Real(0, MOST_SECONDS, min_open=True),
+    "MS",
+    "so many milliseconds for a batch on this device",
 )
 @click.option(
     "--batch",

@@ -13,13 +13,13 @@ from torch import Tensor
 from fcompress.certify.agreement import AgreementResult
 from fcompress.certify.fixed_sequence import (
     Candidate,
-    EachLabel,
     certify,
+    counted,
     refusal,
     sequence_to_test,
 )
 from fcompress.certify.labels import changed_shares, reference_labels
-from fcompress.certify.outlook import Outlook
+from fcompress.certify.outlook import Limits
 from fcompress.compress.distillation.distilling import distill_by
 from fcompress.compress.distillation.teacher import HELD_OUT_MOST, Teacher, teacher_of
 from fcompress.compress.methods import Context, Method
@@ -166,7 +166,7 @@ class CandidateBuilder:
         line = (
             f"{removed} of {self.steps} units removed{' and distilled' if distilled else ''}: "
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
-            f"{_counted(found, original.scoring.noun)} changed"
+            f"{counted(found, original.scoring.noun)} changed"
         )
         self.report(Progress("searching", len(self.tried), None, "candidates", line))
         return found
@@ -197,22 +197,15 @@ def within(
         ToleranceError: None can be certified.
     """
     n = len(builder.roles.certification)
-    outlook = Outlook(n, tol, confidence)
-    keeps_each = None
-    if label_tolerance is not None:
-        original, search = builder.context.original, builder.roles.search
-        keeps_each = EachLabel(original, search, n / len(search), label_tolerance, confidence)
-
-    def beyond(candidate: Candidate) -> bool:
-        if outlook.beyond(candidate):
-            return True
-        return keeps_each is not None and not keeps_each(candidate)
-
+    original = builder.context.original
+    limits = Limits(original, builder.roles, tol, confidence, label_tolerance)
     onward = None if builder.distill_effort is None else builder.make_distilled
-    sequence = sequence_to_test(path(builder.steps, builder.make, beyond, onward), beyond)
+    sequence = sequence_to_test(
+        path(builder.steps, builder.make, limits.beyond, onward), limits.beyond
+    )
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
-        builder.context.original,
+        original,
         sequence,
         builder.roles.certification,
         tol,
@@ -220,11 +213,8 @@ def within(
         label_tolerance,
     )
     if passed is None:
-        noun = builder.context.original.scoring.noun
-        line = refusal(builder.tried, sequence, results, tol, confidence, noun)
-        if keeps_each is not None:
-            line += keeps_each.shortfall(results[0] if results else None)
-        raise ToleranceError(line)
+        line = refusal(builder.tried, sequence, results, tol, confidence, original.scoring.noun)
+        raise ToleranceError(line + limits.shortfall(results[0] if results else None))
     return Found(*passed, builder.tried, len(results))
 
 
@@ -351,9 +341,3 @@ def measure(
     else:
         changed = int(changed)
     return Candidate(removed, kept, predictor.network, macs, changed, len(lost), deviation)
-
-
-def _counted(found: Candidate, noun: str) -> str:
-    if found.deviation is None:
-        return f"{found.changed} of {found.n} {noun}"
-    return f"{found.changed / found.n:.2%} of the {noun} of {found.n} examples"

@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fcompress.errors import FcompressError, UnsupportedNetworkError, code_of_users, said_by
 
 
-def own_copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def own_copies(inputs: Any) -> Any:
     """Inputs for one pass, so that a network that works on them in place leaves the caller's."""
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors in nested arguments or results."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fcompress.forward.running import tensors_in
 from fcompress.structure.tracer import Tracer
 from fcompress.structure.unit_ids import (
     INPUT,
@@ -57,11 +58,6 @@ _MOST_SLICES = 4
 def operator_name(func: Any) -> str:
     """Name of an operator without its overload: `add`."""
     return func.overloadpacket.__name__
-
-
-def tensors_in(values: Any) -> list[Tensor]:
-    """All tensors in nested arguments or results."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def is_pointwise(func: Any) -> bool:

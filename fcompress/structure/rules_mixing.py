@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from fcompress.forward.running import tensors_in
 from fcompress.structure.rules_elementwise import (
     Rule,
     either,
     meet,
     of_parameters,
     operator_name,
-    tensors_in,
     unknown,
 )
 from fcompress.structure.tracer import Tracer

@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.running import as_inputs, dtype_of, runs_on
+from fcompress.forward.running import as_inputs, dtype_of, runs_on, tensors_in
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.structure.liveness import Executed, executed
@@ -37,7 +37,6 @@ from fcompress.structure.rules_elementwise import (
     operator_name,
     pointwise,
     relayout,
-    tensors_in,
     unknown,
 )
 from fcompress.structure.rules_mixing import (

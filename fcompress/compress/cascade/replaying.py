@@ -6,10 +6,11 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fcompress.cascades.merging import merged, rows_of
 from fcompress.cascades.network import Cascade
+from fcompress.forward.running import tensors_in
 
 MOST_BYTES = 1 << 28  # of outputs that are remembered; what does not fit is computed again
 
@@ -41,7 +42,7 @@ class Remembered(nn.Module):
         if key in self._known:
             return self._known[key]
         found = self.network(*args, **kwargs)
-        size = sum(t.nbytes for t in _tensors(found))
+        size = sum(t.nbytes for t in tensors_in(found))
         if size <= self._left:
             self._left -= size
             self._known[key] = found
@@ -60,14 +61,9 @@ class Replayed(Cascade):
         return merged(first, rows_of(self.original(*args, **kwargs), rows, n), rows, n)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
 def _hash(value: Any) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in _tensors(value):
+    for tensor in tensors_in(value):
         digest.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(
             tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

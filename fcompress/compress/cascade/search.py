@@ -12,8 +12,8 @@ from fcompress.cascades.margins import check_margins
 from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare, with_upper_bound
 from fcompress.certify.bounds import examples_at, upper_bound
-from fcompress.certify.fixed_sequence import Candidate, EachLabel, certify, counted, holds
-from fcompress.certify.outlook import Outlook
+from fcompress.certify.fixed_sequence import Candidate, certify, counted, holds
+from fcompress.certify.outlook import Limits
 from fcompress.compress.cascade.replaying import Remembered, Replayed
 from fcompress.compress.cascade.sequence import Pair, pairs, still_cheaper, until
 from fcompress.compress.cascade.sizes import Size, examined, spaced
@@ -87,7 +87,6 @@ def within_cascade(
     n = len(roles.certification)
     sizes = _sizes(builder, n)
     macs = builder.context.macs
-    outlook = Outlook(n, tol, confidence)
     everything = pairs(sizes, macs, n)
     if not everything:
         raise ToleranceError(
@@ -104,15 +103,8 @@ def within_cascade(
         return replace(pair, model=model)
 
     tried = [(size, replayed(size, pair)) for size, pair in everything]
-    keeps_each = None
-    if label_tolerance is not None:
-        ratio = n / len(roles.search)
-        keeps_each = EachLabel(remembered, roles.search, ratio, label_tolerance, confidence)
-
-    def beyond(pair: Pair) -> bool:
-        return outlook.beyond(pair) or (keeps_each is not None and not keeps_each(pair))
-
-    sequence = until(tried, beyond)
+    limits = Limits(remembered, roles, tol, confidence, label_tolerance)
+    sequence = until(tried, limits.beyond)
     _tell(builder, f"{len(sequence)} pairs of network and threshold to certify, mildest first")
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     candidates = [pair for _, pair in sequence]
@@ -121,9 +113,7 @@ def within_cascade(
     )
     if passed is None:
         line = refusal(tried[0][1], len(sequence), results, tol, confidence, original.scoring.noun)
-        if keeps_each is not None:
-            line += keeps_each.shortfall(results[0] if results else None)
-        raise ToleranceError(line)
+        raise ToleranceError(line + limits.shortfall(results[0] if results else None))
     size, pair = sequence[passed[0].rank]
     cascade = _together(original, size, pair)
     agreement = _run(original, cascade, passed[1], builder, (tol, confidence, label_tolerance))
@@ -250,14 +240,14 @@ def refusal(
     line = f"no cascade could be certified within a tolerance of {tolerance:g}: "
     if not results:
         return line + (
-            f"the mildest pair already changed {counted(mildest, 'search', noun)}; try another "
+            f"the mildest pair already changed {counted(mildest, noun, 'search')}; try another "
             "method, or distillation"
         )
     result = results[0]
     proves = f"{math.ceil(result.upper_bound * 1e4 - 1e-9) / 1e4:.2%}"
     line += (
         f"of {count} pairs the mildest, which defers {mildest.deferred:.1%} of the examples, "
-        f"changed {counted(result, 'certification', noun)}, which proves {proves}; "
+        f"changed {counted(result, noun, 'certification')}, which proves {proves}; "
     )
     rate = (mildest.changed + result.changed) / (mildest.n + result.n)
     needed = None
