@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,29 +28,36 @@ _MOST_NAMES = 10_000
 
 @contextmanager
 def clocks_ahead(network: nn.Module, seconds: int) -> Iterator[None]:
-    """Let Python's clocks be ahead for the code of a network.
+    """Let Python's clocks be ahead for the code of a network, and for nobody else.
+
+    What other threads wait for must not be over at once, so `time` itself stays as it is: in the
+    modules of the network's classes it gets another one in its place, and so does each of its
+    functions, by any name.
 
     Args:
-        network: In the modules of whose classes clocks are set by any name.
+        network: The network.
         seconds: How far.
 
     Example:
         >>> before = time.time()
         >>> with clocks_ahead(nn.Linear(2, 1), 3600):
         ...     round(time.time() - before)
-        3600
+        0
     """
-    shifted: dict[int, Any] = {}
+    clocks: dict[str, Any] = {}
     for name in _CLOCKS:
-        clock, whole = getattr(time, name), getattr(time, f"{name}_ns")
-        shifted[id(clock)] = _ahead(clock, seconds)
-        shifted[id(whole)] = _ahead(whole, seconds * 10**9)
-    shifted[id(datetime.datetime)] = _datetime_ahead(seconds)
+        clocks[name] = _ahead(getattr(time, name), seconds)
+        clocks[f"{name}_ns"] = _ahead(getattr(time, f"{name}_ns"), seconds * 10**9)
+    days = {"datetime": _datetime_ahead(seconds)}
+    shifted: dict[int, Any]
+    shifted = {id(time): _like(time, clocks), id(datetime): _like(datetime, days)}
+    shifted |= {id(getattr(time, name)): other for name, other in clocks.items()}
+    shifted[id(datetime.datetime)] = days["datetime"]
     own = {sys.modules.get(type(module).__module__) for module in network.modules()}
     own = {module for module in own if module is not None and not _is_installed(module)}
     changed: list[tuple[Any, str, Any]] = []
     try:
-        for module in [time, datetime, *own]:
+        for module in own:
             for name, value in list(vars(module).items())[:_MOST_NAMES]:
                 if id(value) in shifted:
                     changed.append((module, name, value))
@@ -58,6 +66,13 @@ def clocks_ahead(network: nn.Module, seconds: int) -> Iterator[None]:
     finally:
         for module, name, value in changed:
             setattr(module, name, value)
+
+
+def _like(module: ModuleType, others: dict[str, Any]) -> ModuleType:
+    """A module with everything of another one, but for some names."""
+    found = ModuleType(module.__name__)
+    vars(found).update(vars(module) | others)
+    return found
 
 
 def _ahead(clock: Callable[[], Any], by: int) -> Callable[[], Any]:

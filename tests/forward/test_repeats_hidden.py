@@ -2,6 +2,7 @@
 
 import random
 import secrets
+import sys
 import time
 from datetime import datetime
 from time import time_ns as clock
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fcompress.forward.hidden import clocks_ahead
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 
@@ -125,6 +127,24 @@ def test_what_moves_slowly_is_found_with_clocks_and_counters_further_on(name):
     found = of(SLOW[name], made=time.monotonic())
     assert found is not None and found.draws
     assert time.time is before and datetime is datetime_before
+
+
+def test_other_code_keeps_its_clocks():
+    """What waits in another thread must not be over at once."""
+    seen = []
+
+    class Asks(nn.Module):
+        def forward(self, x):
+            seen.append((time.monotonic(), other(), clock() // 10**9, datetime.now().year))
+            return x
+
+    other = vars(__import__("time"))["monotonic"]
+    with clocks_ahead(Asks(), 15_811_261):
+        elsewhere = sys.modules["time"].monotonic()
+        Asks()(torch.zeros(1))
+    ((ahead, true, _, _),) = seen
+    assert ahead - true > 15_000_000 and abs(elsewhere - true) < 60
+    assert abs(time.monotonic() - true) < 60
 
 
 @pytest.mark.parametrize("name", MIXING)
