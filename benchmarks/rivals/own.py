@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 import fcompress
 from benchmarks.rivals.base import Setting
+from fcompress.compress.blocks.chain import Choice
+from fcompress.compress.blocks.choosing import blocks_of
 from fcompress.compress.distillation.distilling import distill
 from fcompress.compress.distillation.teacher import HELD_OUT_MOST
 from fcompress.compress.methods import METHODS, Context
+from fcompress.compress.options import DISTILL_EFFORT
 from fcompress.compress.options import METHODS as SUMMARIES
 from fcompress.compress.ranking.allocation import RemovalOrder
 from fcompress.forward.predictor import Predictor
-
-DISTILL_EFFORT = 8.0
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,18 @@ def _exam(setting: Setting) -> list[Tensor] | None:
 def _prepared(setting: Setting, method: str, objective: str) -> tuple[Context, RemovalOrder]:
     """What does not depend on the amount: the statistics and the order of the units."""
     macs = fcompress.count(setting.model, setting.batches[0]).macs
+    original = Predictor(setting.model)
+    choice = Choice()
+    if METHODS[method].takes_blocks:
+        choice = blocks_of(original, setting.structure, setting.batches, seed=setting.seed)
     context = Context(
-        Predictor(setting.model),
+        original,
         setting.structure,
         setting.batches,
         setting.seed,
         macs,
         objective=objective,
+        choice=choice,
     )
     with Predictor(setting.model).evaluating():
         alone = METHODS[method].not_pruned(context)

@@ -96,7 +96,13 @@ class Context:
 
 
 class Method(Protocol):
-    """A way to choose units and to make the network without the others."""
+    """A way to choose units and to make the network without the others.
+
+    Attributes:
+        takes_blocks: Whether its costs are in nats, so that whole blocks can be among the choices.
+    """
+
+    takes_blocks: bool
 
     def not_pruned(self, context: Context) -> dict[str, str]:
         """Proven groups that this method cannot use, with the reason."""
@@ -114,6 +120,7 @@ class Method(Protocol):
 class Prune:
     """Prunable units: those whose ablation changes the outputs least go first."""
 
+    takes_blocks = True
     budget = 4e12  # multiply-adds to spend on measuring
 
     def not_pruned(self, context: Context) -> dict[str, str]:
@@ -144,6 +151,8 @@ class Prune:
 
 class Factor:
     """Redundant units: those that are linear combinations of others go, folded into them."""
+
+    takes_blocks = False
 
     def not_pruned(self, context: Context) -> dict[str, str]:
         """Groups read by something that is no whole convolution or linear layer."""
@@ -209,6 +218,7 @@ class Hybrid(Factor):
     brought to their measured scale group by group, so that groups compare.
     """
 
+    takes_blocks = True
     budget = 4.0  # sweeps over the calibration data to spend on measuring
     least, most = 64, 512  # examples to measure on
 

@@ -308,7 +308,7 @@ def compress(
         with original.evaluating():
             batches = commonest_way(original.network, batches, call=call)
     choice = Choice()
-    if not options.keep_depth and options.method != "factor" and len(ways) == 1:
+    if method.takes_blocks and not options.keep_depth and len(ways) == 1:
         choice = blocks_of(original, structure, batches, seed=options.seed)
         if choice.blocks:
             _tell(report, f"{len(choice.blocks)} blocks")
