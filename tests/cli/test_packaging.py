@@ -15,23 +15,22 @@ else:
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SETUPTOOLS = SETTINGS["tool"]["setuptools"]
-RECIPES = "fcompress.experiments.recipes"
-
-
-def test_every_package_is_listed():
-    folders = {path.parent for path in (ROOT / "fcompress").rglob("__init__.py")}
-    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert sorted(SETUPTOOLS["packages"]) == SETUPTOOLS["packages"]
-    assert set(SETUPTOOLS["packages"]) == names | {RECIPES}
+WHEEL = SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"]
 
 
 def test_recipes_are_data_of_a_package():
-    folder = ROOT / SETUPTOOLS["package-dir"][RECIPES]
-    packed = {path for glob in SETUPTOOLS["package-data"][RECIPES] for path in folder.glob(glob)}
-    assert packed == {*folder.glob("*.toml"), folder / "published_gains.json"}
-    # Python files of a package are always packed.
-    assert not [*folder.glob("*.py")]
+    assert WHEEL["sources"] == {"recipes": "fcompress/experiments/recipes"}
+    package, *patterns = WHEEL["include"]
+    assert package == "/fcompress"
+    packed = {path for pattern in patterns for path in ROOT.glob(pattern.removeprefix("/"))}
+    recipes = ROOT / "recipes"
+    assert packed == {*recipes.glob("*.toml"), recipes / "published_gains.json"}
+
+
+def test_an_editable_installation_is_a_path():
+    """Code that runs before the command can take an interrupt would show a traceback."""
+    assert WHEEL["dev-mode-dirs"] == ["."]
+    assert SETTINGS["build-system"]["build-backend"] == "hatchling.build"
 
 
 def test_recipes_are_found_beside_the_package_or_in_it(tmp_path, monkeypatch):
