@@ -1,9 +1,10 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcompress.compress.ranking.allocation import GroupOrder, RemovalOrder
-from fcompress.compress.ranking.subset_selection import pivoted
+from fcompress.compress.ranking.subset_selection import pivoted, weighted
 
 
 def _rows(seed, rank, units, decades=0.0, rows=200):
@@ -44,6 +45,40 @@ def test_every_step_takes_the_unit_that_explains_most_of_all_units():
             best = min(rest, key=lambda unit: _unexplained(rows, [*head, unit]))
             assert best == order[step]
         assert bool((unexplained.diff() <= 1e-15).all())
+
+
+def _one_at_a_time(covariances, importances):
+    """The same choice as its definition has it: K and what a unit explains, anew in each step."""
+    left = [k.clone() for k in covariances]
+    free = list(range(len(left[0])))
+    order, missing = [], []
+    while free:
+        missing.append(sum(float((m * k).sum()) for k, m in zip(left, importances, strict=True)))
+        worth = sum(
+            (k @ m @ k).diagonal() / k.diagonal().clamp(min=1e-300)
+            for k, m in zip(left, importances, strict=True)
+        )
+        best = max(free, key=lambda unit: float(worth[unit]))
+        free.remove(best)
+        order.append(best)
+        left = [k - k[:, best].outer(k[best]) / k[best, best] for k in left]
+    return order, torch.tensor(missing, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("units", [30, 150])
+@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("decades", [0, 1])
+def test_blocks_of_steps_choose_as_single_steps_do(units, readers, decades):
+    """Over several blocks, and over gains that are computed anew as less is left."""
+    covariances, importances = [], []
+    for seed in range(readers):
+        rows, _ = _rows(seed, units, units, decades, rows=3 * units)
+        covariances.append(_moment(rows + 0.1 * _rows(seed + 9, units, units, rows=3 * units)[0]))
+        importances.append(_moment(_rows(seed + 50, units, units)[0]))
+    order, missing = weighted(covariances, importances)
+    expected, left = _one_at_a_time(covariances, importances)
+    assert order.tolist() == expected
+    torch.testing.assert_close(missing, left, rtol=1e-9, atol=1e-12 * float(left[0]))
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

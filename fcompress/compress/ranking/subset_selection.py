@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 TIE = 1e-9  # relative difference of two scores that rounding explains
+BLOCK = 64  # steps between two updates of the matrices
+# Of the largest unexplained variance: below, gains are computed anew. They are quadratic in it.
+FADED = 2e-2
 
 
 def pivoted(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,26 +49,33 @@ def weighted(covariances: Sequence[Tensor], importances: Sequence[Tensor]) -> tu
 
 
 class _Reader:
-    """What one reader of a group still misses, while units are chosen one at a time."""
+    """What one reader of a group still misses, while units are chosen one at a time.
+
+    With K the covariance of what is unexplained, M the importance and H = K M K, a unit u explains
+    H[u, u] / K[u, u]. Choosing it takes c c^T from K, where c = K[u] / sqrt(K[u, u]), and with
+    t = H[u] / sqrt(K[u, u]) = K M c it takes c t^T + t c^T - (c^T M c) c c^T from H: a column of
+    each is all that a step needs. What steps take is subtracted from the matrices for a block of
+    steps at once (delayed updates, as in blocked Cholesky factorisations), and rows of units that
+    are chosen already are left out then.
+    """
 
     def __init__(self, covariance: Tensor, importance: Tensor | None) -> None:
-        self.k = covariance.double()
+        self.k = covariance.double().clone()
         self.m = None if importance is None else importance.double()
         size = len(self.k)
-        eps = torch.finfo(torch.float64).eps * size
+        self.eps = torch.finfo(torch.float64).eps * size
         self.own = self.k.diagonal().clone()
-        self.tiny = eps * max(float(self.own.max()), 0.0)
+        self.tiny = self.eps * max(float(self.own.max()), 0.0)
+        self.columns = self.k.new_zeros(BLOCK, size)
+        self.taken = self.k.new_zeros(BLOCK, size)
+        self.pending = 0
         through = self.k if self.m is None else self.m @ self.k
         self.total = float(through.diagonal().sum())
-        self.gain = (self.k * through).sum(0)
-        # Gains are down-dated, so each carries the rounding of its first value along. Without this
-        # reserve a unit that is all but explained could win by rounding divided by almost nothing.
-        self.noise = eps * self.gain
-        self.factor = torch.zeros(size, size, dtype=torch.float64)
-        self.chosen = 0
+        self.first = (self.k * through).sum(0)  # gains before anything was chosen
+        self._weigh(through)
 
     def scores(self) -> Tensor:
-        """What each unit would explain of all that is missing: float64 [C]."""
+        """What each unit would explain of all that is missing: float64 [free units]."""
         worth = (self.gain - self.noise) / self.own
         return torch.where(self.own > self.tiny, worth, 0.0)
 
@@ -77,17 +87,45 @@ class _Reader:
         """Take one unit, and what it explains out of all the others."""
         if not self.own[unit] > self.tiny:
             return
-        done = self.factor[: self.chosen]
-        # Cholesky column of the chosen unit.
-        column = (self.k[unit] - done[:, unit] @ done) / self.own[unit].sqrt()
-        through = column if self.m is None else self.m @ column
-        taken = self.k @ through - (done @ through) @ done
-        worth = float(column @ through)
-        self.gain = (self.gain - 2 * column * taken + worth * column.square()).clamp(min=0)
+        columns, taken = self.columns[: self.pending], self.taken[: self.pending]
+        root = self.own[unit].sqrt()
+        column = (self.k[unit] - columns[:, unit] @ columns) / root
+        through = (self.h[unit] - columns[:, unit] @ taken - taken[:, unit] @ columns) / root
+        worth = through[unit] / root
+        self.gain = (self.gain - 2 * column * through + worth * column.square()).clamp(min=0)
         self.own = (self.own - column.square()).clamp(min=0)
-        self.total -= worth
-        self.factor[self.chosen] = column
-        self.chosen += 1
+        self.total -= float(worth)
+        self.columns[self.pending] = column
+        self.taken[self.pending] = through - worth / 2 * column
+        self.pending += 1
+
+    def full(self) -> bool:
+        """Whether the matrices have to be brought up to date before the next step."""
+        return self.pending == BLOCK or float(self.own.max()) < FADED * self.scale
+
+    def update(self, free: Tensor) -> None:
+        """Subtract what the steps so far have taken, and leave out what is not free (bool)."""
+        columns, taken = self.columns[: self.pending, free], self.taken[: self.pending, free]
+        self.k = self.k[free][:, free].addmm_(columns.T, columns, alpha=-1)
+        self.m = None if self.m is None else self.m[free][:, free]
+        self.own, self.first = self.own[free], self.first[free]
+        if float(self.own.max()) < FADED * self.scale:
+            self._weigh(self.k if self.m is None else self.m @ self.k)
+        else:
+            self.h = self.h[free][:, free].addmm_(columns.T, taken, alpha=-1)
+            self.h.addmm_(taken.T, columns, alpha=-1)
+            self.gain, self.noise = self.gain[free], self.noise[free]
+        self.columns, self.taken = self.columns[:, free], self.taken[:, free]
+        self.pending = 0
+
+    def _weigh(self, through: Tensor) -> None:
+        """Make H = K M K anew from M K: differences from an earlier one lose its small values."""
+        self.h = self.k @ through
+        self.gain = self.h.diagonal().clone()
+        # Gains are differences, so each carries the rounding of its first value along. Without this
+        # reserve a unit that is all but explained could win by rounding divided by almost nothing.
+        self.noise = self.eps * (self.first * self.gain).clamp(min=0).sqrt()
+        self.scale = float(self.own.max())
 
 
 def _eliminate(readers: Sequence[_Reader]) -> tuple[Tensor, Tensor]:
@@ -102,14 +140,19 @@ def _eliminate(readers: Sequence[_Reader]) -> tuple[Tensor, Tensor]:
         order int64 [C] and float64 [C]: what is missing when only the units before k are kept.
     """
     size = len(readers[0].k)
-    free = torch.ones(size, dtype=torch.bool)
+    units = torch.arange(size)  # those that the readers still hold, in order
+    free = torch.ones(size, dtype=torch.bool)  # of these
     order = torch.empty(size, dtype=torch.int64)
     missing = torch.zeros(size, dtype=torch.float64)
     for step in range(size):
+        if any(reader.full() for reader in readers):
+            for reader in readers:
+                reader.update(free)
+            units, free = units[free], free[free]
         alive = free & torch.stack([r.own > r.tiny for r in readers]).any(0)
         if not bool(alive.any()):
             # What remains is explained already: constant, dead or redundant units.
-            order[step:] = free.nonzero().flatten()
+            order[step:] = units[free]
             break
         missing[step] = sum(r.missing(free) for r in readers)
         score = torch.stack([r.scores() for r in readers]).sum(0)
@@ -118,7 +161,7 @@ def _eliminate(readers: Sequence[_Reader]) -> tuple[Tensor, Tensor]:
         ties = score >= score.max() - TIE * score.max().abs()
         own = torch.stack([r.own for r in readers]).sum(0)
         best = int(torch.where(ties & alive, own, -1.0).argmax())
-        order[step] = best
+        order[step] = units[best]
         free[best] = False
         for reader in readers:
             reader.choose(best)
