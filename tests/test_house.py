@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fcompress"
 # From what stands on nothing to what the user calls: each imports only from those before it.
 ORDER = """
     errors deprecation numbers progress nn formats models data forward cascades surgery certify
-    structure checkpoints measure compress training exports report experiments cli
+    structure checkpoints measure compress training exports latency report experiments cli
 """.split()
 # What else a package must not import though it stands below, as its docstring says.
 NEVER = {
@@ -31,6 +31,7 @@ NEVER = {
     "compress": "measure checkpoints formats",
     "training": "compress measure certify",
     "exports": "compress measure",
+    "latency": "compress measure training",
     "report": "structure surgery",
 }
 LONGEST = 500

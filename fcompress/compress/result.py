@@ -13,13 +13,14 @@ from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
-from fcompress.compress.cascade.gains import CascadeGains, gains, single_latency
+from fcompress.compress.cascade.gains import CascadeGains, gains
 from fcompress.compress.cascade.search import FoundCascade
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.compress.sizing import FoundOfSize
 from fcompress.deprecation import warn
 from fcompress.forward import cost
+from fcompress.forward.timing import latency, single_latency
 from fcompress.models.fingerprint import fingerprint, judged
 from fcompress.models.provenance import (
     hand_on,
@@ -193,10 +194,10 @@ def outcome(
         params["after"] += before.params
         macs["after"] = round(pair.macs["average"])
         example = roles.certification.first(LATENCY_BATCH)
-        many, single = cost.latency(both, example), single_latency(both, example)
+        many, single = latency(both, example), single_latency(both, example)
     else:
         example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
-        many, single = cost.latency(both, example), cost.latency(both, example[:1])
+        many, single = latency(both, example), latency(both, example[:1])
     tolerance = options.tolerance
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]

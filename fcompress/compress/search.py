@@ -28,6 +28,7 @@ from fcompress.data.roles import Roles, batches_of
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost
 from fcompress.forward.predictor import Predictor
+from fcompress.forward.timing import latency
 from fcompress.progress import Progress, Report
 
 # The search, tuned on resampled splits of networks for digits. None of it may depend on
@@ -227,7 +228,7 @@ def best_multiple(context: Context, removal_order: RemovalOrder) -> int:
     half = len(removal_order.prices) // 2
     thin = [context.thin(removal_order.kept(half, multiple)) for multiple in MULTIPLES]
     example = torch.cat(list(context.batches[:1]))[:TIMED_EXAMPLES]
-    times = cost.latency(thin, example)
+    times = latency(thin, example)
     limit = JITTER * min(times)
     return max(m for m, time in zip(MULTIPLES, times, strict=True) if time <= limit)
 
