@@ -16,13 +16,13 @@ from torch.export import ExportedProgram
 from fcompress.errors import CheckpointError, FcompressError, first_line
 from fcompress.exports import pairs
 from fcompress.exports.describe import describe_file
-from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
 from fcompress.formats.limits import as_path, check_file
 from fcompress.formats.places import real_path
 from fcompress.formats.torch_zip import is_zip
 from fcompress.forward.callables import Called, as_network
 from fcompress.models.external import Architecture
 from fcompress.models.provenance import Described, describe, note_reading, reading_of
+from fcompress.programs.files import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
 
 ENDINGS = (".onnx", ".pt2")
 # Machine code that torch.export.load would run beside the program.

@@ -21,10 +21,10 @@ from fcompress.cascades.margins import record_of, scoring_from
 from fcompress.cascades.network import Cascade
 from fcompress.checkpoints.checkpoint import RECORD
 from fcompress.errors import CheckpointError, FcompressError, UnsupportedNetworkError
-from fcompress.exports.programs import GRAPH, INPUT, OUTPUT, Runner, run_onnx
 from fcompress.formats.limits import check_file
 from fcompress.forward.answers.heads import heads_of, main_of
 from fcompress.models.fingerprint import REWRITTEN, last_shrink
+from fcompress.programs.files import GRAPH, INPUT, OUTPUT, Runner, run_onnx
 
 ENDING = ".json"
 FORMAT, VERSION = "fcompress.cascade", 1

@@ -65,6 +65,9 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
             lambda given: given["method"] != "factor" or _distils(given),
             "--method factor does not weigh answers; it needs another method, or --distill",
         ),
+        "exports": Rule(
+            lambda given: given.get("quantize") is None, "--quantize writes the one file itself"
+        ),
         "batch": Rule(_limits_latency, "it needs --max-latency, or --ratio of latency"),
         "data_root": _ROOT,
     },

@@ -76,6 +76,8 @@ def _picture(path: Path, command: str) -> bool:
 
 
 def _network(path: Path, command: str) -> bool:
+    if path.suffix.lower() == ".onnx":
+        return _export(path, command)
     if not says_fcompress(path):
         return False
     from fcompress.checkpoints.checkpoint import read
