@@ -21,6 +21,8 @@ from .exports.exporting import export as export
 from .exports.opening import open_program as open_program
 from .forward.cost import Cost as Cost
 from .forward.cost import count as count
+from .latency.benchmarking import BenchResult as BenchResult
+from .latency.benchmarking import bench as bench
 from .measure.ablation import AblationResult as AblationResult
 from .measure.analysis import AnalyzeResult as AnalyzeResult
 from .measure.analysis import analyze as analyze

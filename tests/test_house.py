@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fcompress"
 # From what stands on nothing to what the user calls: each imports only from those before it.
 ORDER = """
     errors deprecation numbers progress nn formats models data forward cascades surgery certify
-    structure checkpoints measure compress training exports report experiments cli
+    structure checkpoints programs measure compress training exports latency report experiments cli
 """.split()
 # What else a package must not import though it stands below, as its docstring says.
 NEVER = {
@@ -27,10 +27,12 @@ NEVER = {
     "certify": "surgery",
     "structure": "data",
     "checkpoints": "certify",
+    "programs": "data",
     "measure": "certify checkpoints",
     "compress": "measure checkpoints formats",
     "training": "compress measure certify",
     "exports": "compress measure",
+    "latency": "compress measure training",
     "report": "structure surgery",
 }
 LONGEST = 500

@@ -38,6 +38,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export_command",
         "Write a network as files that run without fcompress.",
     ),
+    "bench": (
+        "fcompress.cli.bench",
+        "bench_command",
+        "Measure time, memory and bytes of files.",
+    ),
     "show": ("fcompress.cli.show", "show_command", "Describe a file."),
     "recipe": (
         "fcompress.cli.recipe",

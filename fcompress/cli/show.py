@@ -138,6 +138,8 @@ def _shrunk(entry: dict[str, Any], superseded: bool) -> str:
             f"shrunk by {entry['method']}, certificate void: {entry['void']}: {sizes}; before "
             f"that, {proven.partition(', so with')[0]} (fcompress verify measures afresh)"
         )
+    if isinstance(entry.get("quantized"), dict):
+        sizes += "; the file in int8 is what was certified, run by onnxruntime"
     about = "" if not superseded else "; superseded by the compression after it"
     if not superseded and certified_weights(entry) is None:
         about = "; certificate not tied to weights (written by an earlier version)"

@@ -42,6 +42,7 @@ from fcompress.compress.options import (
     DISTILL_EFFORT,
     METHODS,
     OBJECTIVES,
+    QUANTIZE,
     SIZES,
     TOLERANCE,
     ShrinkOptions,
@@ -96,6 +97,11 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     help="Give a pair: the original answers where the compressed network is unsure.",
 )
 @click.option(
+    "--quantize",
+    type=click.Choice(QUANTIZE),
+    help="Certify and write the network as an ONNX file in int8, run by onnxruntime.",
+)
+@click.option(
     "--method",
     type=click.Choice(list(METHODS)),
     default="hybrid",
@@ -106,7 +112,8 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     "--out",
     type=OutputFile("network"),
     metavar="COMPRESSED.pt",
-    help="Write the compressed network.  [default: MODEL with .thin before its ending]",
+    help="Write the compressed network; .onnx with --quantize.  [default: MODEL with .thin before "
+    "its ending]",
 )
 @click.option(
     "--export",
@@ -232,10 +239,13 @@ def shrink_command(
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
         result = compress(network, splits, options, report)
-    save(result.model.cpu(), out)
+    certified = splits.need("certification")
+    if result.quantized is None:
+        save(result.model.cpu(), out)
+    else:
+        export(result.model, out, certified, original=network.cpu())
     sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
     result = replace(result, bytes=sizes)
-    certified = splits.need("certification")
     written = [export(result.model, path, certified, original=network) for path in exports]
     if plot is not None:
         from fcompress.report.plots import shrink_png
@@ -249,6 +259,10 @@ def _beside_model(given: dict[str, Any]) -> tuple[str, Path]:
     """Where the compressed network goes if nothing else is said."""
     model: Path = given["model"]
     ending = model.suffix if says_fcompress(model) else ".pt"
+    if given["quantize"] is not None:
+        ending = ".onnx"
+        if given["out"] is not None and given["out"].suffix.lower() != ending:
+            raise click.UsageError(f"--quantize writes ONNX; end the name {given['out']} in .onnx")
     return "out", given["out"] or model.with_name(f"{model.stem}.thin{ending}")
 
 

@@ -25,6 +25,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 OBJECTIVES = ("macs", "params", "latency")
 SIZES = ("ratio", "max_macs", "max_params", "max_bytes", "max_latency")
+QUANTIZE = ("int8",)
 BATCH = 64  # examples whose latency counts, unless another number is said
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
 # Sweeps of training over the calibration examples, for each network that is distilled.
@@ -89,6 +90,8 @@ class ShrinkOptions:
         balance: Whether calibration listens to all labels alike.
         keep_depth: Whether all blocks stay, so that only their units go.
         cascade: Whether the original answers where the compressed network is unsure.
+        quantize: One of `QUANTIZE`, in which candidates are judged and the network is given; None
+            for the network in torch.
 
     Raises:
         ValueError: One of them is out of its range, or a tolerance and a size are asked for.
@@ -129,6 +132,7 @@ class ShrinkOptions:
     balance: bool = False
     keep_depth: bool = False
     cascade: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         for name, (expected, fits) in _REALS.items():
@@ -155,6 +159,9 @@ class ShrinkOptions:
         if self.objective not in OBJECTIVES:
             choices = ", ".join(OBJECTIVES)
             raise ValueError(f"objective={self.objective!r}: expected one of {choices}")
+        if self.quantize is not None and self.quantize not in QUANTIZE:
+            expected = ", ".join(QUANTIZE)
+            raise ValueError(f"quantize={self.quantize!r}: expected one of {expected}, or None")
         if self.distill_data is not None and not self.distill:
             raise ValueError("distill_data has no effect without distill=True")
 
@@ -169,6 +176,11 @@ class ShrinkOptions:
             raise ValueError(
                 "cascade is about a tolerance: sizes and thresholds are chosen for the least "
                 "average cost within it, and a size promises none; give one of them"
+            )
+        if self.quantize is not None and (self.by_size or self.cascade):
+            raise ValueError(
+                "quantize is about a tolerance for one network: a size promises no tolerance, and "
+                "of a cascade, which is two networks, the original would be lost; give one of them"
             )
         if self.by_size and (self.per_label or self.tol_label is not None):
             raise ValueError(

@@ -29,6 +29,7 @@ from fcompress.compress.opening import (
     ways_of,
 )
 from fcompress.compress.options import BATCH, DISTILL_EFFORT, ShrinkOptions
+from fcompress.compress.quantized import quantizer
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, within
 from fcompress.compress.sizing import Target, of_size
@@ -90,6 +91,7 @@ def shrink(
     balance: bool = False,
     keep_depth: bool = False,
     cascade: bool = False,
+    quantize: str | None = None,
     groups: object = None,
     progress: Report | None = None,
 ) -> ShrinkResult:
@@ -174,6 +176,9 @@ def shrink(
         cascade: Give a pair of networks as one (`cascades.Cascade`): the compressed network answers
             where it is sure enough, the original all other examples. Its size and the threshold
             are those that cost least on average within the tolerance.
+        quantize: "int8": every candidate is made an ONNX file in int8 by onnxruntime's quantiser
+            before it is judged, and the file is certified, run by onnxruntime. `model` of the
+            result is that program (`programs.Quantized`); `export` writes it.
         groups: Which examples belong together (a video, a patient, a speaker): a name or number
             for each, in the data's order. A group lies in one split and counts as one example.
             `load_data` takes them for named data.
@@ -243,6 +248,7 @@ def shrink(
         balance=balance,
         keep_depth=keep_depth,
         cascade=cascade,
+        quantize=quantize,
     )
     return compress(model, data, options, reporter(progress), groups=groups)
 
@@ -296,6 +302,10 @@ def compress(
     lines = tuple(said_of_ways(ways, unreached))
     _warn(report, lines)
     weak += lines
+    made_files = None
+    if options.quantize is not None:
+        _tell(report, "the original network in int8, to see that it can be")
+        made_files = quantizer(original, batches_of(inputs))
     structure = find_groups(
         original.network, inputs[:4], seed=options.seed, call=call, also=ways[1:]
     )
@@ -341,6 +351,7 @@ def compress(
         builder = CandidateBuilder(
             context, method, removal_order, roles, report, multiple, effort, limit
         )
+        builder.quantizer = made_files
         if options.tolerance is not None:
             search = within_cascade if options.cascade else within
             found = search(builder, options.tolerance, options.confidence, options.label_tolerance)

@@ -13,13 +13,15 @@ from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
-from fcompress.compress.cascade.gains import CascadeGains, gains, single_latency
+from fcompress.compress.cascade.gains import CascadeGains, gains
 from fcompress.compress.cascade.search import FoundCascade
 from fcompress.compress.options import ShrinkOptions
+from fcompress.compress.quantized import Int8Gains, int8_gains
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.compress.sizing import FoundOfSize
 from fcompress.deprecation import warn
 from fcompress.forward import cost
+from fcompress.forward.timing import latency, single_latency
 from fcompress.models.fingerprint import fingerprint, judged
 from fcompress.models.provenance import (
     hand_on,
@@ -28,6 +30,7 @@ from fcompress.models.provenance import (
     set_origin,
     versions,
 )
+from fcompress.programs.quantizing import Quantized
 from fcompress.structure.groups import Structure
 from fcompress.surgery.folding import folded_weights
 
@@ -92,6 +95,9 @@ class ShrinkResult:
         cascade: Of a cascade, what it costs on average and at worst, and how many examples it
             defers; None for a network alone. `macs["after"]` is then the average, `params["after"]`
             and `bytes["after"]` those of both networks, and latencies are means over examples.
+        quantized: Of a network in int8, its operators that are not, and bytes and latencies of ONNX
+            files; None for a network in torch. `model` is then a program (`programs.Quantized`),
+            `bytes["after"]` those of its file, and latencies compare torch with onnxruntime.
         target: Of a size, what was limited, and what the original and the compressed network have
             of it (`FoundOfSize.target`); None with a tolerance.
     """
@@ -126,6 +132,7 @@ class ShrinkResult:
     folded: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     cascade: CascadeGains | None = None
+    quantized: Int8Gains | None = None
     target: dict[str, Any] | None = None
 
     @property
@@ -154,7 +161,8 @@ class ShrinkResult:
         found["folded"] = list(self.folded)
         found["blocks"] = list(self.blocks)
         found["candidates"] = list(self.candidates)
-        found["cascade"] = None if self.cascade is None else self.cascade.to_dict()
+        for key in ("cascade", "quantized"):
+            found[key] = None if found[key] is None else found[key].to_dict()
         return found
 
 
@@ -184,6 +192,8 @@ def outcome(
     others = moved_outputs(*both, context.batches[0][:4], roles.certification)
     dropped = tuple(b.name for b in context.choice.gone(found.candidate.kept))
     thin = compressed.compressed if isinstance(compressed, Cascade) else compressed
+    if isinstance(compressed, Quantized):
+        thin = compressed.network
     before, after = (cost.count(one, context.batches[0]) for one in (original, original.of(thin)))
     params = {"before": before.params, "after": after.params}
     macs = {"before": before.macs, "after": after.macs}
@@ -193,16 +203,16 @@ def outcome(
         params["after"] += before.params
         macs["after"] = round(pair.macs["average"])
         example = roles.certification.first(LATENCY_BATCH)
-        many, single = cost.latency(both, example), single_latency(both, example)
+        many, single = latency(both, example), single_latency(both, example)
     else:
         example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
-        many, single = cost.latency(both, example), cost.latency(both, example[:1])
+        many, single = latency(both, example), latency(both, example[:1])
     tolerance = options.tolerance
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
     skipped += [{"name": n, "reason": r} for n, r in not_pruned.items()]
     certificate: dict[str, str | None] = {
-        "compressed": fingerprint(compressed),
+        "compressed": _fingerprint(compressed),
         "original": fingerprint(model),
         "data": roles.info.get("sha256"),
     }
@@ -228,6 +238,10 @@ def outcome(
     }
     if pair is not None:
         entry["cascade"] = pair.to_dict()
+    int8 = None
+    if isinstance(compressed, Quantized):
+        int8 = int8_gains(builder, compressed, found.candidate.changed, example)
+        entry["quantized"] = {"scheme": int8.scheme, "left_in_float": int8.left_in_float}
     hand_on(model, compressed)
     scoring, answer = original.scoring, agreement.answer or {}
     note_reading(
@@ -283,12 +297,20 @@ def outcome(
         folded=folded_weights(model, original.network),
         blocks=dropped,
         cascade=pair,
+        quantized=int8,
         target=found.target if isinstance(found, FoundOfSize) else None,
     )
 
 
+def _fingerprint(model: nn.Module) -> str:
+    """What the certificate is about: tensors, or what a program computes."""
+    return model.fingerprint() if isinstance(model, Quantized) else fingerprint(model)
+
+
 def _bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared ones once."""
+    """Bytes of all parameters and buffers, shared ones once; of a program those of its file."""
+    if isinstance(model, Quantized):
+        return len(model.content)
     return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fcompress.certify.agreement import AgreementResult
 from fcompress.certify.fixed_sequence import (
@@ -28,6 +28,7 @@ from fcompress.data.roles import Roles, batches_of
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost
 from fcompress.forward.predictor import Predictor
+from fcompress.forward.timing import latency
 from fcompress.progress import Progress, Report
 
 # The search, tuned on resampled splits of networks for digits. None of it may depend on
@@ -78,6 +79,8 @@ class CandidateBuilder:
             None to distil none.
         distill_seconds: Most seconds for that; None for no limit.
         tried: Every network so far.
+        quantizer: Makes of a network the file in int8 that is judged in its place; None to judge
+            networks as they are.
     """
 
     context: Context
@@ -89,6 +92,7 @@ class CandidateBuilder:
     distill_effort: float | None = None
     distill_seconds: float | None = None
     tried: list[Candidate] = field(default_factory=list)
+    quantizer: Callable[[Predictor], nn.Module] | None = None
 
     @cached_property
     def reference(self) -> Tensor:
@@ -137,6 +141,11 @@ class CandidateBuilder:
         """The same, distilled."""
         return self._measured(removed, distilled=True)
 
+    def changed(self, predictor: Predictor) -> float:
+        """How many answers of the search split a network changes."""
+        lost = changed_shares(predictor, (x for x, _ in self.roles.search), self.reference)
+        return float(lost.sum())
+
     def _measured(self, removed: int, *, distilled: bool) -> Candidate:
         original = self.context.original
         kept = self.kept(removed)
@@ -153,6 +162,8 @@ class CandidateBuilder:
             )
             thin, record = done.model, done.to_dict()
         macs = cost.count(original.of(thin), self.context.batches[0]).macs
+        if self.quantizer is not None:
+            thin = self.quantizer(original.of(thin))
         found = measure(
             removed,
             kept,
@@ -227,7 +238,7 @@ def best_multiple(context: Context, removal_order: RemovalOrder) -> int:
     half = len(removal_order.prices) // 2
     thin = [context.thin(removal_order.kept(half, multiple)) for multiple in MULTIPLES]
     example = torch.cat(list(context.batches[:1]))[:TIMED_EXAMPLES]
-    times = cost.latency(thin, example)
+    times = latency(thin, example)
     limit = JITTER * min(times)
     return max(m for m, time in zip(MULTIPLES, times, strict=True) if time <= limit)
 

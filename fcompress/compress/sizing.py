@@ -19,7 +19,7 @@ from fcompress.certify.agreement import compare
 from fcompress.certify.fixed_sequence import Candidate
 from fcompress.compress.search import CandidateBuilder, Found, lattice
 from fcompress.errors import ToleranceError
-from fcompress.forward import cost
+from fcompress.forward import cost, timing
 from fcompress.progress import Progress
 
 # How a limit is called, in words.
@@ -214,7 +214,7 @@ class _Costs:
             found.append({"macs": counts.macs, "params": counts.params, "bytes": held})
         if timed:
             predictors = [context.original.of(network) for network in networks]
-            times = cost.latency(predictors, self._example)
+            times = timing.latency(predictors, self._example)
             found = [{**one, "latency": ms} for one, ms in zip(found, times, strict=True)]
         return found
 

@@ -21,12 +21,13 @@ from fcompress.checkpoints.history import check_history
 from fcompress.checkpoints.weights import read_weights
 from fcompress.data.record import check_record
 from fcompress.errors import CheckpointError, DataError, FcompressError
-from fcompress.exports import pairs, programs
+from fcompress.exports import pairs
 from fcompress.formats.limits import as_path, check_file
 from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
 from fcompress.models import build
 from fcompress.models.fingerprint import judged
+from fcompress.programs import files as programs
 
 KINDS = {
     "network": "network of fcompress",

@@ -21,8 +21,7 @@ from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
-from fcompress.exports import pairs, programs
-from fcompress.exports.programs import Runner
+from fcompress.exports import pairs
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.limits import as_path
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
@@ -35,6 +34,10 @@ from fcompress.forward.callables import Called
 from fcompress.forward.predictor import Predictor
 from fcompress.models.external import REGISTERED, Architecture, check_layers
 from fcompress.models.fingerprint import last_shrink
+from fcompress.models.provenance import origin_of
+from fcompress.programs import files as programs
+from fcompress.programs.files import Runner
+from fcompress.programs.quantizing import Quantized
 from fcompress.surgery.preparation import plain_copy
 
 FORMATS = {
@@ -155,11 +158,14 @@ def export(
     for network in (model, model if original is None else original):
         check_layers(network)
     pairs.check_format(model, kind, path)
+    if isinstance(model, Quantized) and kind != ".onnx":
+        raise FcompressError(f"{path}: a network in int8 is an ONNX file; end the name in .onnx")
     if kind in (".onnx", pairs.ENDING):
         programs.onnx_packages()
     said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold, pad)
     (scoring,) = resolved(output, said, (model,))
-    predictor = Predictor(plain_copy(model), None, scoring)
+    program = model if isinstance(model, Quantized) else None
+    predictor = Predictor(plain_copy(model) if program is None else program, None, scoring)
     given = as_batches(data, BATCH)
     batches = Batches(lambda: _first(given, examples))
     inputs = next(iter(batches))[0]
@@ -168,9 +174,11 @@ def export(
             f"the network takes several inputs ({given.packing}), and programs are written for "
             "one; keep it by fcompress.save, or by torch.save of its state dict"
         )
-    record = content_of(model)
+    kept = model if program is None else program.network
+    record = content_of(kept)
     state = record.pop("state")
-    record["params"] = sum(p.numel() for p in model.parameters())
+    record["params"] = sum(p.numel() for p in kept.parameters())
+    record |= origin_of(model) if program is not None else {}
     if isinstance(model, Cascade) and kind == pairs.ENDING:
         main = main_of(model.scoring)
 
@@ -181,6 +189,8 @@ def export(
 
         text = pairs.write_parts(model, path, part, record)
         write, open_again = _whole(text), lambda there: pairs.run_pair(there, path)
+    elif program is not None:
+        write, open_again = _whole(program.written(json.dumps(record))), programs.run_onnx
     else:
         example = predictor.place(inputs.cpu())
         write, open_again = _writer(kind, predictor, example, record, state)

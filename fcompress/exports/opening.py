@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from torch.export import ExportedProgram
 from fcompress.errors import CheckpointError, FcompressError, first_line
 from fcompress.exports import pairs
 from fcompress.exports.describe import describe_file
-from fcompress.exports.programs import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
 from fcompress.formats.limits import as_path, check_file
 from fcompress.formats.places import real_path
 from fcompress.formats.torch_zip import is_zip
 from fcompress.forward.callables import Called, as_network
 from fcompress.models.external import Architecture
 from fcompress.models.provenance import Described, describe, note_reading, reading_of
+from fcompress.programs.files import PROGRAM_ENTRIES, onnx_packages, onnx_session, quiet
 
 ENDINGS = (".onnx", ".pt2")
 # Machine code that torch.export.load would run beside the program.
@@ -76,8 +76,9 @@ def open_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
     elif pairs.is_pair(path):
         known = describe_file(path)
         found, files = pairs.read_pair(path)
-        run = pairs.pair_of(found, lambda name: _onnx(files[name]))
-        network = Called(run, path.name, None)
+        cascade = pairs.pair_of(found, lambda name: _onnx(files[name]))
+        network = Called(pairs.runner_of(cascade), path.name, None)
+        network.deferred = cascade.deferred
     elif not is_program(path) or not (names := _inner(path)) & set(PROGRAM_ENTRIES):
         raise CheckpointError(
             f"{path}: is neither ONNX (.onnx) nor a program of torch.export (.pt2), or damaged"
@@ -139,17 +140,26 @@ def _exported(path: Path) -> Called:
         with torch.no_grad():
             return call(*args, **kwargs)
 
-    return Called(_guarded(path, run, _batch(program)), path.name, network.dtype, network.device)
+    sizes = _sizes(program)
+    size = sizes[0] if sizes and type(sizes[0]) is int else None
+    found = Called(_guarded(path, run, size), path.name, network.dtype, network.device)
+    found.shape = _example_of(sizes) if len(program.graph_signature.user_inputs) == 1 else None
+    return found
 
 
-def _batch(program: ExportedProgram) -> int | None:
-    """Examples that the program takes at a time; None for any number."""
+def _sizes(program: ExportedProgram) -> list[Any]:
+    """The shape of the program's first input; what may be any size is no int."""
     wanted = program.graph_signature.user_inputs
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in wanted:
-            shape = [*getattr(node.meta.get("val"), "shape", ()), None]
-            return shape[0] if type(shape[0]) is int else None
-    return None
+            return list(getattr(node.meta.get("val"), "shape", ()))
+    return []
+
+
+def _example_of(sizes: Sequence[Any]) -> tuple[int, ...] | None:
+    """The shape of one example, of an input of this shape; None where it is not fixed."""
+    rest = tuple(sizes[1:])
+    return rest if all(type(side) is int for side in rest) else None
 
 
 def _onnx(path: Path) -> Called:
@@ -173,7 +183,11 @@ def _onnx(path: Path) -> Called:
 
     first = next(iter(inputs.values()), None)
     size = first.shape[0] if first is not None and first.shape else None
-    return Called(_guarded(path, run, size if isinstance(size, int) else None), path.name, None)
+    call = _guarded(path, run, size if isinstance(size, int) else None)
+    network = Called(call, path.name, None)
+    if len(inputs) == 1 and first is not None and first.type == "tensor(float)":
+        network.shape = _example_of(first.shape)
+    return network
 
 
 def _array(value: Tensor, kind: str) -> Any:

@@ -21,10 +21,10 @@ from fcompress.cascades.margins import record_of, scoring_from
 from fcompress.cascades.network import Cascade
 from fcompress.checkpoints.checkpoint import RECORD
 from fcompress.errors import CheckpointError, FcompressError, UnsupportedNetworkError
-from fcompress.exports.programs import GRAPH, INPUT, OUTPUT, Runner, run_onnx
 from fcompress.formats.limits import check_file
 from fcompress.forward.answers.heads import heads_of, main_of
 from fcompress.models.fingerprint import REWRITTEN, last_shrink
+from fcompress.programs.files import GRAPH, INPUT, OUTPUT, Runner, run_onnx
 
 ENDING = ".json"
 FORMAT, VERSION = "fcompress.cascade", 1
@@ -184,8 +184,8 @@ def read_pair(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     return found, files
 
 
-def pair_of(found: Mapping[str, Any], run: Callable[[str], Runner]) -> Runner:
-    """What runs a pair.
+def pair_of(found: Mapping[str, Any], run: Callable[[str], Runner]) -> Cascade:
+    """A pair of programs as a cascade.
 
     Args:
         found: The JSON.
@@ -194,7 +194,11 @@ def pair_of(found: Mapping[str, Any], run: Callable[[str], Runner]) -> Runner:
     if not isinstance(found.get("scoring"), dict):
         raise CheckpointError("the JSON of a cascade does not say how answers are read; damaged")
     small, large = (_Run(run(name)) for name in PARTS)
-    cascade = Cascade(small, large, found["threshold"], scoring_from(found["scoring"]))
+    return Cascade(small, large, found["threshold"], scoring_from(found["scoring"]))
+
+
+def runner_of(cascade: Cascade) -> Runner:
+    """What runs a pair of programs."""
 
     def call(inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -219,4 +223,5 @@ def run_pair(path: Path, beside: str | os.PathLike[str]) -> Runner:
         path: The JSON, maybe not yet under its name.
         beside: Its name, beside which the ONNX files lie.
     """
-    return pair_of(json.loads(path.read_bytes()), lambda name: run_onnx(part_path(beside, name)))
+    found = json.loads(path.read_bytes())
+    return runner_of(pair_of(found, lambda name: run_onnx(part_path(beside, name))))

@@ -1,10 +1,10 @@
 from .answers.scoring import Scoring as Scoring
 from .cost import Cost as Cost
 from .cost import count as count
-from .cost import latency as latency
 from .graph import Layer as Layer
 from .predictor import Predictor as Predictor
 from .predictor import as_predictor as as_predictor
 from .recording import Recording as Recording
 from .recording import Replay as Replay
 from .recording import record as record
+from .timing import latency as latency

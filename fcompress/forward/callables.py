@@ -23,6 +23,8 @@ class Called(nn.Module):
         device: Device that inputs are brought to; None to leave them.
         output: Name under which a single output is known, where the network that it is compared
             with has several.
+        shape: Of one example, where the program says it.
+        deferred: Of a cascade, what says which examples its original answers: inputs -> bool [n].
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Called(nn.Module):
         self.dtype = dtype
         self.device = device
         self.output: str | int | None = None
+        self.shape: tuple[int, ...] | None = None
+        self.deferred: Callable[..., Tensor] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call it; arrays come back as tensors, a list with one entry as that entry."""

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, time.
+"""What a network costs: parameters and multiply-adds.
 
 MACs are counted for one example over convolutions and linear maps (matrix products with a
 weight); one multiply-add counts 1, biases, norms, nonlinearities and attention products 0.
@@ -7,8 +7,6 @@ Torch's own operator counter does the counting.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.running import now, quiet_tracing
+from fcompress.forward.running import quiet_tracing
 
 COUNTED = ("convolution", "addmm", "mm")
 
@@ -88,38 +86,3 @@ def count(model: nn.Module | Predictor, example: Tensor) -> Cost:
         if own:
             layers[name] = LayerCost(own, macs(f"{prefix}.{name}" if name else prefix))
     return Cost(sum(p.numel() for p in model.parameters()), macs("Global"), layers)
-
-
-def latency(
-    models: Sequence[nn.Module | Predictor],
-    example: Tensor,
-    *,
-    runs: int = 30,
-    seconds: float = 2.0,
-) -> list[float]:
-    """Median milliseconds of one forward, the networks taking turns.
-
-    Args:
-        models: Networks to compare, on one device.
-        example: The batch that each run gets.
-        runs: Most runs of each network.
-        seconds: Stop after about this long (at least five runs of each).
-
-    Returns:
-        Median milliseconds a forward for each network.
-    """
-    times: list[list[float]] = [[] for _ in models]
-    predictors = [as_predictor(model) for model in models]
-    example = predictors[0].place(example)
-    start = time.perf_counter()
-    for turn in range(runs + 2):
-        for predictor, mine in zip(predictors, times, strict=True):
-            with predictor.evaluating():
-                begin = now(example.device)
-                predictor(example)
-                elapsed = now(example.device) - begin
-            if turn >= 2:  # the first runs warm up
-                mine.append(1e3 * elapsed)
-        if turn >= 7 and time.perf_counter() - start > seconds:
-            break
-    return [sorted(mine)[len(mine) // 2] for mine in times]

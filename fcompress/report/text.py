@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcompress.forward.answers.asked import CONTINUOUS, IN_PARTS, noun_of
 from fcompress.report.cascade import cascade_lines, cascade_rows
+from fcompress.report.int8 import int8_lines
 from fcompress.report.labels import promise_lines, rounded_up
 
 # For annotations only: the command line shows its help without torch.
@@ -172,6 +173,8 @@ def verdict(result: ShrinkResult) -> Iterator[str]:
         yield f"Search and certification examples are of the {drawn} of {result.data['spec']}."
     if result.cascade is not None:
         yield from cascade_lines(result.cascade, result.agreement.confidence)
+    if result.quantized is not None:
+        yield from int8_lines(result.quantized, noun_of(result.agreement.labels))
     if result.tested > 1:
         yield (f"{result.tested} candidates were tested on this split; the bound accounts for it.")
     if result.distill is not None:

@@ -73,7 +73,7 @@ def clock(monkeypatch):
         asked.append(len(example))
         return [cost.count(one, example).macs / 1000 + 0.01 for one in models]
 
-    monkeypatch.setattr("fcompress.compress.sizing.cost.latency", latency)
+    monkeypatch.setattr("fcompress.compress.sizing.timing.latency", latency)
     return asked
 
 
@@ -98,7 +98,7 @@ def test_a_latency_that_is_not_held_when_measured_again_is_said(monkeypatch):
         # Only what was not refitted is fast.
         return [0.1 if len(calls) < 8 else 9.0 for _ in models]
 
-    monkeypatch.setattr("fcompress.compress.sizing.cost.latency", latency)
+    monkeypatch.setattr("fcompress.compress.sizing.timing.latency", latency)
     with pytest.raises(ToleranceError, match=r"3 networks .* up to 9 when"):
         shrink(trained(), data(), max_latency=0.5, method="factor")
 

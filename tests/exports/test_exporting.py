@@ -16,11 +16,12 @@ from torch.nn import functional as F
 import fcompress
 from fcompress.cli import main
 from fcompress.errors import FcompressError, ToleranceError, UnsupportedNetworkError
-from fcompress.exports import exporting, programs
+from fcompress.exports import exporting
 from fcompress.exports.exporting import FORMATS as ENDINGS
 from fcompress.exports.exporting import export
 from fcompress.models import build, families
 from fcompress.nn.local_response_norm import FixedLocalResponseNorm, LocalResponseNorm
+from fcompress.programs import files as programs
 
 # A .json is for cascades (test_pairs.py).
 FORMATS = [ending for ending in ENDINGS if ending != ".json"]

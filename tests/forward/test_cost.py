@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcompress.forward import cost
+from fcompress.forward.timing import timed
 from fcompress.models import build
 
 
@@ -75,38 +76,9 @@ def test_counting_leaves_the_network_as_it_was():
     before = {name: t.clone() for name, t in model.state_dict().items()}
     state = torch.get_rng_state()
     cost.count(model, torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator()))
-    cost.latency([model], torch.zeros(5, 4), runs=2, seconds=0)
+    timed([model], [torch.zeros(5, 4)], runs=2, seconds=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model] == [True, False, True, True]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-class Clock(nn.Module):
-    """Lets time pass: each run takes as long as the next number says."""
-
-    def __init__(self, times, now):
-        super().__init__()
-        self.times, self.now, self.order = iter(times), now, []
-
-    def forward(self, x):
-        self.now[0] += next(self.times)
-        return x
-
-
-def test_latency_is_the_median_of_interleaved_runs_after_warming_up(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(cost, "now", lambda device: now[0])
-    slow = Clock([9.0, 9.0, 0.5, 0.1, 0.3, 0.2, 7.0], now)
-    fast = Clock([9.0, 9.0, 0.01, 0.04, 0.02, 0.05, 0.03], now)
-    found = cost.latency([slow, fast], torch.zeros(1), runs=5, seconds=60)
-    assert found == pytest.approx([300, 30])
-    assert next(slow.times, None) is next(fast.times, None) is None
-
-
-def test_latency_stops_when_the_time_is_up():
-    now = [0.0]
-    model = Clock([0.0] * 100, now)
-    cost.latency([model], torch.zeros(1), runs=90, seconds=0)
-    assert 100 - len(list(model.times)) == 8

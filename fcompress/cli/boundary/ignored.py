@@ -53,6 +53,8 @@ _ROOT = Rule(
 _LAYERS = Rule(lambda given: bool(given["by_layer"]), "--no-layers measures no layer by itself")
 _SPEC = Rule(lambda given: given.get("spec") is not None, "it needs a SPEC")
 _COMPARED = Rule(lambda given: False, "it ranks units and distils, and answers are compared only")
+_TIMED = Rule(lambda given: False, "networks are timed, whatever their answers are")
+_ANSWERS = "answer within cosine same divergence gallery score iou threshold pad groups output"
 # Command -> parameter -> when it has an effect.
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "shrink": {
@@ -62,6 +64,9 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "divergence": Rule(
             lambda given: given["method"] != "factor" or _distils(given),
             "--method factor does not weigh answers; it needs another method, or --distill",
+        ),
+        "exports": Rule(
+            lambda given: given.get("quantize") is None, "--quantize writes the one file itself"
         ),
         "batch": Rule(_limits_latency, "it needs --max-latency, or --ratio of latency"),
         "data_root": _ROOT,
@@ -77,6 +82,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "analyze": {"layer_examples": _LAYERS, "divergence": _COMPARED, "data_root": _ROOT},
     "gain": {"layer_examples": _LAYERS, "data_root": _ROOT},
     "verify": {"divergence": _COMPARED, "data_root": _ROOT},
+    "bench": {**dict.fromkeys(_ANSWERS.split(), _TIMED), "data_root": _ROOT},
     "train": {"data_root": _ROOT},
     "data": {"data_root": _ROOT, "data_seed": _SPEC, "download": _SPEC},
 }

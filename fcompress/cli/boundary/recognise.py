@@ -28,6 +28,7 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "shrink": (("agreement", "layers", "params", "macs", "method", "candidates"),),
     "verify": (("n", "same", "lower_bound", "split", "data", "certificate"),),
     "export": (("path", "format", "bytes", "n", "same", "allowed_difference"),),
+    "bench": (("rows", "inputs", "device", "seconds", "versions"),),
     "show": (("path", "kind", "bytes", "history", "versions", "notes"),),
     "models": (("name", "summary", "params", "arguments", "inits"),),
     "data": (
@@ -75,6 +76,8 @@ def _picture(path: Path, command: str) -> bool:
 
 
 def _network(path: Path, command: str) -> bool:
+    if path.suffix.lower() == ".onnx":
+        return _export(path, command)
     if not says_fcompress(path):
         return False
     from fcompress.checkpoints.checkpoint import read

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
 from fcompress.compress.cascade.search import FoundCascade
 from fcompress.forward import cost
-from fcompress.forward.predictor import Predictor
-from fcompress.forward.running import now
-
-SINGLES = 64  # examples that are timed one by one: a deferred one takes both networks
-_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -77,32 +68,3 @@ def gains(
         },
         params={"original": before.params, "compressed": after.params},
     )
-
-
-def single_latency(networks: Sequence[nn.Module | Predictor], examples: Tensor) -> list[float]:
-    """Mean milliseconds of one example alone, the networks taking turns.
-
-    The mean over examples, not the median: a cascade takes little time for most and much for a few.
-    Each example is timed three times and counts by its median.
-
-    Args:
-        networks: On one device.
-        examples: [n, ...]; up to `SINGLES` are timed.
-    """
-    predictors = [cost.as_predictor(network) for network in networks]
-    examples = predictors[0].place(examples[:SINGLES])
-    means = [0.0] * len(predictors)
-    start, done = time.perf_counter(), 0
-    for example in examples.split(1):
-        times: list[list[float]] = [[] for _ in predictors]
-        for _ in range(3):
-            for predictor, mine in zip(predictors, times, strict=True):
-                with predictor.evaluating():
-                    begin = now(example.device)
-                    predictor(example)
-                    mine.append(1e3 * (now(example.device) - begin))
-        means = [sum + sorted(mine)[1] for sum, mine in zip(means, times, strict=True)]
-        done += 1
-        if done >= 8 and time.perf_counter() - start > _SECONDS:
-            break
-    return [total / done for total in means]

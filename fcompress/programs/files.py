@@ -121,6 +121,15 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
     """Write a traced program as ONNX, with its record.
 
     Raises:
+        FcompressError: As `onnx_of`.
+    """
+    file.write(stamped(onnx_of(program), record))
+
+
+def onnx_of(program: ExportedProgram) -> Any:
+    """A traced program as ONNX.
+
+    Raises:
         FcompressError: A package is missing, the network is too large or of a dtype that the
             format lacks, or an operator cannot be exported to ONNX.
     """
@@ -140,14 +149,23 @@ def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
             assert made is not None
             proto = made.model_proto
             _tidy(proto)
-            onnx.helper.set_model_props(proto, {RECORD: record, GRAPH: _graph_hash(proto)})
             onnx.checker.check_model(proto)
         except Exception as error:  # of the exporter, by type as many as operators
             raise UnsupportedNetworkError(
                 f"this network cannot be exported to ONNX: {type(error).__name__}: "
                 f"{first_line(error)[:300]}; save it as .pt2"
             ) from error
-    file.write(proto.SerializeToString(deterministic=True))
+    return proto
+
+
+def stamped(proto: Any, record: str | None = None) -> bytes:
+    """An ONNX network as the content of a file, with a hash of what it computes, and its record."""
+    onnx, _, _ = onnx_packages()
+    onnx.helper.set_model_props(
+        proto, {GRAPH: graph_hash(proto), **({} if record is None else {RECORD: record})}
+    )
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def run_onnx(path: Path) -> Runner:
@@ -160,8 +178,11 @@ def run_onnx(path: Path) -> Runner:
     return run
 
 
-def onnx_session(path: Path) -> Any:
+def onnx_session(given: Path | bytes) -> Any:
     """A session of onnxruntime on the CPU, which runs no code of the file.
+
+    Args:
+        given: The file, or its content.
 
     Raises:
         FcompressError: onnxruntime does not take it, or is not installed.
@@ -172,7 +193,9 @@ def onnx_session(path: Path) -> Any:
     options.log_severity_level = 3
     try:
         return runtime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
+            given if isinstance(given, bytes) else os.fspath(given),
+            options,
+            providers=["CPUExecutionProvider"],
         )
     except Exception as error:  # onnxruntime's own exceptions have no common public type
         raise FcompressError(
@@ -192,12 +215,12 @@ def judged_program(history: Sequence[Any], proto: Any) -> list[Any]:
     found = list(history)
     last = last_shrink(found)
     said = {entry.key: entry.value for entry in proto.metadata_props}.get(GRAPH)
-    if last is not None and said is not None and said != _graph_hash(proto):
+    if last is not None and said is not None and said != graph_hash(proto):
         found[last] = {"void": REWRITTEN, **found[last]}
     return found
 
 
-def _graph_hash(proto: Any) -> str:
+def graph_hash(proto: Any) -> str:
     """The sha256 of an ONNX network's operators and tensors."""
     digest = hashlib.sha256()
     for part in (proto.graph, *proto.functions):

@@ -1,0 +1,2 @@
+from .benchmarking import BenchResult as BenchResult
+from .benchmarking import bench as bench
