@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
 from fcompress.compress.cascade.gains import CascadeGains, gains, single_latency
 from fcompress.compress.cascade.search import FoundCascade
+from fcompress.compress.evidence.collected import Evidence
+from fcompress.compress.evidence.collecting import collected
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.compress.sizing import FoundOfSize
@@ -94,6 +98,7 @@ class ShrinkResult:
             and `bytes["after"]` those of both networks, and latencies are means over examples.
         target: Of a size, what was limited, and what the original and the compressed network have
             of it (`FoundOfSize.target`); None with a tolerance.
+        evidence: What a report shows beside these numbers.
     """
 
     model: nn.Module
@@ -127,6 +132,7 @@ class ShrinkResult:
     blocks: tuple[str, ...] = ()
     cascade: CascadeGains | None = None
     target: dict[str, Any] | None = None
+    evidence: Evidence = field(default_factory=Evidence, repr=False)
 
     @property
     def independent(self) -> int:
@@ -141,7 +147,8 @@ class ShrinkResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values of everything but the network."""
-        found = {k: v for k, v in vars(self).items() if k != "model"}
+        found = {k: v for k, v in vars(self).items() if k not in ("model", "evidence")}
+        found["flow"] = self.evidence.to_dict()
         found["polish"] = self.distill  # its name until version 0.1
         found["agreement"] = self.agreement.to_dict()
         found["test"] = None if self.test is None else self.test.to_dict()
@@ -156,6 +163,19 @@ class ShrinkResult:
         found["candidates"] = list(self.candidates)
         found["cascade"] = None if self.cascade is None else self.cascade.to_dict()
         return found
+
+    def report(self, path: str | os.PathLike[str], *, examples: bool = True) -> None:
+        """Write all of this as one HTML page that needs nothing else.
+
+        Args:
+            path: The file, which is replaced.
+            examples: Whether examples whose answer changed may be in it.
+
+        Raises:
+            FcompressError: The file cannot be written.
+        """
+        # Pages stand above results, which know of them only when one is asked for.
+        import_module("fcompress.report.html").write_page(path, self, examples=examples)
 
 
 def outcome(
@@ -197,6 +217,7 @@ def outcome(
     else:
         example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
         many, single = cost.latency(both, example), cost.latency(both, example[:1])
+    seen = collected(context, both, original.of(thin), found.candidate.kept, roles, example)
     tolerance = options.tolerance
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
@@ -284,6 +305,7 @@ def outcome(
         blocks=dropped,
         cascade=pair,
         target=found.target if isinstance(found, FoundOfSize) else None,
+        evidence=seen,
     )
 
 
