@@ -38,6 +38,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export_command",
         "Write a network as files that run without fcompress.",
     ),
+    "report": (
+        "fcompress.cli.reports.command",
+        "report_command",
+        "Put results of shrink side by side on one page.",
+    ),
     "show": ("fcompress.cli.show", "show_command", "Describe a file."),
     "recipe": (
         "fcompress.cli.recipe",

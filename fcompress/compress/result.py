@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
+from fcompress.certify.fixed_sequence import Candidate
 from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
 from fcompress.compress.cascade.gains import CascadeGains, gains, single_latency
@@ -81,7 +82,8 @@ class ShrinkResult:
         layers: Units of each layer.
         skipped: Everything that was not pruned, with the reason.
         candidates: Every network tried on the search split: units removed, distilled or not, MACs,
-            changed, n.
+            changed, n, and what the certification split said of it alone: "passed", "failed", or
+            None where it was not asked.
         calibration: Number of calibration examples.
         data: Identity of the data.
         seed: Random seed.
@@ -292,6 +294,7 @@ def outcome(
                 "macs": c.macs,
                 "changed": c.changed,
                 "n": c.n,
+                "certification": _met(c, found),
             }
             for c in found.tried
         ),
@@ -307,6 +310,12 @@ def outcome(
         target=found.target if isinstance(found, FoundOfSize) else None,
         evidence=seen,
     )
+
+
+def _met(candidate: Candidate, found: Found) -> str | None:
+    """What the certification split said of a candidate; None where it was not asked."""
+    known = {"passed": found.passed, "failed": found.failed}
+    return next((word for word, all_ in known.items() if any(candidate is c for c in all_)), None)
 
 
 def _bytes(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from fcompress.certify.fixed_sequence import (
     Candidate,
     certify,
     counted,
+    holds,
     refusal,
     sequence_to_test,
 )
@@ -55,12 +56,16 @@ class Found:
         agreement: On the certification split.
         tried: Every network that was compared on the search split.
         tested: How many met the certification split.
+        passed: Those that did and passed, in the order of the test.
+        failed: The one that met it and did not, if there is one.
     """
 
     candidate: Candidate
     agreement: AgreementResult
     tried: list[Candidate]
     tested: int
+    passed: tuple[Candidate, ...] = ()
+    failed: tuple[Candidate, ...] = ()
 
 
 @dataclass
@@ -78,6 +83,7 @@ class CandidateBuilder:
             None to distil none.
         distill_seconds: Most seconds for that; None for no limit.
         tried: Every network so far.
+        watch: Told of each network when it was measured.
     """
 
     context: Context
@@ -89,6 +95,7 @@ class CandidateBuilder:
     distill_effort: float | None = None
     distill_seconds: float | None = None
     tried: list[Candidate] = field(default_factory=list)
+    watch: Callable[[Candidate], None] | None = None
 
     @cached_property
     def reference(self) -> Tensor:
@@ -163,6 +170,8 @@ class CandidateBuilder:
         )
         found = replace(found, distill=record)
         self.tried.append(found)
+        if self.watch is not None:
+            self.watch(found)
         line = (
             f"{removed} of {self.steps} units removed{' and distilled' if distilled else ''}: "
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
@@ -215,7 +224,9 @@ def within(
     if passed is None:
         line = refusal(builder.tried, sequence, results, tol, confidence, original.scoring.noun)
         raise ToleranceError(line + limits.shortfall(results[0] if results else None))
-    return Found(*passed, builder.tried, len(results))
+    good = sum(holds(result, tol, label_tolerance) for result in results)
+    met = tuple(sequence[: len(results)])
+    return Found(*passed, builder.tried, len(results), met[:good], met[good:])
 
 
 def best_multiple(context: Context, removal_order: RemovalOrder) -> int:

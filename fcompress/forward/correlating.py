@@ -17,18 +17,16 @@ class CorrelationPicture:
     Attributes:
         side: Cells on a side.
         units: Units that were compared.
-        kept: How many of the first units stay, where units lie in the order in which they stay.
         cells: side * side bytes, row by row: 0 for |r| = 0 and 255 for 1.
     """
 
     side: int
     units: int
-    kept: int | None
     cells: bytes
 
 
 def correlation_picture(
-    covariance: Tensor, order: Tensor | None = None, kept: int | None = None
+    covariance: Tensor, order: Tensor | None = None
 ) -> CorrelationPicture | None:
     """Draw a correlation matrix with at most `SIDE` cells on a side.
 
@@ -36,7 +34,6 @@ def correlation_picture(
         covariance: Symmetric [units, units], any scale.
         order: int64 [units], in which units lie; None for the order of the first principal
             direction of |r|, which brings units that vary together side by side.
-        kept: How many of the first units of the order stay.
 
     Returns:
         The picture; None for fewer than two units, or of values that are not finite.
@@ -67,4 +64,4 @@ def correlation_picture(
     share /= share.sum(1, keepdim=True)
     means = share @ r @ share.T
     cells = bytes((255 * means).round().to(torch.uint8).flatten().tolist())
-    return CorrelationPicture(side, units, kept, cells)
+    return CorrelationPicture(side, units, cells)

@@ -63,6 +63,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
             lambda given: given["method"] != "factor" or _distils(given),
             "--method factor does not weigh answers; it needs another method, or --distill",
         ),
+        "no_examples": Rule(lambda given: given.get("page") is not None, "it needs --report"),
         "batch": Rule(_limits_latency, "it needs --max-latency, or --ratio of latency"),
         "data_root": _ROOT,
     },

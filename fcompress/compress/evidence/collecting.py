@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from fcompress.forward.predictor import Predictor
 from fcompress.structure.groups import Structure
 
 UNMEASURED = {
-    "ablation": "ablation is what `fcompress analyze --report` measures; shrink does not need it",
+    "ablation": "ablation curves, which fcompress analyze --report measures",
     "units": "the method does not measure how much the labels listen to a unit",
     "examples": "the network draws random numbers, so that a run of its own changes other answers",
 }
@@ -75,9 +76,10 @@ def collected(
             examples = changed_examples(*both, roles.test or roles.certification, split, roles.info)
         except FcompressError as error:
             left_out["examples"] = str(error)
-    maps = []
-    for name, found in context.maps.items():
-        maps.append(found.keeping(len(kept.get(name, found.order))))
+    maps = tuple(
+        replace(found, kept=len(kept.get(name, found.order)))
+        for name, found in context.maps.items()
+    )
     if not maps:
         left_out["units"] = UNMEASURED["units"]
-    return Evidence(flow, tuple(maps), examples, left_out)
+    return Evidence(flow, maps, examples, left_out)

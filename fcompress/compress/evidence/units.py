@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fcompress.forward.correlating import CorrelationPicture, correlation_picture
 
-RIDGE = 1e-9  # of the mean variance: what duplicates leave unexplained is 0, not rounding
+# Of the mean variance, the least that makes the inverse: what duplicates leave unexplained is 0.
+RIDGES = (1e-9, 1e-7, 1e-5, 1e-3)
 MOST_EXACT = 1024  # units up to which eigenvalues are worth their time
 POINTS = 48  # of a curve
 
@@ -29,6 +30,7 @@ class UnitMap:
         variance: Pairs (principal components, share of the variance that they explain) of the
             units as their first consumer reads them; empty where there are too many units.
         picture: Their correlations, in that order.
+        kept: How many of the first units of the order stay.
     """
 
     name: str
@@ -38,16 +40,11 @@ class UnitMap:
     cost: tuple[tuple[int, float], ...]
     variance: tuple[tuple[int, float], ...]
     picture: CorrelationPicture | None
+    kept: int = 0
 
     def with_cost(self, cost: Tensor) -> UnitMap:
         """The same with a measured cost, float64 [C]: entry k when only the first k stay."""
         return replace(self, cost=_sampled(cost, first=0))
-
-    def keeping(self, units: int) -> UnitMap:
-        """The same, when so many of the first units stay."""
-        if self.picture is None:
-            return self
-        return replace(self, picture=replace(self.picture, kept=units))
 
 
 def unit_map(
@@ -76,12 +73,9 @@ def unit_map(
     alone = torch.zeros(len(order), dtype=torch.float64)
     for covariance, importance in zip(covariances, importances, strict=True):
         k, heard = covariance.double().cpu(), importance.double().cpu().diagonal().clamp(min=0)
-        ridge = max(RIDGE * float(k.diagonal().mean()), torch.finfo(k.dtype).tiny)
-        factor, failed = torch.linalg.cholesky_ex(k + ridge * torch.eye(len(k), dtype=k.dtype))
         own = k.diagonal().clamp(min=0)
-        left = own if int(failed) else 1 / torch.cholesky_inverse(factor).diagonal()
         listened += heard * own
-        alone += heard * torch.minimum(left, own)
+        alone += heard * torch.minimum(_unexplained(k), own)
     explained = torch.where(listened > 0, 1 - alone / listened, 1.0).clamp(0, 1)
     first = covariances[0].double().cpu()
     return UnitMap(
@@ -93,6 +87,18 @@ def unit_map(
         _explained_variance(first),
         correlation_picture(first, order.cpu()),
     )
+
+
+def _unexplained(covariance: Tensor) -> Tensor:
+    """What of each unit's variance the others leave: 1 / (K^-1)_jj."""
+    mean = float(covariance.diagonal().mean())
+    for share in RIDGES:
+        ridge = max(share * mean, torch.finfo(covariance.dtype).tiny)
+        loaded = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
+        factor, failed = torch.linalg.cholesky_ex(loaded)
+        if not int(failed):
+            return (1 / torch.cholesky_inverse(factor).diagonal() - ridge).clamp(min=0)
+    return covariance.diagonal()
 
 
 def _explained_variance(covariance: Tensor) -> tuple[tuple[int, float], ...]:
