@@ -245,10 +245,11 @@ def shrink_command(
         options = replace(options, distill_data=further)
     place(network, device)
     kept = None if keep_candidates is None else Candidates(keep_candidates)
+    watch = None if kept is None else kept.keep
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
-        result = compress(network, splits, options, report, watch=kept and kept.keep)
+        result = compress(network, splits, options, report, watch=watch)
     if kept is not None:
         kept.done(result)
     save(result.model.cpu(), out)

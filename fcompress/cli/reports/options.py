@@ -124,4 +124,3 @@ def said_of_certifying(result: ShrinkResult) -> str:
         "is used up for the others: certify one on examples that none of them has met "
         "(fcompress verify)."
     )
-

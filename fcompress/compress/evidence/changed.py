@@ -102,18 +102,23 @@ def changed_examples(
                 sure = _margins(original, before[rows]), _margins(compressed, after[rows])
                 main = scoring.of_main(ours[rows]), compressed.scoring.of_main(theirs[rows])
                 kind = str(main_of(scoring).kind(before))
-                inputs_of = _shown(original, inputs[rows.cpu()], info)
+                pictures = _shown(original, inputs[rows.cpu()], info)
                 for place, row in enumerate(rows.tolist()):
                     words = _words(kind, main[0][place].cpu(), main[1][place].cpu(), names)
                     label = None if truth is None else truth[row]
+                    form, shape, values = pictures[place]
                     found.append(
                         ChangedExample(
-                            done + row,
-                            *words,
-                            None if label is None else _named(label, names),
-                            *(None if s is None else float(s[place]) for s in sure),
-                            float(lost[row]),
-                            *inputs_of[place],
+                            number=done + row,
+                            before=words[0],
+                            after=words[1],
+                            truth=None if label is None else _named(label, names),
+                            margin_before=None if sure[0] is None else float(sure[0][place]),
+                            margin_after=None if sure[1] is None else float(sure[1][place]),
+                            changed=float(lost[row]),
+                            kind=form,
+                            shape=shape,
+                            values=values,
                         )
                     )
             done += len(inputs)
@@ -149,30 +154,34 @@ def _words(kind: str, before: Tensor, after: Tensor, names: Sequence[str]) -> tu
     if kind == "classes":
         return name(int(before[0])), name(int(after[0]))
     if kind.startswith("top-"):
-        sets = [set(one.tolist()) for one in (before, after)]
-        only = sets[0] - sets[1], sets[1] - sets[0]
-        first, second = (", ".join(map(name, sorted(one)[:NAMED])) for one in only)
-        return first, second
+        ours, theirs = set(before.tolist()), set(after.tolist())
+        only = sorted(ours - theirs)[:NAMED], sorted(theirs - ours)[:NAMED]
+        return ", ".join(map(name, only[0])), ", ".join(map(name, only[1]))
     if kind == "sigmoid":
         flips = (before != after).nonzero().flatten().tolist()[:NAMED]
-        said = ["no", "yes"]
-        return tuple(  # type: ignore[return-value]
-            ", ".join(f"{name(i)} {said[int(one[i] > 0)]}" for i in flips)
-            for one in (before, after)
-        )
+        yes = [[bool(one[i] > 0) for i in flips] for one in (before, after)]
+        said = [
+            ", ".join(
+                f"{name(i)} {'yes' if up else 'no'}" for i, up in zip(flips, one, strict=True)
+            )
+            for one in yes
+        ]
+        return said[0], said[1]
     if kind in ("positions", "tokens"):
-        places = (before != after).nonzero().flatten()
+        places = (before != after).flatten().nonzero().flatten()
         first = int(places[0]) if len(places) else 0
         share = f"{len(places):,} of {before.numel():,} positions differ"
         return (
             f"{name(int(before.flatten()[first]))} at position {first} ({share})",
-            f"{name(int(after.flatten()[first]))}",
+            name(int(after.flatten()[first])),
         )
-    return tuple(  # type: ignore[return-value]
-        ", ".join(f"{v:.3g}" for v in one.flatten()[:NAMED].tolist())
-        + ("" if one.numel() <= NAMED else ", ...")
-        for one in (before, after)
-    )
+    return _numbers(before), _numbers(after)
+
+
+def _numbers(answer: Tensor) -> str:
+    """The first numbers of an answer."""
+    said = ", ".join(f"{value:.3g}" for value in answer.flatten()[:NAMED].tolist())
+    return said if answer.numel() <= NAMED else f"{said}, ..."
 
 
 def _shown(

@@ -120,7 +120,7 @@ def flow_of(
         times = [_summed(one, batch, "latency") for one in (original, compressed)]
     except FcompressError as error:
         untimed = str(error)
-    layers = []
+    layers: list[LayerCosts] = []
     dims = _dims(structure)
     for found in structure.contractions:
         if found.weight not in before or any(one.weight == found.weight for one in layers):
@@ -129,11 +129,7 @@ def flow_of(
         thin = shapes[1] if len(shapes) > 1 else (0,) * len(shapes[0])
         into = dims.get((found.weight, "consumer"), 0 if found.kind == "transposed" else 1)
         out = dims.get((found.weight, "producer"), 1 if found.kind == "transposed" else 0)
-        ms = (
-            (None, None)
-            if times is None
-            else tuple(1e3 * t.get(found.weight, 0.0) for t in times)
-        )
+        ms = [None, None] if times is None else [1e3 * t.get(found.weight, 0.0) for t in times]
         layers.append(
             LayerCosts(
                 found.weight.rpartition(".")[0] or found.weight,
@@ -143,7 +139,8 @@ def flow_of(
                 thin[into] if into < len(thin) else 1,
                 shapes[0][out],
                 thin[out],
-                *(round(m.get(found.weight, 0.0)) for m in macs),
+                round(macs[0].get(found.weight, 0.0)),
+                round(macs[1].get(found.weight, 0.0)),
                 *ms,
             )
         )

@@ -18,13 +18,20 @@ def analysed(result: AnalyzeResult) -> dict[str, Any]:
     """Everything on the page."""
     tolerance, variance = result.ablation.tolerances[0], result.redundancy.tolerances[0]
     network = result.ablation.network
+    changes = changing(result.labels, f"{tolerance:.0%}")
     spec = result.data["spec"] if result.data else None
     width = f" {result.args['width']:g}x" if "width" in result.args else ""
     sizes = [
-        ("Prunable", percent(network.share(tolerance)),
-         f"of {network.units:,} units, before {changing(result.labels, f'{tolerance:.0%}')} change"),
-        ("Redundant", percent(result.redundancy.share(variance)),
-         f"of the units of a layer, {variance:.0%} of variance left unexplained"),
+        (
+            "Prunable",
+            percent(network.share(tolerance)),
+            f"of {network.units:,} units, before {changes} change",
+        ),
+        (
+            "Redundant",
+            percent(result.redundancy.share(variance)),
+            f"of the units of a layer, {variance:.0%} of variance left unexplained",
+        ),
         ("Parameters", short(result.cost.params), f"{result.cost.params:,}"),
         ("MACs", short(result.cost.macs), f"{result.cost.macs:,} for one example"),
         ("Examples", f"{result.examples:,}", "measured"),
@@ -141,8 +148,11 @@ def _again(result: AnalyzeResult) -> list[tuple[str, str]]:
     rows = [
         ("Network", result.network),
         *((f"Argument {key}", str(value)) for key, value in result.args.items()),
-        *((f"Data, {key}", str(value)) for key, value in (result.data or {}).items()
-          if value is not None),
+        *(
+            (f"Data, {key}", str(value))
+            for key, value in (result.data or {}).items()
+            if value is not None
+        ),
         ("Examples", f"{result.examples:,}"),
         ("Ablated", result.ablation.rule),
         ("Unit of ablation", result.ablation.unit),

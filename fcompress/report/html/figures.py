@@ -77,14 +77,24 @@ def packed(cells: bytes) -> str:
 
 def pair(name: str, before: float, after: float, form: str = "short") -> dict[str, Any]:
     """One size before and after, as it is shown."""
-    written = {"short": short, "ms": lambda v: f"{v:.3g} ms", "percent": lambda v: f"{v:.2%}"}[form]
-    exact = {"short": lambda v: f"{v:,.0f}", "ms": lambda v: f"{v:.4g}", "percent": str}[form]
     return {
         "name": name,
-        "before": written(before),
-        "after": written(after),
-        "exact": f"{exact(before)} before, {exact(after)} after",
+        "before": _written(before, form),
+        "after": _written(after, form),
+        "exact": f"{_exact(before, form)} before, {_exact(after, form)} after",
         "kept": share(after, before),
         "part": min(1.0, after / before) if before else 0.0,
         "plain": form == "percent",
     }
+
+
+def _written(value: float, form: str) -> str:
+    if form == "percent":
+        return f"{value:.2%}"
+    return f"{value:.3g} ms" if form == "ms" else short(value)
+
+
+def _exact(value: float, form: str) -> str:
+    if form == "short":
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -74,8 +74,9 @@ def page_of(
     if isinstance(result, GainResult):
         page = grown(result)
         return filled("grown.html", page=page, data=page.pop("data"), command=command)
-    raise TypeError(f"a {type(result).__name__} has no report; expected what shrink, analyze or "
-                    "gain returned")
+    raise TypeError(
+        f"a {type(result).__name__} has no report; expected what shrink, analyze or gain returned"
+    )
 
 
 def write_page(

@@ -32,9 +32,13 @@ def page_of_files(paths: Sequence[str | os.PathLike[str]], command: str | None =
     data = {"results": [_curve(name, one) for name, one in results]}
     return filled(
         "several.html",
-        page={"title": f"{len(rows)} results of shrink", "rows": rows, "layers": layers,
-              "names": [name for name, _ in results],
-              "same_data": len({one["data"].get("sha256") for _, one in results}) == 1},
+        page={
+            "title": f"{len(rows)} results of shrink",
+            "rows": rows,
+            "layers": layers,
+            "names": [name for name, _ in results],
+            "same_data": len({one["data"].get("sha256") for _, one in results}) == 1,
+        },
         data=data,
         command=command,
     )

@@ -30,6 +30,8 @@ def shrunk(
         files: Of the compressed and of the original network, where they are known.
     """
     seen = result.evidence
+    flow = None if seen.flow is None else _drawn(seen.flow, result)
+    joins = [] if flow is None else flow["joins"]
     names = [str(name) for name in result.data.get("class_names") or ()]
     return {
         "title": _title(result),
@@ -39,6 +41,10 @@ def shrunk(
         "proven": [line for line in verdict(result) if not _elsewhere(line)],
         "layers": _layers(result),
         "flow": seen.flow,
+        "joins": {
+            "added": any(len(j[0]) > 1 for j in joins),
+            "read": any(len(j[0]) == 1 for j in joins),
+        },
         "candidates": _candidates(result),
         "labels": _labels(result, names),
         "examples": _examples(seen, examples),
@@ -49,7 +55,7 @@ def shrunk(
         "groups": [_named(u.name) for u in seen.units],
         "again": _again(result, files),
         "data": {
-            "flow": None if seen.flow is None else _drawn(seen.flow, result),
+            "flow": flow,
             "tradeoff": _tradeoff(result),
             "units": [_unit_map(one) for one in seen.units],
         },
@@ -68,12 +74,20 @@ def _verdict(result: ShrinkResult) -> dict[str, Any]:
     noun = changing(found.labels, "").strip().removeprefix("of the ").strip()
     said = f"at most {bound} of the {noun} change, {found.confidence:.0%} confidence"
     if result.tolerance is None:
-        return {"word": "SIZE REACHED", "rest": "no tolerance was asked for", "kind": "size",
-                "said": said}
+        return {
+            "word": "SIZE REACHED",
+            "rest": "no tolerance was asked for",
+            "kind": "size",
+            "said": said,
+        }
     word = "PASS" if result.certified else "FAIL"
     tolerance = f"{100 * result.tolerance:g}%"
-    return {"word": word, "rest": f"within {tolerance}", "said": said,
-            "kind": "pass" if result.certified else "fail"}
+    return {
+        "word": word,
+        "rest": f"within {tolerance}",
+        "said": said,
+        "kind": "pass" if result.certified else "fail",
+    }
 
 
 def _sizes(result: ShrinkResult) -> Any:
@@ -107,8 +121,15 @@ def _layers(result: ShrinkResult) -> list[dict[str, Any]]:
     flow = result.evidence.flow
     if flow is None:
         return [
-            {"name": one.name, "kind": "", "inputs": None, "units": (one.units_before,
-             one.units_after), "macs": None, "ms": None, "reason": one.reason or ""}
+            {
+                "name": one.name,
+                "kind": "",
+                "inputs": None,
+                "units": (one.units_before, one.units_after),
+                "macs": None,
+                "ms": None,
+                "reason": one.reason or "",
+            }
             for one in result.layers
         ]
     most = max((one.macs_before for one in flow.layers), default=0) or 1
@@ -143,6 +164,7 @@ def _candidates(result: ShrinkResult) -> list[dict[str, Any]]:
             "share": percent(one["macs"] / before),
             "changed_share": share(one["changed"], one["n"]),
             "distilled": one.get("distilled", False),
+            "certification": one.get("certification"),
         }
         for one in tried
     ]
@@ -152,9 +174,14 @@ def _tradeoff(result: ShrinkResult) -> dict[str, Any]:
     """The curve that the search walked, as it is drawn."""
     before = max(result.macs["before"], 1)
     points = [
-        [one["macs"] / before, one["changed"] / one["n"], one["distilled"],
-         f"{one['removed']:,} units removed, {one['share']} of MACs: {one['changed_share']} of "
-         f"{one['n']:,} changed on the search split" + (", distilled" if one["distilled"] else "")]
+        [
+            one["macs"] / before,
+            one["changed"] / one["n"],
+            one["distilled"],
+            f"{one['removed']:,} units removed, {one['share']} of MACs: {one['changed_share']} of "
+            f"{one['n']:,} changed on the search split"
+            + (", distilled" if one["distilled"] else ""),
+        ]
         for one in _candidates(result)
     ]
     found = result.agreement
@@ -181,7 +208,7 @@ def _labels(result: ShrinkResult, names: list[str]) -> dict[str, Any] | None:
     def called(label: int) -> str:
         return names[label] if label < len(names) else str(label)
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": called(one.label) + ("" if one.side is None else f" {one.side}"),
             "n": one.n,
@@ -268,10 +295,16 @@ def _again(result: ShrinkResult, files: tuple[str | None, str | None]) -> list[t
     if result.distill is not None:
         rows.append(("Distillation", _flat(result.distill)))
     rows += [("Original", files[1])] if files[1] else []
-    rows += [(f"Data, {key}", _flat(value)) for key, value in result.data.items()
-             if key not in ("mean", "std", "class_names") and value is not None]
-    rows += [(f"Weights of the {key}" if key != "data" else "Hash of the data", str(value))
-             for key, value in result.certificate.items() if value]
+    rows += [
+        (f"Data, {key}", _flat(value))
+        for key, value in result.data.items()
+        if key not in ("mean", "std", "class_names") and value is not None
+    ]
+    rows += [
+        (f"Weights of the {key}" if key != "data" else "Hash of the data", str(value))
+        for key, value in result.certificate.items()
+        if value
+    ]
     return rows + [(f"Version of {key}", str(value)) for key, value in result.versions.items()]
 
 
@@ -288,8 +321,15 @@ def _drawn(flow: Flow, result: ShrinkResult) -> dict[str, Any]:
     place = {one.weight: i for i, one in enumerate(flow.layers)}
     reasons = {layer.name: layer.reason for layer in result.layers}
     layers = [
-        [one.name, one.kind, one.units_before, one.units_after, one.macs_before, one.macs_after,
-         reasons.get(one.name) or ""]
+        [
+            one.name,
+            one.kind,
+            one.units_before,
+            one.units_after,
+            one.macs_before,
+            one.macs_after,
+            reasons.get(one.name) or "",
+        ]
         for one in flow.layers
     ]
     joins = []
@@ -324,4 +364,3 @@ def _unit_map(one: UnitMap) -> dict[str, Any]:
         "side": 0 if one.picture is None else one.picture.side,
         "cells": "" if one.picture is None else packed(one.picture.cells),
     }
-

@@ -100,7 +100,9 @@ function growth(box, panel) {
 const KINDS = ["strong", "ink-line", "", "strong dashed", "ink-line dashed", "dashed"];
 function frontiers(box) {
   const tolerances = data.results.map((r) => r.tolerance || 0);
-  const most = Math.max(2.5 * Math.max(...tolerances), 1.3 * Math.max(...data.results.map((r) => r.chosen[1])), 0.02);
+  const clipped = Math.max(2.5 * Math.max(...tolerances), 1.3 * Math.max(...data.results.map((r) => r.chosen[1])), 0.02);
+  const all = data.results.flatMap((r) => [...r.points.map((p) => p[1]), r.chosen[1], r.tolerance || 0]);
+  const most = Math.min(clipped, 1.15 * Math.max(0.02, ...all.filter((v) => v <= clipped)));
   const xs = data.results.flatMap((r) => [...r.points.filter((p) => p[1] <= most).map((p) => p[0]), r.chosen[0]]).filter((v) => v > 0);
   const at = axes(box, {
     x: { label: "MACs kept", domain: [Math.min(...xs, 0.9) * 0.85, 1], log: true, form: percent },

@@ -281,7 +281,7 @@ function correlations(box, unit) {
   };
   for (let r = 0; r < unit.side; r++)
     for (let c = 0; c < unit.side; c++)
-      make("rect", { class: "is", x: c * size, y: r * size, width: size, height: size, "fill-opacity": (cells[r * unit.side + c] / 255).toFixed(2), "data-tip": `places ${range(r)} and ${range(c)}: mean |r| ${digits(cells[r * unit.side + c] / 255, 2)}` }, svg);
+      make("rect", { class: "is", x: c * size, y: r * size, width: size, height: size, "fill-opacity": ((cells[r * unit.side + c] / 255) ** 0.7).toFixed(2), "data-tip": `places ${range(r)} and ${range(c)}: mean |r| ${digits(cells[r * unit.side + c] / 255, 2)}` }, svg);
   make("rect", { class: "line faint", x: 0.5, y: 0.5, width: edge, height: edge }, svg);
   if (unit.kept && unit.kept < known) {
     const at = (unit.kept / known) * edge;
