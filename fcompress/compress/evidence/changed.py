@@ -35,6 +35,7 @@ class ChangedExample:
         number: Its place in the split, from 0.
         before: The original's answer, in words.
         after: The compressed network's.
+        note: Where the answers differ, of answers in parts.
         truth: The true label, where the data has one.
         margin_before: How sure the original was, in [0, 1]; None for answers without a margin.
         margin_after: The same of the compressed network.
@@ -47,6 +48,7 @@ class ChangedExample:
     number: int
     before: str
     after: str
+    note: str
     truth: str | None
     margin_before: float | None
     margin_after: float | None
@@ -112,6 +114,7 @@ def changed_examples(
                             number=done + row,
                             before=words[0],
                             after=words[1],
+                            note=words[2],
                             truth=None if label is None else _named(label, names),
                             margin_before=None if sure[0] is None else float(sure[0][place]),
                             margin_after=None if sure[1] is None else float(sure[1][place]),
@@ -145,18 +148,18 @@ def _named(label: Tensor, names: Sequence[str]) -> str:
     return f"{value:g}"
 
 
-def _words(kind: str, before: Tensor, after: Tensor, names: Sequence[str]) -> tuple[str, str]:
-    """Both answers, as short as they can be told apart."""
+def _words(kind: str, before: Tensor, after: Tensor, names: Sequence[str]) -> tuple[str, str, str]:
+    """Both answers, as short as they can be told apart, and where they differ."""
 
     def name(number: int) -> str:
         return names[number] if 0 <= number < len(names) else str(number)
 
     if kind == "classes":
-        return name(int(before[0])), name(int(after[0]))
+        return name(int(before[0])), name(int(after[0])), ""
     if kind.startswith("top-"):
         ours, theirs = set(before.tolist()), set(after.tolist())
         only = sorted(ours - theirs)[:NAMED], sorted(theirs - ours)[:NAMED]
-        return ", ".join(map(name, only[0])), ", ".join(map(name, only[1]))
+        return ", ".join(map(name, only[0])), ", ".join(map(name, only[1])), ""
     if kind == "sigmoid":
         flips = (before != after).nonzero().flatten().tolist()[:NAMED]
         yes = [[bool(one[i] > 0) for i in flips] for one in (before, after)]
@@ -170,12 +173,12 @@ def _words(kind: str, before: Tensor, after: Tensor, names: Sequence[str]) -> tu
     if kind in ("positions", "tokens"):
         places = (before != after).flatten().nonzero().flatten()
         first = int(places[0]) if len(places) else 0
-        share = f"{len(places):,} of {before.numel():,} positions differ"
         return (
-            f"{name(int(before.flatten()[first]))} at position {first} ({share})",
+            name(int(before.flatten()[first])),
             name(int(after.flatten()[first])),
+            f"at position {first}, the first of {len(places):,} of {before.numel():,} that differ",
         )
-    return _numbers(before), _numbers(after)
+    return _numbers(before), _numbers(after), ""
 
 
 def _numbers(answer: Tensor) -> str:

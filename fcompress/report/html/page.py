@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from fcompress.compress.result import ShrinkResult
 from fcompress.errors import FcompressError
@@ -30,9 +31,16 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = _breakable
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A name of a layer that may be broken after its dots."""
+    return markupsafe.Markup(".<wbr>").join(markupsafe.escape(part) for part in name.split("."))
 
 
 def filled(template: str, **values: Any) -> str:

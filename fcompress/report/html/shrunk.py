@@ -252,7 +252,9 @@ def _examples(seen: Evidence, wanted: bool) -> dict[str, Any]:
 
 def _example(one: ChangedExample) -> dict[str, Any]:
     found: dict[str, Any] = {
-        **{key: getattr(one, key) for key in ("number", "before", "after", "truth", "kind")},
+        **{
+            key: getattr(one, key) for key in ("number", "before", "after", "truth", "kind", "note")
+        },
         "margins": (one.margin_before, one.margin_after),
         "shape": " x ".join(map(str, one.shape)),
     }

@@ -147,6 +147,7 @@ if (choose) {
   choose.addEventListener("change", () => draw(OF_LAYER));
 }
 draw(Object.keys(CHARTS));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw(OF_LAYER));
 let before = document.documentElement.clientWidth;
 addEventListener("resize", () => {
   if (document.documentElement.clientWidth === before) return;

@@ -147,7 +147,7 @@ function architecture(box, flow) {
       rect(a, "is", bar);
     } else rect(b, "gone", bar);
     const kept = l[2] ? percent(l[3] / l[2]) : "-";
-    const joined = sums.filter((j) => j[0].includes(i)).length ? "\nadded to other layers' outputs" : "";
+    const joined = sums.filter((j) => j[0].includes(i)).length ? "\njoined with other layers: their units go together" : "";
     const tip = `${l[0]} (${l[1]})\n${integer(l[2])} → ${integer(l[3])} units (${kept})\n${integer(l[4])} → ${integer(l[5])} MACs` + (l[3] ? "" : "\ndropped") + joined + (l[6] ? "\nnot pruned: " + l[6] : "");
     make("rect", { class: "hit", x: x(i) - slot / 2, y: top, width: slot, height: base - top, "data-tip": tip }, svg);
     if (numbers) {
@@ -274,18 +274,41 @@ function correlations(box, unit) {
   const size = Math.max(2, Math.floor((room - 4) / unit.side));
   const edge = size * unit.side;
   const known = unit.compared || unit.units;
-  const svg = picture(box, edge + 2, edge + 20, `Correlations of the units of ${unit.name}: mean |r| ${digits(cells.reduce((a, b) => a + b, 0) / cells.length / 255, 2)}`);
+  box.replaceChildren();
+  const canvas = document.createElement("canvas");
+  const fine = window.devicePixelRatio > 1 ? 2 : 1;
+  canvas.width = canvas.height = edge * fine;
+  canvas.style.width = canvas.style.height = edge + "px";
+  canvas.setAttribute("role", "img");
+  const mean = cells.reduce((a, b) => a + b, 0) / cells.length / 255;
+  canvas.setAttribute("aria-label", `Correlations of the units of ${unit.name}: mean |r| ${digits(mean, 2)}`);
+  box.append(canvas);
+  const style = getComputedStyle(document.documentElement);
+  const pen = canvas.getContext("2d");
+  pen.scale(fine, fine);
+  pen.fillStyle = style.getPropertyValue("--is");
+  cells.forEach((cell, i) => {
+    pen.globalAlpha = (cell / 255) ** 0.7; // weak correlations are to be seen, too
+    pen.fillRect((i % unit.side) * size, Math.floor(i / unit.side) * size, size, size);
+  });
+  pen.globalAlpha = 1;
   const range = (i) => {
     const from = Math.floor((i * known) / unit.side), to = Math.floor(((i + 1) * known) / unit.side) - 1;
     return to > from ? `${from}–${to}` : `${from}`;
   };
-  for (let r = 0; r < unit.side; r++)
-    for (let c = 0; c < unit.side; c++)
-      make("rect", { class: "is", x: c * size, y: r * size, width: size, height: size, "fill-opacity": ((cells[r * unit.side + c] / 255) ** 0.7).toFixed(2), "data-tip": `places ${range(r)} and ${range(c)}: mean |r| ${digits(cells[r * unit.side + c] / 255, 2)}` }, svg);
-  make("rect", { class: "line faint", x: 0.5, y: 0.5, width: edge, height: edge }, svg);
+  canvas.addEventListener("pointermove", (event) => {
+    const [c, r] = [event.offsetX, event.offsetY].map((v) => Math.min(unit.side - 1, Math.max(0, Math.floor(v / size))));
+    canvas.dataset.tip = `places ${range(r)} and ${range(c)}: mean |r| ${digits(cells[r * unit.side + c] / 255, 2)}`;
+  });
+  const note = document.createElement("p");
+  note.className = "note";
+  note.textContent = `mean |r| ${digits(mean, 2)}`;
   if (unit.kept && unit.kept < known) {
     const at = (unit.kept / known) * edge;
-    make("path", { class: "cut", d: `M${at} 0V${edge}M0 ${at}H${edge}` }, svg);
-    make("text", { x: 0, y: edge + 15, class: "join-text" }, svg, `first ${unit.kept} kept`);
+    pen.strokeStyle = style.getPropertyValue("--join");
+    pen.lineWidth = 1.5;
+    pen.strokeRect(-2, -2, at + 2, at + 2);
+    note.textContent = `the first ${unit.kept} are kept; ` + note.textContent;
   }
+  box.append(note);
 }
