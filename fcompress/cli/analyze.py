@@ -15,6 +15,7 @@ from fcompress.cli.boundary import Command
 from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import FILE, FILE_COLUMNS, checked, stdout, tell, write_bytes, write_json
+from fcompress.cli.reports.options import write_report
 from fcompress.forward.answers.asked import noun_of
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES, AnalyzeOptions
 from fcompress.report.text import changing
@@ -52,6 +53,7 @@ def analyze_command(
     how: NetworkOptions,
     json_file: Path | None,
     plot: Path | None,
+    page: Path | None,
     **chosen: Any,
 ) -> None:
     r"""Measure what is frivolous in a network: prunable, redundant, dead and constant units.
@@ -76,6 +78,8 @@ def analyze_command(
         from fcompress.report.plots import analysis_png
 
         write_bytes(plot, analysis_png(result))
+    if page is not None:
+        write_report(page, result)
     if write_json(json_file, result.to_dict()):
         _show_analysis(result)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from fcompress.cli.boundary import Command
 from fcompress.cli.measuring import TOLERANCE, UNITS, measuring_options, progress_bars
 from fcompress.cli.output import FILE, stdout, write_bytes, write_json
+from fcompress.cli.reports.options import write_report
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def gain_command(
     data_root: Path | None,
     json_file: Path | None,
     plot: Path | None,
+    page: Path | None,
     **options: Any,
 ) -> None:
     r"""Measure how frivolous units multiply when the width of a network is doubled.
@@ -73,6 +75,8 @@ def gain_command(
         from fcompress.report.plots import gain_png
 
         write_bytes(plot, gain_png(result))
+    if page is not None:
+        write_report(page, result)
     if write_json(json_file, result.to_dict()):
         _show_gain(result)
 

@@ -43,6 +43,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "bench_command",
         "Measure time, memory and bytes of files.",
     ),
+    "report": (
+        "fcompress.cli.reports.command",
+        "report_command",
+        "Put results of shrink side by side on one page.",
+    ),
     "show": ("fcompress.cli.show", "show_command", "Describe a file."),
     "recipe": (
         "fcompress.cli.recipe",

@@ -24,6 +24,7 @@ from fcompress.cli.output import (
     json_option,
     plot_option,
 )
+from fcompress.cli.reports.options import report_option
 from fcompress.measure.options import LAYER_EXAMPLES, STEPS
 from fcompress.numbers import MOST_STEPS
 from fcompress.progress import Progress, Report, silent
@@ -79,6 +80,7 @@ _OPTIONS = (
     DEVICE_OPTION,
     json_option,
     plot_option("the curves"),
+    report_option,
 )
 
 

@@ -111,6 +111,11 @@ def _done(entry: Any, superseded: bool) -> str:
             return f"trained for {len(entry['epochs'])} epochs: {', '.join(parts)}"
         if action == "shrink":
             return _shrunk(entry, superseded)
+        if action == "candidate":
+            return (
+                f"a candidate of {entry['method']}, not certified: {entry['removed']:,} units "
+                f"removed, {entry['changed']:g} of {entry['n']:,} search examples changed"
+            )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         pass
     return action

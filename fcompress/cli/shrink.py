@@ -37,6 +37,12 @@ from fcompress.cli.output import (
     write_bytes,
     write_json,
 )
+from fcompress.cli.reports.options import (
+    Candidates,
+    candidates_option,
+    report_option,
+    write_report,
+)
 from fcompress.compress.options import (
     BATCH,
     DISTILL_EFFORT,
@@ -126,6 +132,13 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
 )
 @json_option
 @plot_option("the search and the units of each layer")
+@report_option
+@click.option(
+    "--no-examples",
+    is_flag=True,
+    help="Leave examples whose answer changed out of the report.",
+)
+@candidates_option
 @click.option(
     "--objective",
     type=click.Choice(OBJECTIVES),
@@ -203,6 +216,9 @@ def shrink_command(
     exports: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
+    page: Path | None,
+    no_examples: bool,
+    keep_candidates: Path | None,
     data: str | None,
     data_root: Path | None,
     how: NetworkOptions,
@@ -235,10 +251,14 @@ def shrink_command(
         further = load_data(more, root=data_root, roles="compress", like=splits.info)
         options = replace(options, distill_data=further)
     place(network, device)
+    kept = None if keep_candidates is None else Candidates(keep_candidates)
+    watch = None if kept is None else kept.keep
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
-        result = compress(network, splits, options, report)
+        result = compress(network, splits, options, report, watch=watch)
+    if kept is not None:
+        kept.done(result)
     certified = splits.need("certification")
     if result.quantized is None:
         save(result.model.cpu(), out)
@@ -251,6 +271,8 @@ def shrink_command(
         from fcompress.report.plots import shrink_png
 
         write_bytes(plot, shrink_png(result))
+    if page is not None:
+        write_report(page, result, examples=not no_examples, network=out, original=model)
     if write_json(json_file, result.to_dict()):
         _show(result, out, written)
 

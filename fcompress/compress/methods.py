@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fcompress.compress.blocks.chain import Choice, chain
 from fcompress.compress.blocks.thinning import thinned
+from fcompress.compress.evidence.units import UnitMap, unit_map
 from fcompress.compress.ranking.allocation import BlockCost, Load, RemovalOrder, layer_loads, merge
 from fcompress.compress.ranking.divergence import (
     KEPT,
@@ -53,6 +54,7 @@ class Context:
         objective: What removing units is to save, one of `OBJECTIVES`.
         recordings: Its recordings, by batch size, made when first needed and shared by all.
         choice: Its blocks that may go.
+        maps: Where the units of each group stand, noted by methods that measure it.
     """
 
     original: Predictor
@@ -63,6 +65,7 @@ class Context:
     objective: str = "macs"
     recordings: dict[int, Recording] = field(default_factory=dict)
     choice: Choice = field(default_factory=Choice)
+    maps: dict[str, UnitMap] = field(default_factory=dict)
 
     def thin(self, kept: Mapping[str, Tensor]) -> Predictor:
         """The network with some units and blocks, to be run and thrown away: not refitted."""
@@ -232,6 +235,8 @@ class Hybrid(Factor):
         plain = super().not_pruned(context)
         readings = {g.name: readings_of(context, g) for g in groups if g.name not in plain}
         chosen = {name: self.rank(context, found) for name, found in readings.items()}
+        for name, found in readings.items():
+            context.maps[name] = mapped(context, name, found, chosen[name][0])
         inputs = torch.cat(list(context.batches))[: self.examples(context, len(groups))]
         chosen |= self.by_effect(context, [g for g in groups if g.name in plain], inputs)
         orders = {name: order for name, (order, _) in chosen.items()}
@@ -239,6 +244,8 @@ class Hybrid(Factor):
         costs = measured_costs(
             context.original, groups, readings, orders, predicted, inputs, context.recordings
         )
+        for name, known in context.maps.items():
+            context.maps[name] = known.with_cost(costs[name])
         return merge(orders, costs, context.loads, context.blocks(inputs))
 
     def rank(self, context: Context, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
@@ -289,6 +296,12 @@ def importance(context: Context, reading: Reading) -> Tensor:
     fisher = context.fisher.get(layer.weight)
     heard = weight if fisher is None else torch.einsum("op,pcku->ocku", fisher, weight)
     return torch.einsum("ocku,odku->cd", weight, heard) / 2
+
+
+def mapped(context: Context, name: str, readings: Sequence[Reading], order: Tensor) -> UnitMap:
+    """Where the units of a group stand, for reports."""
+    importances = [importance(context, reading) for reading in readings]
+    return unit_map(name, [r.covariance for r in readings], importances, order)
 
 
 # By the names of `options.METHODS`.

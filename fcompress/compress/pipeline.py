@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fcompress.cascades.network import check_alone
 from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
+from fcompress.certify.fixed_sequence import Candidate
 from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import check_labelled, warnings_by_label
 from fcompress.certify.screening import screened, weaknesses
@@ -18,6 +19,7 @@ from fcompress.compress.amounts import affordable, check_enough, used
 from fcompress.compress.balance import balanced
 from fcompress.compress.blocks.chain import Choice
 from fcompress.compress.blocks.choosing import blocks_of
+from fcompress.compress.candidates import watching
 from fcompress.compress.cascade import check_cascade, within_cascade
 from fcompress.compress.methods import METHODS, Context
 from fcompress.compress.opening import (
@@ -260,8 +262,21 @@ def compress(
     report: Report = silent,
     *,
     groups: object = None,
+    watch: Callable[[Candidate, nn.Module], None] | None = None,
 ) -> ShrinkResult:
-    """`shrink`, with its options as one object."""
+    """`shrink`, with its options as one object.
+
+    Args:
+        model: As for `shrink`.
+        data: The same.
+        options: The same.
+        report: Told whenever something takes a while.
+        groups: As for `shrink`.
+        watch: Given every candidate of the search, and its network in a state to be saved.
+
+    Returns:
+        The same.
+    """
     check_layers(model)
     check_alone(model)
     check_weights(model)
@@ -352,6 +367,8 @@ def compress(
             context, method, removal_order, roles, report, multiple, effort, limit
         )
         builder.quantizer = made_files
+        if watch is not None:
+            builder.watch = watching(model, builder, watch)
         if options.tolerance is not None:
             search = within_cascade if options.cascade else within
             found = search(builder, options.tolerance, options.confidence, options.label_tolerance)

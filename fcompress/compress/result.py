@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,10 +13,13 @@ from torch import Tensor, nn
 
 from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
+from fcompress.certify.fixed_sequence import Candidate
 from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
 from fcompress.compress.cascade.gains import CascadeGains, gains
 from fcompress.compress.cascade.search import FoundCascade
+from fcompress.compress.evidence.collected import Evidence
+from fcompress.compress.evidence.collecting import collected
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.quantized import Int8Gains, int8_gains
 from fcompress.compress.search import CandidateBuilder, Found
@@ -80,7 +85,8 @@ class ShrinkResult:
         layers: Units of each layer.
         skipped: Everything that was not pruned, with the reason.
         candidates: Every network tried on the search split: units removed, distilled or not, MACs,
-            changed, n.
+            changed, n, and what the certification split said of it alone: "passed", "failed", or
+            None where it was not asked.
         calibration: Number of calibration examples.
         data: Identity of the data.
         seed: Random seed.
@@ -100,6 +106,7 @@ class ShrinkResult:
             `bytes["after"]` those of its file, and latencies compare torch with onnxruntime.
         target: Of a size, what was limited, and what the original and the compressed network have
             of it (`FoundOfSize.target`); None with a tolerance.
+        evidence: What a report shows beside these numbers.
     """
 
     model: nn.Module
@@ -134,6 +141,7 @@ class ShrinkResult:
     cascade: CascadeGains | None = None
     quantized: Int8Gains | None = None
     target: dict[str, Any] | None = None
+    evidence: Evidence = field(default_factory=Evidence, repr=False)
 
     @property
     def independent(self) -> int:
@@ -148,7 +156,8 @@ class ShrinkResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values of everything but the network."""
-        found = {k: v for k, v in vars(self).items() if k != "model"}
+        found = {k: v for k, v in vars(self).items() if k not in ("model", "evidence")}
+        found["flow"] = self.evidence.to_dict()
         found["polish"] = self.distill  # its name until version 0.1
         found["agreement"] = self.agreement.to_dict()
         found["test"] = None if self.test is None else self.test.to_dict()
@@ -164,6 +173,19 @@ class ShrinkResult:
         for key in ("cascade", "quantized"):
             found[key] = None if found[key] is None else found[key].to_dict()
         return found
+
+    def report(self, path: str | os.PathLike[str], *, examples: bool = True) -> None:
+        """Write all of this as one HTML page that needs nothing else.
+
+        Args:
+            path: The file, which is replaced.
+            examples: Whether examples whose answer changed may be in it.
+
+        Raises:
+            FcompressError: The file cannot be written.
+        """
+        # Pages stand above results, which know of them only when one is asked for.
+        import_module("fcompress.report.html").write_page(path, self, examples=examples)
 
 
 def outcome(
@@ -207,6 +229,7 @@ def outcome(
     else:
         example = torch.cat(list(context.batches[:1]))[:LATENCY_BATCH]
         many, single = latency(both, example), latency(both, example[:1])
+    seen = collected(context, both, original.of(thin), found.candidate.kept, roles, example)
     tolerance = options.tolerance
     certified = tolerance is not None and agreement.upper_bound <= tolerance
     skipped = [*context.structure.skipped()]
@@ -285,6 +308,7 @@ def outcome(
                 "macs": c.macs,
                 "changed": c.changed,
                 "n": c.n,
+                "certification": _met(c, found),
             }
             for c in found.tried
         ),
@@ -299,12 +323,19 @@ def outcome(
         cascade=pair,
         quantized=int8,
         target=found.target if isinstance(found, FoundOfSize) else None,
+        evidence=seen,
     )
 
 
 def _fingerprint(model: nn.Module) -> str:
     """What the certificate is about: tensors, or what a program computes."""
     return model.fingerprint() if isinstance(model, Quantized) else fingerprint(model)
+
+
+def _met(candidate: Candidate, found: Found) -> str | None:
+    """What the certification split said of a candidate; None where it was not asked."""
+    known = {"passed": found.passed, "failed": found.failed}
+    return next((word for word, all_ in known.items() if any(candidate is c for c in all_)), None)
 
 
 def _bytes(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from fcompress.certify.fixed_sequence import (
     Candidate,
     certify,
     counted,
+    holds,
     refusal,
     sequence_to_test,
 )
@@ -56,12 +57,16 @@ class Found:
         agreement: On the certification split.
         tried: Every network that was compared on the search split.
         tested: How many met the certification split.
+        passed: Those that did and passed, in the order of the test.
+        failed: The one that met it and did not, if there is one.
     """
 
     candidate: Candidate
     agreement: AgreementResult
     tried: list[Candidate]
     tested: int
+    passed: tuple[Candidate, ...] = ()
+    failed: tuple[Candidate, ...] = ()
 
 
 @dataclass
@@ -81,6 +86,7 @@ class CandidateBuilder:
         tried: Every network so far.
         quantizer: Makes of a network the file in int8 that is judged in its place; None to judge
             networks as they are.
+        watch: Told of each network when it was measured.
     """
 
     context: Context
@@ -93,6 +99,7 @@ class CandidateBuilder:
     distill_seconds: float | None = None
     tried: list[Candidate] = field(default_factory=list)
     quantizer: Callable[[Predictor], nn.Module] | None = None
+    watch: Callable[[Candidate], None] | None = None
 
     @cached_property
     def reference(self) -> Tensor:
@@ -174,6 +181,8 @@ class CandidateBuilder:
         )
         found = replace(found, distill=record)
         self.tried.append(found)
+        if self.watch is not None:
+            self.watch(found)
         line = (
             f"{removed} of {self.steps} units removed{' and distilled' if distilled else ''}: "
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
@@ -226,7 +235,9 @@ def within(
     if passed is None:
         line = refusal(builder.tried, sequence, results, tol, confidence, original.scoring.noun)
         raise ToleranceError(line + limits.shortfall(results[0] if results else None))
-    return Found(*passed, builder.tried, len(results))
+    good = sum(holds(result, tol, label_tolerance) for result in results)
+    met = tuple(sequence[: len(results)])
+    return Found(*passed, builder.tried, len(results), met[:good], met[good:])
 
 
 def best_multiple(context: Context, removal_order: RemovalOrder) -> int:

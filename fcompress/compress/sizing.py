@@ -136,7 +136,7 @@ def of_size(builder: CandidateBuilder, target: Target, confidence: float) -> Fou
         "reached": {name: reached[name] for name in limits},
         "batch": target.batch if target.timed else None,
     }
-    return FoundOfSize(candidate, agreement, builder.tried, 1, record)
+    return FoundOfSize(candidate, agreement, builder.tried, 1, target=record)
 
 
 def _made(builder: CandidateBuilder, removed: int) -> Candidate:

@@ -1,7 +1,9 @@
 """analyze() and gain(): the whole measuring sequence on one screen."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,18 @@ class AnalyzeResult:
             "blocks": [block.to_dict(self.ablation.tolerances) for block in self.blocks],
             "skipped": [asdict(s) for s in self.skipped],
         }
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write all of this as one HTML page that needs nothing else.
+
+        Args:
+            path: The file, which is replaced.
+
+        Raises:
+            FcompressError: The file cannot be written.
+        """
+        # Pages stand above results, which know of them only when one is asked for.
+        import_module("fcompress.report.html").write_page(path, self)
 
 
 def analyze(

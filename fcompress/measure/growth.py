@@ -4,8 +4,10 @@ Paper section 5 and docs/protocol.md section 3. Frivolous units outgrow the netw
 their gain is above 2.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -121,6 +123,18 @@ class GainResult:
                 for quantity in QUANTITIES
             }
         return record
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write all of this as one HTML page that needs nothing else.
+
+        Args:
+            path: The file, which is replaced.
+
+        Raises:
+            FcompressError: The file cannot be written.
+        """
+        # Pages stand above results, which know of them only when one is asked for.
+        import_module("fcompress.report.html").write_page(path, self)
 
 
 def gain_of(

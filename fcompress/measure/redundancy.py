@@ -5,7 +5,7 @@ map; spatial positions count as further examples of it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.errors import UnsupportedNetworkError
+from fcompress.forward.correlating import CorrelationPicture, correlation_picture
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.measure.hooks import observe
 from fcompress.measure.layers import Layer, Skipped, redundancy_layers
@@ -60,6 +61,7 @@ class LayerRedundancy:
         dead: Units that were exactly 0 on every row.
         constant: Units that did not vary beyond rounding, the dead ones included.
         correlations: Of the units that vary; None if fewer than two do.
+        picture: The matrix of their |r|, small; not among the plain values of `to_dict`.
     """
 
     name: str
@@ -69,6 +71,7 @@ class LayerRedundancy:
     dead: tuple[int, ...]
     constant: tuple[int, ...]
     correlations: Correlations | None
+    picture: CorrelationPicture | None = field(default=None, repr=False, compare=False)
 
     def components(self, tolerance: float) -> int:
         """Leading components r that leave at most `tolerance` of the variance unexplained."""
@@ -109,7 +112,7 @@ class RedundancyResult:
         """Plain JSON values."""
         layers = [
             {
-                **asdict(layer),
+                **{k: v for k, v in asdict(layer).items() if k != "picture"},
                 "redundant": {f"{t:g}": layer.redundant(t) for t in self.tolerances},
             }
             for layer in self.layers
@@ -215,6 +218,7 @@ def layer_redundancy(layer: Layer, moments: Moments, dtype: torch.dtype) -> Laye
         dead=tuple((moments.largest == 0).nonzero().flatten().tolist()),
         constant=tuple(constant.nonzero().flatten().tolist()),
         correlations=correlations(covariance),
+        picture=correlation_picture(covariance),
     )
 
 

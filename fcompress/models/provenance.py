@@ -80,7 +80,7 @@ def reading_of(model: nn.Module) -> dict[str, Any] | None:
     if noted is not None:
         return noted
     for entry in reversed(origin_of(model)["history"]):
-        if isinstance(entry, dict) and entry.get("action") == "shrink":
+        if isinstance(entry, dict) and entry.get("action") in ("shrink", "candidate"):
             output, agreement = entry.get("output"), entry.get("agreement")
             agreement = agreement if isinstance(agreement, dict) else {}
             answer = agreement.get("answer")

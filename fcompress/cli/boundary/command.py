@@ -12,6 +12,7 @@ from fcompress.cli.boundary import ignored, paths
 from fcompress.cli.boundary.files import OutputFile
 
 FORCE = "force"
+TYPED = "fcompress.typed"  # in the context: the arguments as they were typed
 
 
 class Command(click.Command):
@@ -28,6 +29,11 @@ class Command(click.Command):
         if any(isinstance(parameter.type, OutputFile) for parameter in self.params):
             help_text = "Replace files that something else than this command wrote."
             self.params.append(click.Option([f"--{FORCE}"], is_flag=True, help=help_text))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, and keep them as they were typed."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check, then run."""

@@ -68,6 +68,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "exports": Rule(
             lambda given: given.get("quantize") is None, "--quantize writes the one file itself"
         ),
+        "no_examples": Rule(lambda given: given.get("page") is not None, "it needs --report"),
         "batch": Rule(_limits_latency, "it needs --max-latency, or --ratio of latency"),
         "data_root": _ROOT,
     },

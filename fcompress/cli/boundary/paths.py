@@ -229,6 +229,7 @@ def _check_replaced(out: Place, command: str) -> None:
     if not out.path.is_file() or is_earlier(out.path, out.kind, command):
         return
     what = {"JSON": "JSON", "picture": "a picture", "network": "a network", "export": "an export"}
+    what["report"] = "a report"
     raise FcompressError(
         f"{out.path} exists and is not plainly {what[out.kind]} that `fcompress {command}` wrote; "
         "name another file, or give --force to replace it"

@@ -75,6 +75,11 @@ def _picture(path: Path, command: str) -> bool:
     return start.startswith(_PNG) and b"tEXtSoftware\0" + DRAWN_BY.encode() in start
 
 
+def _report(path: Path, command: str) -> bool:
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="fcompress">' in file.read(4096)
+
+
 def _network(path: Path, command: str) -> bool:
     if path.suffix.lower() == ".onnx":
         return _export(path, command)
@@ -110,6 +115,7 @@ def _export(path: Path, command: str) -> bool:
 KINDS: Mapping[str, Callable[[Path, str], bool]] = {
     "JSON": _json,
     "picture": _picture,
+    "report": _report,
     "network": _network,
     "export": _export,
 }

@@ -1,0 +1,11 @@
+from .changed import ChangedExample as ChangedExample
+from .changed import ChangedExamples as ChangedExamples
+from .changed import changed_examples as changed_examples
+from .collected import Evidence as Evidence
+from .collecting import collected as collected
+from .flow import Flow as Flow
+from .flow import JoinedUnits as JoinedUnits
+from .flow import LayerCosts as LayerCosts
+from .flow import flow_of as flow_of
+from .units import UnitMap as UnitMap
+from .units import unit_map as unit_map
