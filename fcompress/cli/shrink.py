@@ -233,7 +233,7 @@ def shrink_command(
         warnings.simplefilter("ignore", ResultWarning)
         result = compress(network, splits, options, report)
     save(result.model.cpu(), out)
-    sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
+    sizes = {"before": _size(model), "after": out.stat().st_size}
     result = replace(result, bytes=sizes)
     certified = splits.need("certification")
     written = [export(result.model, path, certified, original=network) for path in exports]
@@ -250,6 +250,12 @@ def _beside_model(given: dict[str, Any]) -> tuple[str, Path]:
     model: Path = given["model"]
     ending = model.suffix if says_fcompress(model) else ".pt"
     return "out", given["out"] or model.with_name(f"{model.stem}.thin{ending}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the weights in a folder."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 shrink_command.default_output = _beside_model  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ from fcompress.data.readers.arrays import read_file
 from fcompress.data.readers.folders import read_folder, read_imagenet
 from fcompress.data.readers.gaussian import read_gaussian
 from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
+from fcompress.data.readers.texts import read_texts
 from fcompress.data.record import check_record
 from fcompress.data.splits import (
     OFFICIAL_TEST,
@@ -75,6 +76,8 @@ class Dataset:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+# Kinds of data of the user's own, named by a path.
+OWN = ("folder", "file", "text")
 _HOLDOUT = {
     "holdout": "0: train on the whole official training set, no other splits but test",
     "train": "use only the first so many examples of the training split; the others stay whole",
@@ -153,7 +156,23 @@ def datasets() -> dict[str, Dataset]:
             _OWN,
             "PATH",
             read_file,
-            {"raw": "1: hand values to the network as they are, not standardised"},
+            {
+                "raw": "1: hand values to the network as they are, not standardised; without x, "
+                "each array by its name"
+            },
+        ),
+        Dataset(
+            "text",
+            "text:PATH",
+            "Your texts, one a line of a .txt or .jsonl file; labels optional",
+            _OWN,
+            "PATH",
+            read_texts,
+            {
+                "tokenizer": "folder with tokenizer.json; of --arch hf:DIR its own",
+                "length": "tokens of an example; the longest, at most 512",
+                "mask": "percent of tokens replaced by the mask token, 0",
+            },
         ),
     )
     return {kind.name: kind for kind in kinds}
@@ -224,8 +243,10 @@ def load_data(
     if like is not None:
         check_record(like)
     kind, argument, options = parse(spec)
-    if kind.name in ("folder", "file") and argument:
+    if kind.name in OWN and argument:
         argument = os.path.realpath(user_path(argument))
+    if options.get("tokenizer"):
+        options["tokenizer"] = os.path.realpath(user_path(options["tokenizer"]))
     shape = None if like is None else tuple(like["shape"])
     if preprocess is None and like is not None:
         preprocess = from_dict(like.get("preprocess"))
@@ -315,7 +336,7 @@ def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:
     rest = spec
     while (match := _OPTIONS.search(rest)) is not None:
         if match[1] not in kind.options:
-            if kind.name in ("folder", "file"):
+            if kind.name in OWN:
                 break  # a path may hold commas itself
             has = ", ".join(kind.options) or "none"
             raise DataError(f"{name} has no option {match[1]!r}; it has: {has}")
@@ -381,7 +402,7 @@ def _rows_of_groups(
 ) -> tuple[dict[str, Tensor], set[str]]:
     """`_rows` where whole groups are cut."""
     assert how.grouping is not None
-    if parse(spec)[0].name in ("folder", "file"):
+    if parse(spec)[0].name in OWN:
         return cut_groups(how.grouping, request.roles, how.seed), set()
     if "train" in request.options:
         raise DataError(
@@ -415,6 +436,7 @@ def _cut(
             labels=None if labels is None else labels[chosen],
             mean=torch.tensor(mean, dtype=torch.float32),
             std=torch.tensor(std, dtype=torch.float32),
+            packing=raw.packing,
         )
         for name, chosen in rows.items()
     }
@@ -434,6 +456,7 @@ def _cut(
         "std": std,
         "standardised_by": source,
         "augmentation": raw.examples.augmentation,
+        "inputs": None if raw.packing is None else str(raw.packing),
         "seen": how.seen,
         "drawn_from": {name: _origin(raw, name in of_test) for name in splits},
     }
