@@ -9,8 +9,8 @@ Five kinds of names:
     package.module:make_net       a function or class that can be imported
 
 The first three are registered builders and safe to take from a file that somebody sent, in which
-`hf:KIND` stands with the content of the config.json; weights are never downloaded. The last two run the code that they name, so they are only ever resolved
-when the user typed the name.
+`hf:KIND` stands beside the content of a config.json; weights are never downloaded. The last two
+run the code that they name, so they are only ever resolved when the user typed the name.
 """
 
 from __future__ import annotations

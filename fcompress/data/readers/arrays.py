@@ -33,9 +33,9 @@ def read_file(request: Request) -> Raw:
 
     `.npz`: arrays named x, images or inputs, and y or labels. `.npy`: the inputs. `.pt`: the
     inputs, a pair (inputs, labels), or a dict with those names. With `raw=1` and none of x, images
-    and inputs, each of the other arrays is an input of the network by its name. [N, H, W] and [N, H, W, C] with 1
-    or 3 channels are understood as images; everything is standardised. With `raw=1` values, shape
-    and dtype go to the network as they are.
+    and inputs, each of the other arrays is an input of the network by its name. [N, H, W] and
+    [N, H, W, C] with 1 or 3 channels are understood as images; everything is standardised. With
+    `raw=1` values, shape and dtype go to the network as they are.
 
     Raises:
         DataError: Missing, damaged, of an unknown kind, without inputs, labels that do not fit,
