@@ -18,7 +18,8 @@ from fcompress.cli.boundary.ignored import check_networks
 from fcompress.cli.boundary.paths import check_remembered
 from fcompress.cli.network_options import NetworkOptions
 from fcompress.data import Splits, load_data, reload_data
-from fcompress.data.specs import OWN, parse
+from fcompress.data.kinds import OWN
+from fcompress.data.specs import parse
 from fcompress.data.splits import OFFICIAL_TEST, UNDIVIDED
 from fcompress.errors import CheckpointError, DataError
 from fcompress.exports.opening import is_program, open_program

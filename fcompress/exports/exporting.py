@@ -18,7 +18,7 @@ from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.checkpoints.checkpoint import RECORD, content_of, load
-from fcompress.data import Batches, as_batches
+from fcompress.data import Batches, Packing, as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
 from fcompress.exports import pairs, programs
@@ -159,14 +159,14 @@ def export(
         programs.onnx_packages()
     said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold, pad)
     (scoring,) = resolved(output, said, (model,))
-    predictor = Predictor(plain_copy(model), None, scoring)
     given = as_batches(data, BATCH)
     batches = Batches(lambda: _first(given, examples))
     inputs = next(iter(batches))[0]
-    if given.packing is not None:
+    predictor = Predictor(plain_copy(model), given.packing, scoring)
+    if given.packing is not None and kind == pairs.ENDING:
         raise UnsupportedNetworkError(
-            f"the network takes several inputs ({given.packing}), and programs are written for "
-            "one; keep it by fcompress.save, or by torch.save of its state dict"
+            f"the cascade takes several inputs ({given.packing}), and its JSON speaks of one; keep "
+            "it by fcompress.save"
         )
     record = content_of(model)
     state = record.pop("state")
@@ -199,9 +199,10 @@ def export(
         if original is not None:
             chosen = resolved(output, said, (original, model))[0].output
             reading = replace(scoring, output=chosen, ending=None)
-            reference = understood(Predictor(plain_copy(original), None, reading), batches)
+            whole = Predictor(plain_copy(original), given.packing, reading)
+            reference = understood(whole, batches)
             file = Called(run, f"the written {kind} file", predictor.dtype)
-            running = Predictor(file, None, scoring)
+            running = Predictor(file, given.packing, scoring)
             agreement = compare(reference, running, batches, CONFIDENCE)
             _check_promise(agreement, promised, kind)
         found.append((n, alike, largest, allowed, agreement))
@@ -278,8 +279,17 @@ def _writer(
         )
     program = programs.trace(predictor, example)
     if kind == ".onnx":
-        return lambda file: programs.write_onnx(program, text, file), programs.run_onnx
+        names = _names(predictor.packing)
+        return lambda file: programs.write_onnx(program, text, file, names), programs.run_onnx
     return lambda file: programs.write_program(program, text, file), programs.run_program
+
+
+def _names(packing: Packing | None) -> list[str]:
+    """Names of the inputs of a program."""
+    if packing is None:
+        return [programs.INPUT]
+    count = range(len(packing.shapes))
+    return list(packing.names or (f"{programs.INPUT}_{number}" for number in count))
 
 
 def _whole(text: bytes) -> Callable[[Any], None]:
@@ -303,9 +313,9 @@ def _run_weights(path: Path, predictor: Predictor, is_whole: bool) -> Runner:
     state = read_safetensors(path)[0]
     running = predictor.of(network if is_whole else _Given(network, state))
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(*args: Tensor, **kwargs: Tensor) -> Tensor:
         with predictor.of(network).evaluating():
-            return running.scoring.named(running.whole(running.network, inputs))
+            return running.scoring.named(running.scoring.run(running.network, *args, **kwargs))
 
     return run
 
@@ -315,10 +325,10 @@ class _Given(nn.Module):
 
     def __init__(self, network: nn.Module, state: dict[str, Tensor]) -> None:
         super().__init__()
-        self._call = lambda inputs: functional_call(network, state, (inputs,), strict=True)
+        self._call = lambda args, kwargs: functional_call(network, state, args, kwargs, strict=True)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._call(inputs)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self._call(args, kwargs)
 
 
 def _compare(
@@ -332,9 +342,10 @@ def _compare(
         inputs = predictor.place(inputs)
         with predictor.evaluating():
             expected = predictor.scores(inputs)
-        counted = scoring.counted(*predictor.unpacked(predictor.network, inputs))
+        args, kwargs = predictor.unpacked(predictor.network, inputs)
+        counted = scoring.counted(args, kwargs)
         given = scoring.checked(
-            scoring.chosen(run(inputs), counted), f"the written {kind} file", len(inputs)
+            scoring.chosen(run(*args, **kwargs), counted), f"the written {kind} file", len(inputs)
         )
         if given.shape != expected.shape:
             raise ToleranceError(

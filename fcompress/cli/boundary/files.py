@@ -22,8 +22,8 @@ class InputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A path; of folders only those of networks."""
-        path = super().convert(value, param, ctx)
-        if self.folders and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        path: Any = super().convert(value, param, ctx)
+        if self.folders and path.is_dir() and not (path / "config.json").is_file():
             self.fail(f"File {str(path)!r} is a directory.", param, ctx)
         return path
 

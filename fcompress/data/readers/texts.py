@@ -136,7 +136,8 @@ def _of_json(path: Path, number: int, text: str) -> _Line:
         raise DataError(
             f'{where}: expected an object with "{_TEXT}", a text, or "{_WORDS}", a list of words'
         )
-    found, pair, label = said.get(_TEXT, said.get(_WORDS)), said.get(_PAIR), said.get(_LABEL)
+    found: Any = said.get(_TEXT, said.get(_WORDS))
+    pair, label = said.get(_PAIR), said.get(_LABEL)
     words = isinstance(found, list) and found and all(isinstance(word, str) for word in found)
     if not (words if _WORDS in said else isinstance(found, str)):
         raise DataError(f'{where}: "{_TEXT}" is a text and "{_WORDS}" a list of words')
