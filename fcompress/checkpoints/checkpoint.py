@@ -51,7 +51,7 @@ from fcompress.models import Network
 from fcompress.models.base import Remembering
 from fcompress.models.external import REGISTERED, Architecture, build_network
 from fcompress.models.fingerprint import judged, saved_tensors
-from fcompress.models.huggingface import WEIGHTS, is_folder
+from fcompress.models.huggingface import weights_of
 from fcompress.models.provenance import architecture_of, described, origin_of, versions
 from fcompress.surgery.skipping import skipped_in
 
@@ -152,9 +152,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: As for `load`, except that widths and tensors are not compared yet.
     """
-    path = as_path(path)
-    if is_folder(path):
-        path = path / WEIGHTS
+    path = weights_of(as_path(path))
     content = _from_safetensors(path) if is_safetensors(path) else read_archive(path)
     try:
         found = _checked(content)

@@ -21,7 +21,7 @@ from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, Packing, as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
-from fcompress.exports import pairs, programs
+from fcompress.exports import folders, pairs, programs
 from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.limits import as_path
@@ -42,6 +42,7 @@ FORMATS = {
     ".onnx": "ONNX, for onnxruntime and others",
     ".safetensors": "weights, for programs that know the architecture",
     ".json": "of a cascade: two ONNX files beside it",
+    folders.ENDING: "a folder for transformers: safetensors and config.json; no ending",
 }
 EXAMPLES = 1024
 BATCH = 64
@@ -114,7 +115,8 @@ def export(
     Args:
         model: A classifier; it is not changed. Programs compute in eval mode, on any batch size.
         path: Ends in `.pt2` (torch.export), `.onnx` or `.safetensors`; of a cascade in `.json`,
-            beside which two ONNX files are written (`pairs.py`), or `.safetensors`.
+            beside which two ONNX files are written (`pairs.py`), or `.safetensors`; of a network
+            of transformers also a folder, whose name has no ending (`folders.py`).
         data: Inputs as the network takes them: a `Split`, a DataLoader, or any other data that
             `as_batches` takes. Labels are not needed.
         original: The network that `model` was made from, to compare labels with.
@@ -181,7 +183,7 @@ def export(
 
         text = pairs.write_parts(model, path, part, record)
         write, open_again = _whole(text), lambda there: pairs.run_pair(there, path)
-    else:
+    elif kind != folders.ENDING:
         example = predictor.place(inputs.cpu())
         write, open_again = _writer(kind, predictor, example, record, state)
     # Not before: that it cannot be a program has words of its own.
@@ -192,7 +194,7 @@ def export(
     promised = _promised(record) if tol is None else tol
     found: list[tuple[int, int, float, float, AgreementResult | None]] = []
 
-    def check(temporary: Path) -> None:
+    def check(temporary: Path, open_again: Callable[[Path], Runner]) -> None:
         run = open_again(temporary)
         n, alike, largest, allowed = _compare(predictor, run, batches, kind)
         agreement = None
@@ -207,7 +209,18 @@ def export(
             _check_promise(agreement, promised, kind)
         found.append((n, alike, largest, allowed, agreement))
 
-    write_atomic(path, write, check)
+    if kind == folders.ENDING:
+
+        def opened(there: Path) -> Runner:
+            return _run_weights(there, predictor, _is_whole(record))
+
+        def checking(how: Callable[[Path], Runner]) -> Callable[[Path], object]:
+            return lambda temporary: check(temporary, how)
+
+        place = as_path(path)
+        folders.write_folder(place, model, record, state, opened, checking, predictor)
+    else:
+        write_atomic(path, write, lambda temporary: check(temporary, open_again))
     (n, alike, largest, allowed, agreement) = found[0]
     return ExportResult(
         path=os.fspath(path),
@@ -231,6 +244,8 @@ def _looking_up(predictor: Predictor, original: nn.Module, batches: Batches) -> 
 
 def _written(path: str | os.PathLike[str], kind: str) -> list[Path]:
     """All files of an export."""
+    if kind == folders.ENDING:
+        return folders.folder_files(Path(path))
     beside = [pairs.part_path(path, name) for name in pairs.PARTS] if kind == pairs.ENDING else []
     return [Path(path), *beside]
 
@@ -241,7 +256,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
     Raises:
         FcompressError: It is none of `FORMATS`.
     """
-    kind = as_path(path).suffix.lower()
+    kind = as_path(path).suffix.lower() or folders.ENDING
     if kind not in FORMATS:
         endings = "; ".join(f"{ending} ({what})" for ending, what in FORMATS.items())
         raise FcompressError(f"{path}: unknown format; end the name in one of: {endings}")

@@ -41,6 +41,9 @@ INPUT, OUTPUT = "input", "logits"
 BATCH, SEQUENCE = "batch", "sequence"
 # ONNX 1.18, which onnxruntime runs from 1.23 on.
 ONNX_OPSET = 23
+# Without an operator for rotary embeddings. Where there is one the exporter uses it for tables of
+# one row, which onnxruntime takes for those of a batch and refuses.
+PLAIN_OPSET, _ROTARY = 22, "RotaryEmbedding"
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Protocol buffers cannot hold more.
 _ONNX_BYTES = 2**31
@@ -166,17 +169,9 @@ def write_onnx(
     _check_onnx_limits(program)
     with quiet():
         try:
-            made = torch.onnx.export(
-                program,
-                (),
-                input_names=list(names),
-                output_names=[OUTPUT],
-                opset_version=ONNX_OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-            assert made is not None
-            proto = made.model_proto
+            proto = _onnx_proto(program, names, ONNX_OPSET)
+            if any(node.op_type == _ROTARY for node in proto.graph.node):
+                proto = _onnx_proto(program, names, PLAIN_OPSET)
             _tidy(proto)
             onnx.helper.set_model_props(proto, {RECORD: record, GRAPH: _graph_hash(proto)})
             onnx.checker.check_model(proto)
@@ -186,6 +181,21 @@ def write_onnx(
                 f"{first_line(error)[:300]}; save it as .pt2"
             ) from error
     file.write(proto.SerializeToString(deterministic=True))
+
+
+def _onnx_proto(program: ExportedProgram, names: Sequence[str], opset: int) -> Any:
+    """A program as the package onnx has it."""
+    made = torch.onnx.export(
+        program,
+        (),
+        input_names=list(names),
+        output_names=[OUTPUT],
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+    )
+    assert made is not None
+    return made.model_proto
 
 
 def run_onnx(path: Path) -> Runner:

@@ -44,7 +44,8 @@ class OutputFile(click.Path):
     """
 
     def __init__(self, kind: str, beside: tuple[str, ...] = ()) -> None:
-        super().__init__(dir_okay=False, path_type=Path)
+        # An export may be a folder, which is checked when it is written.
+        super().__init__(dir_okay=kind == "export", path_type=Path)
         self.kind, self.beside = kind, beside
 
 

@@ -14,6 +14,8 @@ from fcompress.formats.safetensors import read_safetensors
 from fcompress.models.huggingface.classes import classes_of, plain_config
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Of a network that transformers cannot build by itself, and so must not find.
+OWN_WEIGHTS = "fcompress.safetensors"
 _INDEX = "model.safetensors.index.json"
 # The entry of a configuration that says what `export` wrote.
 RECORD = "fcompress"
@@ -31,6 +33,14 @@ def is_ours(path: Path) -> bool:
         return RECORD in read_json(path / CONFIG)
     except CheckpointError:
         return False
+
+
+def weights_of(path: Path) -> Path:
+    """The weights that `export` wrote into a folder; of a file the file itself."""
+    if not is_folder(path):
+        return path
+    own = path / OWN_WEIGHTS
+    return own if own.is_file() else path / WEIGHTS
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
