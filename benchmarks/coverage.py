@@ -235,7 +235,7 @@ def _line(row: dict) -> str:
 
 def _cells(row: dict) -> list[str]:
     if "failed" in row:
-        return [row["name"], "", "", "", "", "", f"failed: {row['failed']}", ""]
+        return [row["name"], "", "", "", "", "", "", f"failed: {row['failed']}", ""]
     total = row["params"]
     left = [f"{_share(n, total)} {_short(why)}" for why, n in _by_reason(row).items()]
     return [
@@ -244,6 +244,7 @@ def _cells(row: dict) -> list[str]:
         f"{total / 1e6:.1f}",
         f"{row['groups']} ({row['units']})",
         _share(row["reachable"], total),
+        _share(row["both"], total) if "both" in row else "",
         _excised(row),
         "; ".join(left) or "nothing",
         f"{row['seconds']:.0f} ({row['cpu_seconds']:.0f})",
@@ -298,13 +299,15 @@ def _report(rows: list[dict], limit_s: int, limit_gib: float) -> str:
         f"- {len(much)} of {len(plain)} plain convolutional networks have 90% of their parameters "
         f"in proven groups. Not so: {_list(r for r in plain if r not in much)}.",
         "- What counts as reached: an element of a weight whose row or column belongs to a proven "
-        "group. What normalisations mix (the stream of a transformer) is not pruned: excising its "
-        "units is not the same as zeroing them.",
+        "group. Under rows and columns: one of which neither the row nor the column belongs to a "
+        "group that is not pruned, as those that normalisations mix (the stream of a transformer); "
+        "the network's own inputs and outputs do not count.",
         f"- More than 60 CPU seconds to find and prove the groups: {', '.join(slow) or 'none'}.",
         "",
         "| architecture | pixels | params, millions | groups (units) | params in proven groups | "
+        "rows and columns | "
         "30% excised: runs, params left | not pruned | seconds (CPU) |",
-        "|" + " --- |" * 8,
+        "|" + " --- |" * 9,
     ]
     return "\n".join(lines + ["| " + " | ".join(_cells(r)) + " |" for r in rows]) + "\n"
 

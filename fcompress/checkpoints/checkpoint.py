@@ -51,6 +51,7 @@ from fcompress.models import Network
 from fcompress.models.base import Remembering
 from fcompress.models.external import REGISTERED, Architecture, build_network
 from fcompress.models.fingerprint import judged, saved_tensors
+from fcompress.models.huggingface import weights_of
 from fcompress.models.provenance import architecture_of, described, origin_of, versions
 from fcompress.surgery.skipping import skipped_in
 
@@ -107,7 +108,7 @@ def load(
     """Read a network from a file.
 
     Args:
-        path: A file written by `save`, or a `.safetensors` file written by `export`.
+        path: A file written by `save`, or a `.safetensors` file or a folder written by `export`.
         arch: For a network of your own code, which no file holds: the code's name as
             `architecture` has it ("path/to/file.py:make_net"), or a function without arguments
             that builds the original network. It is run. None for any other network.
@@ -151,7 +152,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: As for `load`, except that widths and tensors are not compared yet.
     """
-    path = as_path(path)
+    path = weights_of(as_path(path))
     content = _from_safetensors(path) if is_safetensors(path) else read_archive(path)
     try:
         found = _checked(content)

@@ -3,8 +3,8 @@
 The file of such a network names its architecture and holds every parameter and buffer at its true
 width. It is rebuilt by building the architecture, putting the tensors in place and setting the
 few numbers that modules keep about their sizes (heads, window lengths) as they were. A file can
-only name builders registered in torchvision or timm. Code of the user's own has to be named again
-by the user: nothing is imported because a file asks for it.
+only name builders registered in torchvision, timm or transformers. Code of the user's own has to
+be named again by the user: nothing is imported because a file asks for it.
 """
 
 from __future__ import annotations

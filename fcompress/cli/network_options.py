@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fcompress.models.external import Architecture
 
 # As `models.external.FORMS` has them, without torch.
-FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
+FORMS = "torchvision:NAME, timm:NAME, hf:DIR, path/to/file.py:FUNCTION or package.module:FUNCTION"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -106,9 +106,9 @@ class NetworkOptions:
             if self.arch_args is not None:
                 raise click.UsageError("--arch-args needs --arch")
             return None
-        from fcompress.models.external import Architecture, parse_args
+        from fcompress.models.external import named, parse_args
 
-        return Architecture(self.arch, parse_args(self.arch_args))
+        return named(self.arch, parse_args(self.arch_args))
 
     def preprocess(self, architecture: Architecture | None) -> Preprocess | None:
         """How the network sees images; None where nothing was said."""

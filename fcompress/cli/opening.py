@@ -18,12 +18,15 @@ from fcompress.cli.boundary.ignored import check_networks
 from fcompress.cli.boundary.paths import check_remembered
 from fcompress.cli.network_options import NetworkOptions
 from fcompress.data import Splits, load_data, reload_data
+from fcompress.data.kinds import OWN
 from fcompress.data.specs import parse
 from fcompress.data.splits import OFFICIAL_TEST, UNDIVIDED
 from fcompress.errors import CheckpointError, DataError
 from fcompress.exports.opening import is_program, open_program
+from fcompress.formats.safetensors import read_safetensors
 from fcompress.models import Network
-from fcompress.models.external import FORMS, Architecture, build_network
+from fcompress.models.external import FORMS, Architecture, build_network, named
+from fcompress.models.huggingface import is_folder, is_ours, read_state, with_weights
 from fcompress.models.provenance import (
     Described,
     describe,
@@ -88,6 +91,8 @@ def open_shipped(path: Path, how: NetworkOptions) -> nn.Module:
 
 def _opened(path: Path, how: NetworkOptions) -> nn.Module:
     architecture = how.architecture
+    if is_folder(path) and not is_ours(path):
+        return _of_transformers(path, path, architecture or named(f"hf:{path}", {}))
     if architecture is None and not how.trust_pickle:
         return load(path)
     kept = _kept(path)
@@ -98,6 +103,8 @@ def _opened(path: Path, how: NetworkOptions) -> nn.Module:
         # Arguments that are not given are those in the file.
         args = None if how.arch_args is None else architecture.args
         return load(path, arch=make or architecture.name, arch_args=args)
+    if architecture is not None and architecture.kind == "hf":
+        return _of_transformers(path, None, architecture)
     weights = read_weights(path, trust_pickle=how.trust_pickle, key=how.weights_key)
     make = None if architecture is None else _make(architecture, how)
     if weights.module is not None and (architecture is None or make is not None):
@@ -112,6 +119,20 @@ def _opened(path: Path, how: NetworkOptions) -> nn.Module:
     if weights.module is not None:
         weights = Weights(weights.module.state_dict())
     load_weights(network, weights, f"{path} and {architecture}")
+    describe(network, Described(architecture))
+    return network
+
+
+def _of_transformers(path: Path, folder: Path | None, architecture: Architecture) -> nn.Module:
+    """A network of transformers: the weights of a folder, or of a file in safetensors."""
+    if architecture.kind != "hf":
+        raise CheckpointError(f"{path} says itself how its network is built; leave out --arch")
+    state = read_state(folder) if folder is not None else read_safetensors(path)[0]
+    kind = architecture.name.partition(":")[2]
+    try:
+        network = with_weights(kind, architecture.args, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     describe(network, Described(architecture))
     return network
 
@@ -181,6 +202,7 @@ def open_data(
     if remembered is not None and spec is None:
         check_remembered(remembered["spec"])
     preprocess = how.preprocess(own)
+    spec = _with_tokenizer(spec, path, how)
     if spec is None and remembered is None:
         raise DataError(f"{path} does not remember its data; name some by --data")
     if spec is None and (preprocess, how.seen, how.groups) == (None, None, None):
@@ -210,6 +232,15 @@ def open_data(
                 set_origin(network, splits.info, origin_of(network)["history"])
     _note_gallery(networks, how, splits, root, roles)
     return splits
+
+
+def _with_tokenizer(spec: str | None, path: Path, how: NetworkOptions) -> str | None:
+    """A spec of texts, with the tokeniser of the network's folder where it names none."""
+    if spec is None or parse(spec)[0].name != "text" or "tokenizer" in parse(spec)[2]:
+        return spec
+    kind, _, place = (how.arch or "").partition(":")
+    folder = Path(place) if kind == "hf" else path
+    return f"{spec},tokenizer={folder}" if folder.is_dir() else spec
 
 
 def _note_gallery(
@@ -261,7 +292,7 @@ def _say_origin(
     """Say which examples a network of unknown training is certified on."""
     info = splits.info
     name = parse(info["spec"])[0].name
-    if how.seen is not None or remembered is not None or name in ("folder", "file"):
+    if how.seen is not None or remembered is not None or name in OWN:
         return
     if info["drawn_from"].get("certification") == OFFICIAL_TEST:
         sizes = info["sizes"]

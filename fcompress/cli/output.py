@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fcompress.certify.agreement import AgreementResult
 
-FILE = InputFile()
+FILE = InputFile(folders=True)
 DATA = click.option(
     "--data",
     type=DataSpec(),

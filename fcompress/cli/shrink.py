@@ -256,6 +256,7 @@ def shrink_command(
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
+<<<<<<< HEAD
         result = compress(network, splits, options, report, watch=watch)
     if kept is not None:
         kept.done(result)
@@ -265,6 +266,11 @@ def shrink_command(
     else:
         export(result.model, out, certified, original=network.cpu())
     sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
+=======
+        result = compress(network, splits, options, report)
+    save(result.model.cpu(), out)
+    sizes = {"before": _size(model), "after": out.stat().st_size}
+>>>>>>> h5
     result = replace(result, bytes=sizes)
     written = [export(result.model, path, certified, original=network) for path in exports]
     if plot is not None:
@@ -286,6 +292,12 @@ def _beside_model(given: dict[str, Any]) -> tuple[str, Path]:
         if given["out"] is not None and given["out"].suffix.lower() != ending:
             raise click.UsageError(f"--quantize writes ONNX; end the name {given['out']} in .onnx")
     return "out", given["out"] or model.with_name(f"{model.stem}.thin{ending}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the weights in a folder."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 shrink_command.default_output = _beside_model  # type: ignore[attr-defined]

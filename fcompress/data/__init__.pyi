@@ -1,11 +1,11 @@
 from .batches import Batches as Batches
 from .batches import as_batches as as_batches
+from .kinds import Dataset as Dataset
+from .kinds import datasets as datasets
 from .packing import Packing as Packing
 from .preprocess import Preprocess as Preprocess
 from .roles import Roles as Roles
 from .roles import roles_of as roles_of
-from .specs import Dataset as Dataset
-from .specs import datasets as datasets
 from .specs import load_data as load_data
 from .specs import reload_data as reload_data
 from .splits import ROLES as ROLES

@@ -42,6 +42,7 @@ class Batches:
         examples: How many examples the source of these numbers has.
         again: How many examples more were drawn whose number had come already; left out.
         checked: Whether passes can differ at all.
+        packing: Of several inputs that come packed already.
 
     Attributes:
         packing: How several inputs lie in the one tensor that comes out; known from the first
@@ -57,10 +58,11 @@ class Batches:
         again: int = 0,
         *,
         checked: bool = True,
+        packing: Packing | None = None,
     ) -> None:
         self._start, self._checked = start, checked
         self.order, self.examples, self.again = order, examples, again
-        self.packing: Packing | None = None
+        self.packing, self._packed = packing, packing is not None
         self.keep: Tensor | None = None
         self._hashes: list[bytes] = []
         self._whole = False
@@ -120,7 +122,7 @@ class Batches:
                 if self.packing is None:
                     self.packing = Packing.of(inputs)
                 inputs = self.packing.pack(inputs)
-            elif self.packing is not None:
+            elif self.packing is not None and not self._packed:
                 raise DataError(f"a batch of one tensor after batches of {self.packing}")
             if labels is not None and labels.shape[:1] != inputs.shape[:1]:
                 raise DataError(
@@ -167,7 +169,7 @@ def _as_batches(data: object, size: int) -> Batches:
     if isinstance(data, Batches):
         return data
     if isinstance(data, Split):
-        return Batches(lambda: data.batches(size), checked=False)
+        return Batches(lambda: data.batches(size), checked=False, packing=data.packing)
     if isinstance(data, np.ndarray | Tensor):
         inputs = _dense(data)
         return Batches(lambda: inputs.split(size), checked=False)

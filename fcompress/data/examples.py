@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fcompress.data.packing import Packing
 from fcompress.data.preprocess import Preprocess
 from fcompress.errors import DataError
 from fcompress.formats.limits import check_memory
@@ -22,7 +23,7 @@ from fcompress.numbers import LARGEST, MOST_SIDE, short, whole, whole_text
 
 DECODING_THREADS = 8
 # Option of a spec -> largest number, where it is not that of all numbers.
-_MOST = {"size": MOST_SIDE, "crop": MOST_SIDE, "n": 2**40, "train": 2**40}
+_MOST = {"size": MOST_SIDE, "crop": MOST_SIDE, "n": 2**40, "train": 2**40, "length": 2**20}
 # A file of a few bytes can say that it holds any number of pixels.
 MOST_PIXELS = 2**26
 # Bytes of examples that pass through memory together as statistics are taken.
@@ -370,6 +371,7 @@ class Raw:
         sha256: Identity of the content, whatever folder it lies in.
         identified_by: What the hash was taken over: "content", or "file list" (names and sizes).
         statistics: Fixed per-channel mean and standard deviation in raw values; None: measured.
+        packing: How several inputs lie in one example; None for a single one.
     """
 
     examples: Examples
@@ -381,6 +383,7 @@ class Raw:
     official_test: int = 0
     identified_by: str = "content"
     statistics: tuple[list[float], list[float]] | None = None
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,7 @@ def roles_of(data: object, *, seed: int = 0, groups: object = None) -> Roles:
             certification=held["certification"],
             test=test,
             info=dict(data.info),
+            packing=data.packing,
         )
     batches = as_batches(data)
     inputs, labels, complete = _gather(batches)

@@ -3,8 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,8 @@ from fcompress.data.grouping import (
     grouping_again,
     grouping_of,
 )
+from fcompress.data.kinds import OWN, Dataset, datasets
 from fcompress.data.preprocess import Preprocess, from_dict
-from fcompress.data.readers.arrays import read_file
-from fcompress.data.readers.folders import read_folder, read_imagenet
-from fcompress.data.readers.gaussian import read_gaussian
-from fcompress.data.readers.public import read_cifar10, read_digits, read_fashion
 from fcompress.data.record import check_record
 from fcompress.data.splits import (
     OFFICIAL_TEST,
@@ -50,113 +47,6 @@ from fcompress.formats.places import real_path
 from fcompress.numbers import whole
 
 _OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A kind of dataset that a spec can name.
-
-    Attributes:
-        name: The word before the colon.
-        form: How a spec is written.
-        summary: What it is, in a line.
-        splits: How it is cut.
-        options: Option -> what it does.
-        find: Where it comes from.
-        read: Reads it.
-    """
-
-    name: str
-    form: str
-    summary: str
-    splits: str
-    find: str
-    read: Callable[[Request], Raw] = field(repr=False)
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-_HOLDOUT = {
-    "holdout": "0: train on the whole official training set, no other splits but test",
-    "train": "use only the first so many examples of the training split; the others stay whole",
-}
-_OFFICIAL = "official training set: calibration 8192, search 2000, certification 2000, rest train"
-_OWN = (
-    "train 40%, calibration 20%, search 10%, certification 15%, test 15%; "
-    "for compression only: calibration 50%, search 20%, certification 30%"
-)
-
-
-def datasets() -> dict[str, Dataset]:
-    """Every kind of dataset, by name."""
-    kinds = (
-        Dataset(
-            "digits",
-            "digits",
-            "UCI optical digits: 1,797 grey images of 8x8, 10 classes",
-            "train 797, calibration 300, search 200, certification 300, test 200",
-            "embedded",
-            read_digits,
-        ),
-        Dataset(
-            "fashion-mnist",
-            "fashion-mnist",
-            "Fashion-MNIST: 60,000 + 10,000 grey images of 28x28, 10 classes",
-            _OFFICIAL,
-            "--data-root, the Debian package dataset-fashion-mnist, or --download",
-            read_fashion,
-            {"size": "side that images are brought to, 28", **_HOLDOUT},
-        ),
-        Dataset(
-            "cifar10",
-            "cifar10",
-            "CIFAR-10: 50,000 + 10,000 colour images of 32x32, 10 classes",
-            _OFFICIAL,
-            "--data-root (torchvision's layout), or --download",
-            read_cifar10,
-            {"crop": "side of the window seen of each image; the paper: 28", **_HOLDOUT},
-        ),
-        Dataset(
-            "imagenet",
-            "imagenet",
-            "ImageNet: 1.28 M + 50,000 colour images, 1,000 classes, read from disk as needed",
-            _OFFICIAL,
-            "--data-root (torchvision's layout: train/CLASS/, val/CLASS/)",
-            read_imagenet,
-            {"size": "side of the images, 224; Inception-v3: 299", **_HOLDOUT},
-        ),
-        Dataset(
-            "gaussian",
-            "gaussian:DIM",
-            "Standard Gaussian points labelled 0 or 1 by a random teacher network",
-            "train n, test n, calibration, search and certification 1000 each",
-            "made from the seed",
-            read_gaussian,
-            {"n": "training and test points, 1000", "seed": "of points and teacher, 0"},
-        ),
-        Dataset(
-            "folder",
-            "folder:PATH",
-            "Your images: one folder a class, or one flat folder without labels",
-            _OWN,
-            "PATH",
-            read_folder,
-            {
-                "size": "side that images are brought to, if theirs differ",
-                "channels": "1 (grey) or 3 (RGB)",
-                "labels": "0: ignore class folders",
-            },
-        ),
-        Dataset(
-            "file",
-            "file:PATH",
-            "Your tensors in an .npz (x, y), .npy or .pt file; labels optional",
-            _OWN,
-            "PATH",
-            read_file,
-            {"raw": "1: hand values to the network as they are, not standardised"},
-        ),
-    )
-    return {kind.name: kind for kind in kinds}
 
 
 def load_data(
@@ -224,8 +114,10 @@ def load_data(
     if like is not None:
         check_record(like)
     kind, argument, options = parse(spec)
-    if kind.name in ("folder", "file") and argument:
+    if kind.name in OWN and argument:
         argument = os.path.realpath(user_path(argument))
+    if options.get("tokenizer"):
+        options["tokenizer"] = os.path.realpath(user_path(options["tokenizer"]))
     shape = None if like is None else tuple(like["shape"])
     if preprocess is None and like is not None:
         preprocess = from_dict(like.get("preprocess"))
@@ -315,7 +207,7 @@ def parse(spec: str) -> tuple[Dataset, str, dict[str, str]]:
     rest = spec
     while (match := _OPTIONS.search(rest)) is not None:
         if match[1] not in kind.options:
-            if kind.name in ("folder", "file"):
+            if kind.name in OWN:
                 break  # a path may hold commas itself
             has = ", ".join(kind.options) or "none"
             raise DataError(f"{name} has no option {match[1]!r}; it has: {has}")
@@ -381,7 +273,7 @@ def _rows_of_groups(
 ) -> tuple[dict[str, Tensor], set[str]]:
     """`_rows` where whole groups are cut."""
     assert how.grouping is not None
-    if parse(spec)[0].name in ("folder", "file"):
+    if parse(spec)[0].name in OWN:
         return cut_groups(how.grouping, request.roles, how.seed), set()
     if "train" in request.options:
         raise DataError(
@@ -415,6 +307,7 @@ def _cut(
             labels=None if labels is None else labels[chosen],
             mean=torch.tensor(mean, dtype=torch.float32),
             std=torch.tensor(std, dtype=torch.float32),
+            packing=raw.packing,
         )
         for name, chosen in rows.items()
     }
@@ -434,6 +327,7 @@ def _cut(
         "std": std,
         "standardised_by": source,
         "augmentation": raw.examples.augmentation,
+        "inputs": None if raw.packing is None else str(raw.packing),
         "seen": how.seen,
         "drawn_from": {name: _origin(raw, name in of_test) for name in splits},
     }

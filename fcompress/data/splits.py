@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import Examples
+from fcompress.data.packing import Packing
 from fcompress.errors import DataError
 
 ROLES = ("train", "calibration", "search", "certification", "test")
@@ -119,6 +120,7 @@ class Split:
         labels: [n], int64, or None.
         mean: [C] (images), [D] (vectors) or [1], float32, in raw values.
         std: The standard deviations belonging to `mean`.
+        packing: How several inputs lie in one example; None for a single one.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Split:
     labels: Tensor | None
     mean: Tensor
     std: Tensor
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -207,7 +210,8 @@ class Splits:
             Keys: spec, root, seed, roles, random_labels, sha256, identified_by, shape, classes,
             class_names, sizes, mean, std, standardised_by, augmentation, seen (what the network was
             said to have been trained on, None if nothing was said), drawn_from (where the examples
-            of each split come from, in words), and groups where it was cut by groups.
+            of each split come from, in words), inputs (names, shapes and types of several, or
+            None), and groups where it was cut by groups.
     """
 
     train: Split | None
@@ -221,6 +225,11 @@ class Splits:
         """The splits that exist, by name."""
         splits = {role: getattr(self, role) for role in ROLES}
         return {role: split for role, split in splits.items() if split is not None}
+
+    @property
+    def packing(self) -> Packing | None:
+        """How several inputs lie in one example; None for a single one."""
+        return next((split.packing for split in self.present().values()), None)
 
     def need(self, role: str) -> Split:
         """Return a split.

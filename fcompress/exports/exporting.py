@@ -18,10 +18,15 @@ from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.checkpoints.checkpoint import RECORD, content_of, load
-from fcompress.data import Batches, as_batches
+from fcompress.data import Batches, Packing, as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
+<<<<<<< HEAD
 from fcompress.exports import pairs
+=======
+from fcompress.exports import folders, pairs, programs
+from fcompress.exports.programs import Runner
+>>>>>>> h5
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.limits import as_path
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
@@ -45,6 +50,7 @@ FORMATS = {
     ".onnx": "ONNX, for onnxruntime and others",
     ".safetensors": "weights, for programs that know the architecture",
     ".json": "of a cascade: two ONNX files beside it",
+    folders.ENDING: "a folder for transformers: safetensors and config.json; no ending",
 }
 EXAMPLES = 1024
 BATCH = 64
@@ -117,7 +123,8 @@ def export(
     Args:
         model: A classifier; it is not changed. Programs compute in eval mode, on any batch size.
         path: Ends in `.pt2` (torch.export), `.onnx` or `.safetensors`; of a cascade in `.json`,
-            beside which two ONNX files are written (`pairs.py`), or `.safetensors`.
+            beside which two ONNX files are written (`pairs.py`), or `.safetensors`; of a network
+            of transformers also a folder, whose name has no ending (`folders.py`).
         data: Inputs as the network takes them: a `Split`, a DataLoader, or any other data that
             `as_batches` takes. Labels are not needed.
         original: The network that `model` was made from, to compare labels with.
@@ -164,15 +171,19 @@ def export(
         programs.onnx_packages()
     said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold, pad)
     (scoring,) = resolved(output, said, (model,))
+<<<<<<< HEAD
     program = model if isinstance(model, Quantized) else None
     predictor = Predictor(plain_copy(model) if program is None else program, None, scoring)
+=======
+>>>>>>> h5
     given = as_batches(data, BATCH)
     batches = Batches(lambda: _first(given, examples))
     inputs = next(iter(batches))[0]
-    if given.packing is not None:
+    predictor = Predictor(plain_copy(model), given.packing, scoring)
+    if given.packing is not None and kind == pairs.ENDING:
         raise UnsupportedNetworkError(
-            f"the network takes several inputs ({given.packing}), and programs are written for "
-            "one; keep it by fcompress.save, or by torch.save of its state dict"
+            f"the cascade takes several inputs ({given.packing}), and its JSON speaks of one; keep "
+            "it by fcompress.save"
         )
     kept = model if program is None else program.network
     record = content_of(kept)
@@ -189,9 +200,13 @@ def export(
 
         text = pairs.write_parts(model, path, part, record)
         write, open_again = _whole(text), lambda there: pairs.run_pair(there, path)
+<<<<<<< HEAD
     elif program is not None:
         write, open_again = _whole(program.written(json.dumps(record))), programs.run_onnx
     else:
+=======
+    elif kind != folders.ENDING:
+>>>>>>> h5
         example = predictor.place(inputs.cpu())
         write, open_again = _writer(kind, predictor, example, record, state)
     # Not before: that it cannot be a program has words of its own.
@@ -202,21 +217,33 @@ def export(
     promised = _promised(record) if tol is None else tol
     found: list[tuple[int, int, float, float, AgreementResult | None]] = []
 
-    def check(temporary: Path) -> None:
+    def check(temporary: Path, open_again: Callable[[Path], Runner]) -> None:
         run = open_again(temporary)
         n, alike, largest, allowed = _compare(predictor, run, batches, kind)
         agreement = None
         if original is not None:
             chosen = resolved(output, said, (original, model))[0].output
             reading = replace(scoring, output=chosen, ending=None)
-            reference = understood(Predictor(plain_copy(original), None, reading), batches)
+            whole = Predictor(plain_copy(original), given.packing, reading)
+            reference = understood(whole, batches)
             file = Called(run, f"the written {kind} file", predictor.dtype)
-            running = Predictor(file, None, scoring)
+            running = Predictor(file, given.packing, scoring)
             agreement = compare(reference, running, batches, CONFIDENCE)
             _check_promise(agreement, promised, kind)
         found.append((n, alike, largest, allowed, agreement))
 
-    write_atomic(path, write, check)
+    if kind == folders.ENDING:
+
+        def opened(there: Path) -> Runner:
+            return _run_weights(there, predictor, _is_whole(record))
+
+        def checking(how: Callable[[Path], Runner]) -> Callable[[Path], object]:
+            return lambda temporary: check(temporary, how)
+
+        place = as_path(path)
+        folders.write_folder(place, model, record, state, opened, checking, predictor)
+    else:
+        write_atomic(path, write, lambda temporary: check(temporary, open_again))
     (n, alike, largest, allowed, agreement) = found[0]
     return ExportResult(
         path=os.fspath(path),
@@ -240,6 +267,8 @@ def _looking_up(predictor: Predictor, original: nn.Module, batches: Batches) -> 
 
 def _written(path: str | os.PathLike[str], kind: str) -> list[Path]:
     """All files of an export."""
+    if kind == folders.ENDING:
+        return folders.folder_files(Path(path))
     beside = [pairs.part_path(path, name) for name in pairs.PARTS] if kind == pairs.ENDING else []
     return [Path(path), *beside]
 
@@ -250,7 +279,7 @@ def format_of(path: str | os.PathLike[str]) -> str:
     Raises:
         FcompressError: It is none of `FORMATS`.
     """
-    kind = as_path(path).suffix.lower()
+    kind = as_path(path).suffix.lower() or folders.ENDING
     if kind not in FORMATS:
         endings = "; ".join(f"{ending} ({what})" for ending, what in FORMATS.items())
         raise FcompressError(f"{path}: unknown format; end the name in one of: {endings}")
@@ -288,8 +317,17 @@ def _writer(
         )
     program = programs.trace(predictor, example)
     if kind == ".onnx":
-        return lambda file: programs.write_onnx(program, text, file), programs.run_onnx
+        names = _names(predictor.packing)
+        return lambda file: programs.write_onnx(program, text, file, names), programs.run_onnx
     return lambda file: programs.write_program(program, text, file), programs.run_program
+
+
+def _names(packing: Packing | None) -> list[str]:
+    """Names of the inputs of a program."""
+    if packing is None:
+        return [programs.INPUT]
+    count = range(len(packing.shapes))
+    return list(packing.names or (f"{programs.INPUT}_{number}" for number in count))
 
 
 def _whole(text: bytes) -> Callable[[Any], None]:
@@ -313,9 +351,9 @@ def _run_weights(path: Path, predictor: Predictor, is_whole: bool) -> Runner:
     state = read_safetensors(path)[0]
     running = predictor.of(network if is_whole else _Given(network, state))
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(*args: Tensor, **kwargs: Tensor) -> Tensor:
         with predictor.of(network).evaluating():
-            return running.scoring.named(running.whole(running.network, inputs))
+            return running.scoring.named(running.scoring.run(running.network, *args, **kwargs))
 
     return run
 
@@ -325,10 +363,10 @@ class _Given(nn.Module):
 
     def __init__(self, network: nn.Module, state: dict[str, Tensor]) -> None:
         super().__init__()
-        self._call = lambda inputs: functional_call(network, state, (inputs,), strict=True)
+        self._call = lambda args, kwargs: functional_call(network, state, args, kwargs, strict=True)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._call(inputs)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self._call(args, kwargs)
 
 
 def _compare(
@@ -342,9 +380,10 @@ def _compare(
         inputs = predictor.place(inputs)
         with predictor.evaluating():
             expected = predictor.scores(inputs)
-        counted = scoring.counted(*predictor.unpacked(predictor.network, inputs))
+        args, kwargs = predictor.unpacked(predictor.network, inputs)
+        counted = scoring.counted(args, kwargs)
         given = scoring.checked(
-            scoring.chosen(run(inputs), counted), f"the written {kind} file", len(inputs)
+            scoring.chosen(run(*args, **kwargs), counted), f"the written {kind} file", len(inputs)
         )
         if given.shape != expected.shape:
             raise ToleranceError(

@@ -1,15 +1,16 @@
 """Networks of other people: what they are called, and building them by that name.
 
-Four kinds of names:
+Five kinds of names:
 
     torchvision:NAME              a builder registered in torchvision
     timm:NAME                     a builder registered in timm
+    hf:DIR                        a folder of transformers (`huggingface/`)
     path/to/file.py:make_net      a function or class in a file
     package.module:make_net       a function or class that can be imported
 
-The first two are registered builders and safe to take from a file that somebody sent; weights
-are never downloaded. The last two run the code that they name, so they are only ever resolved
-when the user typed the name.
+The first three are registered builders and safe to take from a file that somebody sent, in which
+`hf:KIND` stands beside the content of a config.json; weights are never downloaded. The last two
+run the code that they name, so they are only ever resolved when the user typed the name.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ from fcompress.errors import (
     code_of_users,
     said_by,
 )
+from fcompress.models import huggingface
 from fcompress.numbers import WrongType
 
-REGISTERED = ("torchvision", "timm")
-FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:FUNCTION or package.module:FUNCTION"
+REGISTERED = ("torchvision", "timm", "hf")
+FORMS = "torchvision:NAME, timm:NAME, hf:DIR, path/to/file.py:FUNCTION or package.module:FUNCTION"
 # Arguments of registered builders that fetch weights or open files; weights come from the user.
 _FETCHING = frozenset(
     (
@@ -59,7 +61,7 @@ class Architecture:
     """What a network is called and how it is built.
 
     Attributes:
-        name: In one of the four forms of this module.
+        name: In one of the forms of this module.
         args: Keyword arguments of the builder, plain values.
     """
 
@@ -73,6 +75,8 @@ class Architecture:
         return kind if kind in REGISTERED else "code"
 
     def __str__(self) -> str:
+        if self.kind == "hf" and "class" in self.args:
+            return str(self.args["class"])
         args = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
         return f"{self.name}({args})" if args else self.name
 
@@ -97,6 +101,27 @@ def parse_args(text: str | None) -> dict[str, Any]:
             f"--arch-args {text}: expected a JSON object as in " """'{"num_classes": 10}'"""
         )
     return found
+
+
+def named(name: str, args: dict[str, Any]) -> Architecture:
+    """The architecture that a user names, a folder of transformers by what its config.json says.
+
+    Args:
+        name: In one of the forms of this module.
+        args: Arguments of the builder.
+
+    Raises:
+        ArchitectureError: A folder is no good.
+    """
+    kind, _, place = name.partition(":")
+    if kind != "hf":
+        return Architecture(name, args)
+    if args:
+        raise ArchitectureError(
+            f"--arch {name}: its config.json has the arguments; leave out --arch-args"
+        )
+    model_type, found = huggingface.read_folder(Path(place).expanduser())
+    return Architecture(f"hf:{model_type}", found)
 
 
 def build_network(architecture: Architecture) -> nn.Module:
@@ -238,6 +263,8 @@ def _builder(architecture: Architecture) -> Callable[[], Any]:
         return _of_torchvision(architecture)
     if architecture.kind == "timm":
         return _of_timm(architecture)
+    if architecture.kind == "hf":
+        return huggingface.make(architecture.name.partition(":")[2], architecture.args)
     return partial(_of_code(architecture.name), **architecture.args)
 
 

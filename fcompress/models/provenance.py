@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from fcompress.models import huggingface
 from fcompress.models.base import Remembering
 from fcompress.models.external import Architecture
 
@@ -48,14 +49,17 @@ def describe(model: nn.Module, record: Described) -> None:
 
 
 def described(model: nn.Module) -> Described | None:
-    """What `describe` noted, or None."""
+    """What `describe` noted; of a network of transformers how it was built; or None."""
+    if model not in _described and (built := huggingface.architecture_args(model)) is not None:
+        describe(model, Described(Architecture(f"hf:{built[0]}", built[1])))
     return _described.get(model)
 
 
 def hand_on(model: nn.Module, copied: nn.Module) -> None:
     """What is known of a network holds for a copy of it, too."""
-    if model in _described:
-        _described[copied] = _described[model]
+    record = described(model)
+    if record is not None:
+        _described[copied] = record
     if model in _readings:
         _readings[copied] = _readings[model]
 

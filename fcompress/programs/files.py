@@ -15,6 +15,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,14 +37,20 @@ GRAPH = f"{RECORD}.graph"
 # What a .pt2 file holds by which it is known, in archives of torch 2.8 and later and before.
 PROGRAM_ENTRIES = ("models/model.json", "serialized_exported_program.json")
 INPUT, OUTPUT = "input", "logits"
+# Axes of any size, in ONNX.
+BATCH, SEQUENCE = "batch", "sequence"
 # ONNX 1.18, which onnxruntime runs from 1.23 on.
 ONNX_OPSET = 23
+# Without an operator for rotary embeddings. Where there is one the exporter uses it for tables of
+# one row, which onnxruntime takes for those of a batch and refuses.
+PLAIN_OPSET, _ROTARY = 22, "RotaryEmbedding"
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Protocol buffers cannot hold more.
 _ONNX_BYTES = 2**31
 _ONNX_DTYPES = (torch.float16, torch.float32, torch.float64)
 _NAMESPACES = ("aten", "prim", "prims")
-Runner = Callable[[Tensor], Tensor]
+# Takes inputs as the network does, by position or by name.
+Runner = Callable[..., Tensor]
 
 
 class _Scores(nn.Module):
@@ -54,10 +61,28 @@ class _Scores(nn.Module):
         self.network = predictor.network
         self._predictor = predictor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         # Unchecked: a look at the number of examples would fix it in the program.
-        whole = self._predictor.whole(self.network, x)
-        return self._predictor.scoring.named(whole)
+        scoring = self._predictor.scoring
+        return scoring.named(scoring.run(self.network, *args, **kwargs))
+
+
+def _scores(predictor: Predictor, names: Sequence[str]) -> nn.Module:
+    """The class scores of a network whose inputs go by these names, if any.
+
+    Programs take their inputs by the names in the signature. Under `**kwargs` they would not run
+    where an axis is of any size (torch 2.14).
+    """
+    if not names:
+        return _Scores(predictor)
+
+    def forward(self: _Scores, **kwargs: Tensor) -> Tensor:
+        return _Scores.forward(self, **kwargs)
+
+    parameters = [Parameter("self", Parameter.POSITIONAL_ONLY)]
+    parameters += [Parameter(name, Parameter.KEYWORD_ONLY) for name in names]
+    forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return type("_NamedScores", (_Scores,), {"forward": forward})(predictor)
 
 
 def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
@@ -65,7 +90,7 @@ def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
 
     Args:
         model: The network, in any mode; it is not changed. Its program computes in eval mode.
-        example: Inputs [N, ...]; only their shape and dtype are used.
+        example: Inputs [N, ...], packed where there are several; only shape and dtype are used.
 
     Raises:
         UnsupportedNetworkError: torch.export cannot follow the network, its code needs one size of
@@ -75,13 +100,15 @@ def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
     fixed = _with_fixed_norms(plain_copy(predictor.network))
     # Zeros: the program keeps the example, and nobody's data shall travel in it.
     zeros = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
+    args, kwargs = predictor.unpacked(fixed, zeros)
     with quiet(), torch.no_grad():
         try:
-            if not isinstance(fixed(zeros), Tensor):
-                fixed = _Scores(predictor.of(fixed))
-            program = torch.export.export(
-                fixed, (zeros,), dynamic_shapes=({0: Dim("batch")},), strict=False
-            )
+            dynamic: Any = tuple(_dynamic(value) for value in args)
+            if predictor.packing is not None or not isinstance(fixed(zeros), Tensor):
+                fixed = _scores(predictor.of(fixed), list(kwargs))
+                named = {name: _dynamic(value) for name, value in kwargs.items()}
+                dynamic = named or {"args": dynamic}
+            program = torch.export.export(fixed, args, kwargs, dynamic_shapes=dynamic, strict=False)
         except FcompressError:
             raise
         # torch.export raises whatever the operator at hand raises, and some types of its own.
@@ -94,6 +121,12 @@ def trace(model: nn.Module | Predictor, example: Tensor) -> ExportedProgram:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
+
+
+def _dynamic(value: Tensor) -> dict[int, Any]:
+    """Axes of an input that take any size: examples, and positions where the network takes it."""
+    positions = value.dim() == 2 and not value.is_floating_point()
+    return {0: Dim("batch"), **({1: Dim.AUTO} if positions else {})}
 
 
 def write_program(program: ExportedProgram, record: str, file: BinaryIO) -> None:
@@ -110,15 +143,23 @@ def run_program(path: Path) -> Runner:
     with quiet(), path.open("rb") as file:
         network = torch.export.load(file).module()
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(*args: Tensor, **kwargs: Tensor) -> Tensor:
         with torch.no_grad():
-            return network(inputs)
+            return network(*args, **kwargs)
 
     return run
 
 
-def write_onnx(program: ExportedProgram, record: str, file: BinaryIO) -> None:
+def write_onnx(
+    program: ExportedProgram, record: str, file: BinaryIO, names: Sequence[str] = (INPUT,)
+) -> None:
     """Write a traced program as ONNX, with its record.
+
+    Args:
+        program: From `trace`.
+        record: JSON.
+        file: Open for writing.
+        names: Of the inputs.
 
     Raises:
         FcompressError: As `onnx_of`.
@@ -137,17 +178,9 @@ def onnx_of(program: ExportedProgram) -> Any:
     _check_onnx_limits(program)
     with quiet():
         try:
-            made = torch.onnx.export(
-                program,
-                (),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=ONNX_OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-            assert made is not None
-            proto = made.model_proto
+            proto = _onnx_proto(program, names, ONNX_OPSET)
+            if any(node.op_type == _ROTARY for node in proto.graph.node):
+                proto = _onnx_proto(program, names, PLAIN_OPSET)
             _tidy(proto)
             onnx.checker.check_model(proto)
         except Exception as error:  # of the exporter, by type as many as operators
@@ -168,12 +201,31 @@ def stamped(proto: Any, record: str | None = None) -> bytes:
     return content
 
 
+def _onnx_proto(program: ExportedProgram, names: Sequence[str], opset: int) -> Any:
+    """A program as the package onnx has it."""
+    made = torch.onnx.export(
+        program,
+        (),
+        input_names=list(names),
+        output_names=[OUTPUT],
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+    )
+    assert made is not None
+    return made.model_proto
+
+
 def run_onnx(path: Path) -> Runner:
     """Open an .onnx file that this process wrote with onnxruntime, on the CPU."""
     session = onnx_session(path)
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        feed = {**dict(zip(names, args, strict=False)), **kwargs}
+        arrays = {name: feed[name].contiguous().numpy() for name in names}
+        return torch.from_numpy(session.run([OUTPUT], arrays)[0])
 
     return run
 
@@ -285,14 +337,20 @@ def _check_onnx_limits(program: ExportedProgram) -> None:
 
 
 def _tidy(proto: Any) -> None:
-    """Name the batch dimension, and drop what the exporter noted about this machine's code."""
+    """Name dimensions of any size, and drop what the exporter noted about this machine's code."""
     graph = proto.graph
-    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    known: dict[str, str] = {}
+    for value in graph.input:
+        for name, dimension in zip(
+            (BATCH, SEQUENCE), value.type.tensor_type.shape.dim, strict=False
+        ):
+            if dimension.dim_param:
+                known.setdefault(dimension.dim_param, name)
     for value in (*graph.input, *graph.output, *graph.value_info):
         del value.metadata_props[:]
         for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param == batch:
-                dimension.dim_param = "batch"
+            if dimension.dim_param in known:
+                dimension.dim_param = known[dimension.dim_param]
     for part in (graph, *graph.node, *graph.initializer, *proto.functions):
         del part.metadata_props[:]
         part.doc_string = ""

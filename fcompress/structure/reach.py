@@ -19,6 +19,7 @@ from fcompress.surgery.preparation import Call, plainly, prepare
 from fcompress.surgery.units import Group
 
 SHARED = "belongs to no unit"
+OUTPUT = "output layer"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class CoverageResult:
     Attributes:
         params: Parameters of the network.
         reachable: Parameters in at least one proven group.
+        both: Those of them of which neither the row nor the column belongs to a group that is not
+            pruned. What the network takes and gives (its inputs, its outputs, the entries of a
+            table) is no group that could go, and does not count against them.
         left: Parameters in no proven group, by reason.
         groups: Number of proven groups.
         units: Units in them.
@@ -46,6 +50,7 @@ class CoverageResult:
 
     params: int
     reachable: int
+    both: int
     left: dict[str, int]
     groups: int
     units: int
@@ -94,6 +99,8 @@ def coverage(
         >>> result = coverage(model, torch.randn(8, 2), removed=0.5)
         >>> result.params, result.reachable, result.left
         (27, 24, {'output layer': 3})
+        >>> result.both
+        24
         >>> result.thin_params, result.error
         (15, None)
     """
@@ -123,6 +130,7 @@ def coverage(
     return CoverageResult(
         params=sum(p.numel() for p in original.parameters()),
         reachable=reachable,
+        both=_both(dict(original.named_parameters()), structure),
         left=left,
         groups=len(structure.groups),
         units=sum(g.size for g in structure.groups),
@@ -170,6 +178,17 @@ def shares(model: nn.Module, structure: Structure) -> tuple[int, dict[str, int]]
             reason = structure.unused.get(name, SHARED)
             left[reason] = left.get(reason, 0) + rest
     return total, dict(sorted(left.items(), key=lambda item: -item[1]))
+
+
+def _both(parameters: dict[str, nn.Parameter], structure: Structure) -> int:
+    """How many elements have a row or column in a proven group, and neither in one that stays."""
+    can = _places(parameters, structure.groups)
+    stays = [group for group in structure.not_pruned if group.reason != OUTPUT]
+    cannot = _places(parameters, stays)
+    return sum(
+        int((mask & ~cannot[name]).sum() if name in cannot else mask.sum())
+        for name, mask in can.items()
+    )
 
 
 def _places(parameters: dict[str, nn.Parameter], groups: Iterable[Group]) -> dict[str, Tensor]:

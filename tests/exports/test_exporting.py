@@ -24,7 +24,7 @@ from fcompress.nn.local_response_norm import FixedLocalResponseNorm, LocalRespon
 from fcompress.programs import files as programs
 
 # A .json is for cascades (test_pairs.py).
-FORMATS = [ending for ending in ENDINGS if ending != ".json"]
+FORMATS = [ending for ending in ENDINGS if ending not in (".json", "/")]
 # A process in which nothing can import this package, wherever it is installed.
 WITHOUT = """
 import sys

@@ -10,10 +10,22 @@ import click
 
 
 class InputFile(click.Path):
-    """A file that is read."""
+    """A file that is read, or where it holds a network, the folder of one.
 
-    def __init__(self) -> None:
-        super().__init__(dir_okay=False, path_type=Path)
+    Args:
+        folders: Whether a folder with config.json is taken.
+    """
+
+    def __init__(self, folders: bool = False) -> None:
+        super().__init__(dir_okay=folders, path_type=Path)
+        self.folders = folders
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path; of folders only those of networks."""
+        path: Any = super().convert(value, param, ctx)
+        if self.folders and path.is_dir() and not (path / "config.json").is_file():
+            self.fail(f"File {str(path)!r} is a directory.", param, ctx)
+        return path
 
 
 class InputFolder(click.Path):
@@ -32,7 +44,8 @@ class OutputFile(click.Path):
     """
 
     def __init__(self, kind: str, beside: tuple[str, ...] = ()) -> None:
-        super().__init__(dir_okay=False, path_type=Path)
+        # An export may be a folder, which is checked when it is written.
+        super().__init__(dir_okay=kind == "export", path_type=Path)
         self.kind, self.beside = kind, beside
 
 
@@ -63,12 +76,12 @@ class _Text(click.ParamType):
 
 
 class DataSpec(_Text):
-    """A spec of data: `file:PATH`, `folder:PATH`, or the name of a dataset."""
+    """A spec of data: `file:PATH`, `folder:PATH`, `text:PATH`, or the name of a dataset."""
 
     def paths(self, text: str) -> Iterator[Path]:
         """The file or folder of the user's own data."""
         kind, colon, _ = text.strip().partition(":")
-        if colon and kind in ("file", "folder"):
+        if colon and kind in ("file", "folder", "text"):
             from fcompress.data.specs import parse, user_path
 
             yield Path(user_path(parse(text)[1]))

@@ -38,7 +38,7 @@ def _reads_public_data(given: Mapping[str, Any]) -> bool:
     return spec is None or str(spec).partition(":")[0].partition(",")[0] not in _NOT_LOOKED_FOR
 
 
-_NOT_LOOKED_FOR = ("digits", "gaussian", "folder", "file")
+_NOT_LOOKED_FOR = ("digits", "gaussian", "folder", "file", "text")
 
 
 def _limits_latency(given: Mapping[str, Any]) -> bool:

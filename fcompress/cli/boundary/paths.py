@@ -163,6 +163,8 @@ def _check_input(one: Place) -> None:
 
 
 def _check_writable(out: Place) -> None:
+    if out.kind == "export" and out.path.is_dir() and not out.path.suffix:
+        return
     folder = out.path.absolute().parent
     if not folder.is_dir():
         raise click.BadParameter(

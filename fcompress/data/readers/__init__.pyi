@@ -5,3 +5,4 @@ from .gaussian import read_gaussian as read_gaussian
 from .public import read_cifar10 as read_cifar10
 from .public import read_digits as read_digits
 from .public import read_fashion as read_fashion
+from .texts import read_texts as read_texts

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
+from fcompress.data.packing import Packing
 from fcompress.data.splits import own_sizes
 from fcompress.errors import CheckpointError, DataError
 from fcompress.formats.limits import check_memory
@@ -31,9 +32,10 @@ def read_file(request: Request) -> Raw:
     """Load tensors from one file.
 
     `.npz`: arrays named x, images or inputs, and y or labels. `.npy`: the inputs. `.pt`: the
-    inputs, a pair (inputs, labels), or a dict with those names. [N, H, W] and [N, H, W, C] with 1
-    or 3 channels are understood as images; everything is standardised. With `raw=1` values, shape
-    and dtype go to the network as they are.
+    inputs, a pair (inputs, labels), or a dict with those names. With `raw=1` and none of x, images
+    and inputs, each of the other arrays is an input of the network by its name. [N, H, W] and
+    [N, H, W, C] with 1 or 3 channels are understood as images; everything is standardised. With
+    `raw=1` values, shape and dtype go to the network as they are.
 
     Raises:
         DataError: Missing, damaged, of an unknown kind, without inputs, labels that do not fit,
@@ -49,10 +51,15 @@ def read_file(request: Request) -> Raw:
     size = 2.0 * path.stat().st_size
     check_memory(size, f"{path}", "give fewer examples", DataError)
     found_inputs, found_labels = readers[path.suffix](path)
-    inputs, labels = _inputs(path, found_inputs), _labels(path, found_labels)
+    packing = None
+    raw = request.flag("raw", False)
+    if isinstance(found_inputs, dict):
+        inputs, packing = _several(path, found_inputs, raw)
+    else:
+        inputs = _inputs(path, found_inputs)
+    labels = _labels(path, found_labels)
     if labels is not None and len(labels) != len(inputs):
         raise DataError(f"{path}: {len(inputs)} inputs but {len(labels)} labels")
-    raw = request.flag("raw", False)
     digest = sha256_of([inputs, labels])
     values = inputs if raw else _as_images(path, inputs)
     is_image = values.dim() == 4 and not raw
@@ -63,7 +70,22 @@ def read_file(request: Request) -> Raw:
         sizes=own_sizes(len(inputs), request.roles),
         sha256=digest,
         statistics=([], []) if raw else None,
+        packing=packing,
     )
+
+
+def _several(path: Path, found: dict[str, Any], raw: bool) -> tuple[Tensor, Packing]:
+    """Inputs by name, as one tensor [N, bytes]."""
+    if not raw or not found:
+        names = [ascii(str(key))[1:-1][:40] for key in list(found)[:_SHOWN]]
+        raise DataError(
+            f"{path} has no inputs: expected {' or '.join(INPUT_KEYS)}, found "
+            f"{', '.join(names) or 'nothing'}; add ,raw=1 to hand each of them to the network by "
+            "its name"
+        )
+    inputs = {str(name): _inputs(path, values, least=1) for name, values in found.items()}
+    packing = Packing.of(inputs)
+    return packing.pack(inputs), packing
 
 
 def _read_npz(path: Path) -> tuple[Any, Any]:
@@ -132,17 +154,13 @@ def _pick(path: Path, content: Mapping[Any, Any]) -> tuple[Any, Any]:
         for keys in (INPUT_KEYS, LABEL_KEYS)
     )
     if inputs is None:
-        names = [ascii(str(key))[1:-1][:40] for key in list(content)[:_SHOWN]]
-        raise DataError(
-            f"{path} has no inputs: expected {' or '.join(INPUT_KEYS)}, found "
-            f"{', '.join(names) or 'nothing'}"
-        )
+        return {key: content[key] for key in content if key not in LABEL_KEYS}, labels
     return inputs, labels
 
 
-def _inputs(path: Path, found: Any) -> Tensor:
+def _inputs(path: Path, found: Any, least: int = 2) -> Tensor:
     values = _tensor(path, found, "inputs")
-    if values.dim() < 2 or not values.numel():
+    if values.dim() < least or not values.numel():
         raise DataError(
             f"{path}: inputs of shape {list(values.shape)}; expected [N, ...], one row an example"
         )

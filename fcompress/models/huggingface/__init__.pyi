@@ -1,0 +1,13 @@
+from .classes import architecture_args as architecture_args
+from .classes import make as make
+from .classes import with_weights as with_weights
+from .fitting import fitting_config as fitting_config
+from .folders import CONFIG as CONFIG
+from .folders import OWN_WEIGHTS as OWN_WEIGHTS
+from .folders import WEIGHTS as WEIGHTS
+from .folders import is_folder as is_folder
+from .folders import is_ours as is_ours
+from .folders import read_folder as read_folder
+from .folders import read_json as read_json
+from .folders import read_state as read_state
+from .folders import weights_of as weights_of
