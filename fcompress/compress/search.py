@@ -201,9 +201,9 @@ def within(
     Which networks meet the certification split, and in which order, is decided by the search split
     alone: those of `path`, mildest first. With a looser tolerance the path goes on further and is
     the same until there, so that on the same data nothing that was certified is lost. Where
-    networks are distilled, the path is refitted networks as far as next to no label changes, and
-    distilled ones from there on; each is the same whatever the tolerance (unless a time limit
-    struck), and the thinner a network is, the less its distillation costs.
+    networks are distilled, the path is refitted networks before the last that changes next to no
+    label, and distilled ones from that one on; each is the same whatever the tolerance (unless a
+    time limit struck), since it begins where those before it on the path have come to.
 
     Args:
         builder: Makes networks.
