@@ -256,7 +256,6 @@ def shrink_command(
     with _lines() as report, warnings.catch_warnings():
         # Shown as progress, and with the result.
         warnings.simplefilter("ignore", ResultWarning)
-<<<<<<< HEAD
         result = compress(network, splits, options, report, watch=watch)
     if kept is not None:
         kept.done(result)
@@ -265,12 +264,7 @@ def shrink_command(
         save(result.model.cpu(), out)
     else:
         export(result.model, out, certified, original=network.cpu())
-    sizes = {"before": model.stat().st_size, "after": out.stat().st_size}
-=======
-        result = compress(network, splits, options, report)
-    save(result.model.cpu(), out)
     sizes = {"before": _size(model), "after": out.stat().st_size}
->>>>>>> h5
     result = replace(result, bytes=sizes)
     written = [export(result.model, path, certified, original=network) for path in exports]
     if plot is not None:

@@ -72,6 +72,11 @@ class Context:
         network, groups = self.original.network, self.structure.groups
         return self.original.of(thinned(network, groups, self.choice, kept, share=True).network)
 
+    def keep(self, kept: Mapping[str, Tensor]) -> Mapping[tuple[str, int], Tensor]:
+        """Indices of each (tensor, dim) that stay with some units and blocks."""
+        network, groups = self.original.network, self.structure.groups
+        return thinned(network, groups, self.choice, kept, share=True).keep
+
     def blocks(self, inputs: Tensor) -> list[BlockCost]:
         """What the loss of each block costs, in nats, measured on some inputs."""
         return chain(self.original, self.choice, self.structure.groups, self.loads, inputs)

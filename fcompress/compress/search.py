@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from fcompress.certify.fixed_sequence import (
 )
 from fcompress.certify.labels import changed_shares, reference_labels
 from fcompress.certify.outlook import Limits
+from fcompress.compress.distillation.carrying import Learned, carried
 from fcompress.compress.distillation.distilling import distill_by
 from fcompress.compress.distillation.teacher import HELD_OUT_MOST, Teacher, teacher_of
 from fcompress.compress.methods import Context, Method
@@ -37,6 +40,9 @@ from fcompress.progress import Progress, Report
 SHRINKING = 0.9  # share of the remaining units that the next network keeps
 MILD = 0.01  # share of changed labels up to which networks are not looked at one by one
 TWO_AT_ONCE = 0.03  # share of changed labels from which two steps are taken at once
+# Where better networks follow, steps are half as long up to this share of changed labels: there is
+# much to save at tolerances near it.
+HALVES = 0.01
 # From one network to the next no more than this share of labels, and of those that change already.
 JUMP = (0.02, 0.5)
 RUNGS = (1 / 2, 15 / 16)  # milder networks still: how far back to the whole one, logarithmic
@@ -87,6 +93,7 @@ class CandidateBuilder:
         quantizer: Makes of a network the file in int8 that is judged in its place; None to judge
             networks as they are.
         watch: Told of each network when it was measured.
+        learned: What distillation changed on those that it made better.
     """
 
     context: Context
@@ -100,6 +107,7 @@ class CandidateBuilder:
     tried: list[Candidate] = field(default_factory=list)
     quantizer: Callable[[Predictor], nn.Module] | None = None
     watch: Callable[[Candidate], None] | None = None
+    learned: list[Learned] = field(default_factory=list)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -145,7 +153,7 @@ class CandidateBuilder:
         return self._measured(removed, distilled=False)
 
     def make_distilled(self, removed: int) -> Candidate:
-        """The same, distilled."""
+        """The same, distilled, from where a larger network that was distilled before has come to."""
         return self._measured(removed, distilled=True)
 
     def changed(self, predictor: Predictor) -> float:
@@ -153,21 +161,31 @@ class CandidateBuilder:
         lost = changed_shares(predictor, (x for x, _ in self.roles.search), self.reference)
         return float(lost.sum())
 
+    def _distilled(self, removed: int, thin: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        assert self.distill_effort is not None
+        keep = self.context.keep(self.kept(removed))
+        before = thin.state_dict()
+        larger = [one for one in self.learned if one.removed < removed]
+        starts = [carried(max(larger, key=lambda one: one.removed), before, keep)] if larger else []
+        done = distill_by(
+            self.teacher,
+            thin,
+            starts=starts,
+            effort=self.distill_effort,
+            seconds=self.distill_seconds,
+            seed=self.context.seed,
+        )
+        if done.kept:
+            self.learned.append(Learned(removed, keep, before, done.model.state_dict()))
+        return done.model, done.to_dict()
+
     def _measured(self, removed: int, *, distilled: bool) -> Candidate:
         original = self.context.original
         kept = self.kept(removed)
         thin = self.method.make(self.context, kept)
         record = None
         if distilled:
-            assert self.distill_effort is not None
-            done = distill_by(
-                self.teacher,
-                thin,
-                effort=self.distill_effort,
-                seconds=self.distill_seconds,
-                seed=self.context.seed,
-            )
-            thin, record = done.model, done.to_dict()
+            thin, record = self._distilled(removed, thin)
         macs = cost.count(original.of(thin), self.context.batches[0]).macs
         if self.quantizer is not None:
             thin = self.quantizer(original.of(thin))
@@ -203,9 +221,9 @@ def within(
     Which networks meet the certification split, and in which order, is decided by the search split
     alone: those of `path`, mildest first. With a looser tolerance the path goes on further and is
     the same until there, so that on the same data nothing that was certified is lost. Where
-    networks are distilled, the path is refitted networks as far as next to no label changes, and
-    distilled ones from there on; each is the same whatever the tolerance (unless a time limit
-    struck), and the thinner a network is, the less its distillation costs.
+    networks are distilled, the path is refitted networks before the last that changes next to no
+    label, and distilled ones from that one on; each is the same whatever the tolerance (unless a
+    time limit struck), since it begins where those before it on the path have come to.
 
     Args:
         builder: Makes networks.
@@ -278,7 +296,7 @@ def path(
             it is asked.
         beyond: Whether a network changes so much that no thinner one is worth a look. Of two
             tolerances, whatever is beyond the looser must be beyond the tighter.
-        onward: Builds the networks behind the last that is mild, better ones; None for `make`.
+        onward: Builds better networks: the last that is mild, and all behind it; None for `make`.
 
     Returns:
         Candidates, mildest first. The last one is beyond, or the thinnest that there is.
@@ -294,6 +312,7 @@ def path(
         return made[removed]
 
     further = onward or at
+    halves = points if onward is None else _with_middles(points, total)
 
     def back(share: float) -> int:
         left = round((total + 1 - begin) ** (1 - share) * (total + 1) ** share)
@@ -305,18 +324,15 @@ def path(
         candidate = at(points[middle])
         low, high = (middle, high) if candidate.changed <= MILD * candidate.n else (low, middle)
     begin = points[low]
-    found = [at(n) for n in sorted({begin, *map(back, RUNGS)})]
+    found = [at(n) for n in sorted(set(map(back, RUNGS)) - {begin})] + [further(begin)]
     ahead: list[Candidate] = []  # the next one, and before it what closes a jump
-    while ahead or low < len(points) - 1:
+    while ahead or found[-1].removed < points[-1]:
         last = found[-1]
         if not ahead:
-            low = min(low + (2 if last.changed > TWO_AT_ONCE * last.n else 1), len(points) - 1)
-            ahead.append(further(points[low]))
-        middle = (
-            total
-            + 1
-            - round(math.sqrt((total + 1 - last.removed) * (total + 1 - ahead[-1].removed)))
-        )
+            near = onward is not None and last.changed <= HALVES * last.n
+            behind = [n for n in (halves if near else points) if n > last.removed]
+            ahead.append(further(behind[:2][-1 if last.changed > TWO_AT_ONCE * last.n else 0]))
+        middle = _between(last.removed, ahead[-1].removed, total)
         if _jumps(last, ahead[-1]) and last.removed < middle < ahead[-1].removed:
             ahead.append(further(middle))
             continue
@@ -324,6 +340,17 @@ def path(
         if beyond(found[-1]):
             break
     return found
+
+
+def _with_middles(points: Sequence[int], total: int) -> list[int]:
+    """Points of a lattice and, between each two, where the middle of what remains is."""
+    middles = {_between(a, b, total) for a, b in itertools.pairwise(points)}
+    return sorted({*points, *middles})
+
+
+def _between(one: int, other: int, total: int) -> int:
+    """Units to remove so that what remains is the geometric mean of two networks'."""
+    return total + 1 - round(math.sqrt((total + 1 - one) * (total + 1 - other)))
 
 
 def _jumps(one: Candidate, following: Candidate) -> bool:

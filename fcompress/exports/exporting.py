@@ -21,12 +21,7 @@ from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, Packing, as_batches
 from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
-<<<<<<< HEAD
-from fcompress.exports import pairs
-=======
-from fcompress.exports import folders, pairs, programs
-from fcompress.exports.programs import Runner
->>>>>>> h5
+from fcompress.exports import folders, pairs
 from fcompress.formats.atomic import write_atomic
 from fcompress.formats.limits import as_path
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
@@ -171,15 +166,11 @@ def export(
         programs.onnx_packages()
     said = asked(answer, labels, within, cosine, same, None, gallery, score, iou, threshold, pad)
     (scoring,) = resolved(output, said, (model,))
-<<<<<<< HEAD
     program = model if isinstance(model, Quantized) else None
-    predictor = Predictor(plain_copy(model) if program is None else program, None, scoring)
-=======
->>>>>>> h5
     given = as_batches(data, BATCH)
     batches = Batches(lambda: _first(given, examples))
     inputs = next(iter(batches))[0]
-    predictor = Predictor(plain_copy(model), given.packing, scoring)
+    predictor = Predictor(plain_copy(model) if program is None else program, given.packing, scoring)
     if given.packing is not None and kind == pairs.ENDING:
         raise UnsupportedNetworkError(
             f"the cascade takes several inputs ({given.packing}), and its JSON speaks of one; keep "
@@ -200,13 +191,9 @@ def export(
 
         text = pairs.write_parts(model, path, part, record)
         write, open_again = _whole(text), lambda there: pairs.run_pair(there, path)
-<<<<<<< HEAD
     elif program is not None:
         write, open_again = _whole(program.written(json.dumps(record))), programs.run_onnx
-    else:
-=======
     elif kind != folders.ENDING:
->>>>>>> h5
         example = predictor.place(inputs.cpu())
         write, open_again = _writer(kind, predictor, example, record, state)
     # Not before: that it cannot be a program has words of its own.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fcompress.compress.distillation.student import Student, Way
 from fcompress.compress.distillation.teacher import Closeness, Teacher, teacher_of
 from fcompress.compress.options import DISTILL_EFFORT
+from fcompress.forward import cost
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.progress import Progress, Report, silent
@@ -162,6 +163,7 @@ def distill_by(
     teacher: Teacher,
     compressed: nn.Module,
     *,
+    starts: Sequence[Mapping[str, Tensor]] = (),
     effort: float = DISTILL_EFFORT,
     seconds: float | None = None,
     seed: int = 0,
@@ -172,6 +174,7 @@ def distill_by(
     Args:
         teacher: From `teacher_of`; it keeps the original's scores for the next network.
         compressed: As for `distill`, like all that follows.
+        starts: Other weights and statistics of it to begin with, if they are closer.
         effort: Sweeps of training over `teacher.sweep` examples.
         seconds: Wall-clock limit.
         seed: Of the order of the examples.
@@ -187,11 +190,12 @@ def distill_by(
         raise ValueError(f"effort={effort}: expected a finite number of sweeps above 0")
     began = time.perf_counter()
     source = teacher.original
-    student = Student(source.of(deep_copy(compressed)))
+    thin = source.of(deep_copy(compressed))
+    student = Student(thin, teacher.batch * cost.count(thin, teacher.held[0]).macs)
     with source.evaluating(), student.predictor.evaluating(), _repeatable():
         deadline = None if seconds is None else began + seconds
         run = _Run(student, teacher, effort, deadline, seed, progress)
-        run.train()
+        run.train(starts)
     model = deep_copy(compressed)
     if run.kept is not None:
         model.load_state_dict(run.kept)
@@ -252,8 +256,12 @@ class _Run:
         self.before = self.after = self.teacher.closeness(self.student.predictor)
         self.best, self._state = self.before.divergence, self.student.state()
 
-    def train(self) -> None:
-        """Do all that the effort allows for."""
+    def train(self, starts: Sequence[Mapping[str, Tensor]] = ()) -> None:
+        """Do all that the effort allows for, from the best of the starts and the network as it is."""
+        for state in starts:
+            self.student.become(state)
+            self._look("from a larger network")
+        self.student.become(self._state)
         if self.best <= EXACT:
             self.stopped_by = "held-out"
             return
@@ -334,7 +342,7 @@ class _Run:
     def _trial(self, way: Way, start: dict[str, Any], examples: list[Tensor]) -> float:
         """The divergence to which the examples lead from the start, in one step each."""
         self.student.become(start)
-        self.student.begin(way.moving)
+        self.student.begin(way.moving, trial=True)
         for done, chosen in enumerate(examples):
             warm = min(1.0, (done + 1) / (WARMING + 1))
             if not self._step(chosen, way.rate * warm * (1 - done / len(examples))):

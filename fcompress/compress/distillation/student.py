@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fcompress.compress.distillation.rotated import PASSES, RotatedAdam
 from fcompress.compress.distillation.teacher import divergence_of
 from fcompress.errors import FcompressError
 from fcompress.forward.predictor import Predictor
 
 # Softer labels teach more in a short time: KL divergence at this temperature, times its square.
 TEMPERATURE = 2.0
-# The memory of Adam for squares of gradients, shorter than usual: distillations are short.
-BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ class Student:
 
     Args:
         predictor: The network, in eval mode. It is changed.
+        macs: What a step takes, in multiply-adds of its forward.
+
+    Raises:
+        FcompressError: It has no weights.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, macs: float) -> None:
         self.predictor = predictor
         model = predictor.network
         # All else stays in eval mode: dropout would only slow the teaching down.
@@ -57,38 +61,44 @@ class Student:
             weight.requires_grad_(True)
             weight.grad = None
         self._moving = False
-        self._optimizer: torch.optim.Adam
+        self._optimizer = RotatedAdam(self._weights, PASSES * macs)
 
     @property
     def normed(self) -> bool:
         """Whether there are batch norms whose statistics can move."""
         return bool(self._norms)
 
-    def begin(self, moving: bool) -> None:
-        """Forget all momentum; see `Way` for what moves."""
+    def begin(self, moving: bool, *, trial: bool = False) -> None:
+        """Forget all momentum, in a trial all that the optimizer knows, so that trials compare.
+
+        See `Way` for what moves.
+        """
         self._moving = moving
-        self._optimizer = torch.optim.Adam(self._weights, betas=BETAS)
+        self._optimizer.forget(axes=trial)
 
     def step(self, inputs: Tensor, scores: Tensor, rate: float) -> Tensor:
-        """One step; returns the loss before it."""
+        """One step, unless the loss or a gradient is not finite; returns the loss before it."""
         for norm in self._norms if self._moving else []:
             norm.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             found = self.predictor.scores(inputs)
             loss = divergence_of(self.predictor.scoring, found, scores, TEMPERATURE)
             loss.backward()
-        self._optimizer.step()
         for norm in self._norms:
             norm.eval()
-        return loss.detach()
+        loss = loss.detach()
+        if not all(bool(w.grad.isfinite().all()) for w in self._weights if w.grad is not None):
+            loss = torch.full_like(loss, torch.inf)
+        if bool(loss.isfinite()):
+            self._optimizer.step(rate)
+        for weight in self._weights:
+            weight.grad = None
+        return loss
 
     def state(self) -> dict[str, Any]:
         """A copy of all weights and statistics."""
         return copy.deepcopy(self.predictor.network.state_dict())
 
-    def become(self, state: dict[str, Any]) -> None:
+    def become(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights and statistics of a copy."""
         self.predictor.network.load_state_dict(state)
