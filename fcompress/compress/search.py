@@ -153,7 +153,7 @@ class CandidateBuilder:
         return self._measured(removed, distilled=False)
 
     def make_distilled(self, removed: int) -> Candidate:
-        """The same, distilled, from where a larger network that was distilled before has come to."""
+        """The same, distilled, from where a larger network that was distilled has come to."""
         return self._measured(removed, distilled=True)
 
     def changed(self, predictor: Predictor) -> float:

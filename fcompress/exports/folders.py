@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fcompress.checkpoints.checkpoint import RECORD
 from fcompress.errors import FcompressError, UnsupportedNetworkError
-from fcompress.exports.programs import Runner
 from fcompress.formats.atomic import make_folder, write_atomic
 from fcompress.formats.safetensors import read_safetensors, write_safetensors
 from fcompress.forward.predictor import Predictor
@@ -31,6 +30,7 @@ from fcompress.models.huggingface import (
     with_weights,
 )
 from fcompress.models.provenance import described
+from fcompress.programs.files import Runner
 
 # Stands for the ending of a file.
 ENDING = "/"

@@ -164,11 +164,15 @@ def write_onnx(
     Raises:
         FcompressError: As `onnx_of`.
     """
-    file.write(stamped(onnx_of(program), record))
+    file.write(stamped(onnx_of(program, names), record))
 
 
-def onnx_of(program: ExportedProgram) -> Any:
+def onnx_of(program: ExportedProgram, names: Sequence[str] = (INPUT,)) -> Any:
     """A traced program as ONNX.
+
+    Args:
+        program: From `trace`.
+        names: Of the inputs.
 
     Raises:
         FcompressError: A package is missing, the network is too large or of a dtype that the

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from fcompress import load_data, shrink, verify
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
-from fcompress.forward.answers.understanding import understood
 from fcompress.forward.answers.scoring import Scoring
+from fcompress.forward.answers.understanding import understood
 from fcompress.forward.predictor import Predictor
 
 DIGITS = load_data("digits")
@@ -155,7 +155,8 @@ def test_a_few_numbers_are_told_from_scores(layer, outputs, numbers):
         understood(Predictor(network.eval()), data)
     assert "--answer regression|" in str(error.value) and "\n" not in str(error.value)
     # A word or labels end the doubt.
-    assert understood(Predictor(network, scoring=Scoring(labels="classes")), data).scoring.doubt is None
+    told = Predictor(network, scoring=Scoring(labels="classes"))
+    assert understood(told, data).scoring.doubt is None
     labelled = [(inputs[:300], torch.zeros(300, dtype=torch.long))]
     assert understood(Predictor(network), labelled).scoring.labels == "classes"
 

@@ -64,12 +64,16 @@ class _Reader:
         self.m = None if importance is None else importance.double()
         size = len(self.k)
         self.eps = torch.finfo(torch.float64).eps * size
-        self.own = self.k.diagonal().clone()
+        self.own = self.k.diagonal().clone()  # variances
         self.tiny = self.eps * max(float(self.own.max()), 0.0)
         self.columns = self.k.new_zeros(BLOCK, size)
         self.taken = self.k.new_zeros(BLOCK, size)
         self.pending = 0
         through = self.k if self.m is None else self.m @ self.k
+        self.h: Tensor
+        self.gain: Tensor
+        self.noise: Tensor
+        self.scale: float
         self.total = float(through.diagonal().sum())
         self.first = (self.k * through).sum(0)  # gains before anything was chosen
         self._weigh(through)
