@@ -197,7 +197,7 @@ def test_draws_are_refused_or_counted(draw):
         assert verify(network, network, X.split(100), stochastic=True).changed == found.changed
 
 
-@pytest.mark.parametrize("draw", [dropout, noise])
+@pytest.mark.parametrize("draw", [pytest.param(dropout, marks=pytest.mark.slow), noise])
 def test_a_network_that_draws_is_compressed_with_its_disagreement_counted(draw):
     network = Unsure(draw).eval()
     result = shrink(network, [X], 0.3, stochastic=True)

@@ -128,7 +128,9 @@ def test_every_family_comes_back(family, tmp_path):
 
 
 @pytest.mark.parametrize("make", [thin_alexnet, thin_resnet])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 def test_thin_network_is_bit_identical_in_a_fresh_process(make, dtype, tmp_path):
     network = make().to(dtype)
     x = images(3, 3, 8, 8, dtype=dtype)

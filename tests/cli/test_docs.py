@@ -21,6 +21,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 EVERYTHING = "\n".join(TEXTS.values())
 README = PAGES[0]
 RUN = [page for page in PAGES if docs.commands(TEXTS[page]) or docs.blocks(TEXTS[page], "python")]
+LONG = ("networks.md", "deployment.md")  # to run
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 every_document = pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -132,7 +133,11 @@ def test_keys_of_shrink_are_listed():
     assert {name for name in fields if f"`{name}`" not in listed} == set()
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p.name in LONG else p for p in RUN],
+    ids=lambda page: page.name,
+)
 def test_a_page_shows_what_is_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for shown in docs.run(page):

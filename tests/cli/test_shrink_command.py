@@ -77,7 +77,10 @@ def test_choices_reach_the_result(folder, tmp_path):
     assert "with one example" in ran.stdout
 
 
-@pytest.mark.parametrize("method", ["prune", "factor", "hybrid"])
+@pytest.mark.parametrize(
+    "method",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("prune", "factor")), "hybrid"],
+)
 def test_shrink_then_verify_then_load_in_another_process(folder, tmp_path, method):
     wide, thin, report = folder / "w.pt", tmp_path / "thin.pt", tmp_path / "thin.json"
     untouched = _hash(wide)

@@ -83,7 +83,14 @@ main(["show", sys.argv[1], "--json", "a.json"])
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
+        ("SIGTERM", 143),
+        pytest.param("SIGHUP", 129, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_in_the_middle_of_a_write(network, tmp_path, name, code):
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, network],

@@ -197,6 +197,7 @@ def test_objectives(wide, objective):
     assert result.params["after"] < result.params["before"]
 
 
+@pytest.mark.slow
 def test_polished_networks_are_thinner_and_certified(wide):
     x, y = examples()
     plain = shrink(wide, [(x, y)], tol=0.05)

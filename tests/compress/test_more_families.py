@@ -133,6 +133,7 @@ def test_duplicates_are_folded_into_their_twins(family, tmp_path):
     assert torch.equal(load(tmp_path / "thin.pt")(x), thin(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_barely_trained_network_shrinks(family):
     splits = load_data("digits")

@@ -106,6 +106,7 @@ def test_engines_agree(mixed, tmp_path):
     assert results(tmp_path / "two") == results(tmp_path / "here")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra cluster")
 def test_a_cluster_agrees(mixed, tmp_path):
     import ray

@@ -405,6 +405,7 @@ def begin(path, out, done, trained):
     return process, pids
 
 
+@pytest.mark.slow
 def test_interrupted(tmp_path, own, undisturbed):
     """Quick trials first, then two that train until they are stopped."""
     own.write_text(
@@ -442,7 +443,7 @@ def slow(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("victim", ["worker", "main"])
+@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.slow), "main"])
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(victim, tmp_path, slow):
     path, out = slow / "own.toml", tmp_path / "out"
     process, pids = begin(path, out, done=2, trained=1)

@@ -85,6 +85,7 @@ def test_images_are_contiguous(small_imagenet):
         assert inputs.shape == (6, 3, 75, 75) and inputs.is_contiguous()
 
 
+@pytest.mark.slow
 def test_imagenet(small_imagenet, tmp_path):
     out = tmp_path / "out"
     small = [
@@ -117,6 +118,7 @@ def test_imagenet(small_imagenet, tmp_path):
     assert (out / "figures" / "accuracy.svg").exists()
 
 
+@pytest.mark.slow
 def test_inception_layer_by_layer(small_imagenet, tmp_path):
     out = tmp_path / "out"
     small = [

@@ -12,6 +12,8 @@ from fcompress.experiments.names import DRAWINGS
 from fcompress.experiments.trials.trial import trials_of
 
 SMOKE = [name for name, _, _, scales in recipes.summaries() if "smoke" in scales]
+# The others take minutes together.
+QUICK = ("fig1c", "fig2", "alexnet_layers", "constructions", "shrink_widths")
 # These are run twice; together they draw everything that there is.
 AGAIN = ("fig1c", "fig2", "fig4d", "alexnet_layers", "constructions", "fig5", "shrink_widths")
 
@@ -31,7 +33,10 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("shared") / "trials"
 
 
-@pytest.mark.parametrize("name", SMOKE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMOKE],
+)
 def test_smoke(name, shared, tmp_path):
     before = set(shared.glob("*")) if shared.is_dir() else set()
     result = run(name, tmp_path / "out", "--trials", shared)

@@ -184,6 +184,7 @@ def test_nothing_is_measured_before_the_networks_are_known_to_fit():
         gain([nn.Linear(2, 2), nn.Linear(2, 2)], Untouchable())
 
 
+@pytest.mark.slow
 def test_of_a_family_with_one_wide_layer_only_that_is_measured():
     data = torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0))
     networks = [

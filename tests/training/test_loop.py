@@ -195,6 +195,7 @@ train(network, load_data("digits"), config, out=Path(sys.argv[1]), resume=True, 
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     def start(out):
         # One thread: for steps this small, more of them only get in each other's way.
