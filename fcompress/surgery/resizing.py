@@ -88,7 +88,7 @@ def forget_caches(module: nn.Module) -> None:
             value.clear()
 
 
-def _outputs_each(layer: nn.Module) -> int | None:
+def _outputs_each(layer: Any) -> int | None:
     """Outputs for each input channel of a depthwise layer, channels in each group of a norm."""
     deformable = (type(layer).__module__, type(layer).__name__) == _DEFORMABLE
     if (isinstance(layer, _ConvNd) or deformable) and layer.groups == layer.in_channels > 1:
@@ -234,7 +234,7 @@ def _refresh_deformable(module: Any, outputs_each: int | None) -> None:
     _check("bias", module.bias, (module.out_channels,))
 
 
-def _refresh_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+def _refresh_recurrent(module: Any) -> None:
     """Weights are [gates * hidden, in] and [gates * hidden, hidden or projected]."""
     if isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
