@@ -374,4 +374,4 @@ def _layers(
                     reasons[name],
                 )
             )
-    return tuple(found)
+    return tuple(dict.fromkeys(found))  # a recurrent layer writes its units in several weights

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.running import quiet_tracing
+from fcompress.forward.running import quiet_tracing, step_by_step
 
 COUNTED = ("convolution", "addmm", "mm")
 
@@ -71,7 +71,7 @@ def count(model: nn.Module | Predictor, example: Tensor) -> Cost:
     counter = FlopCounterMode(display=False)
     predictor = as_predictor(model)
     model = predictor.network
-    with predictor.evaluating(), quiet_tracing(), counter:
+    with predictor.evaluating(), quiet_tracing(), step_by_step(model), counter:
         predictor(predictor.place(example[:1]))
     counts = counter.get_flop_counts()
 

@@ -29,7 +29,7 @@ from fcompress.forward.graph import (
     run,
 )
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.forward.running import quiet_tracing, tensors_of
+from fcompress.forward.running import quiet_tracing, step_by_step, tensors_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def record(model: nn.Module | Predictor, inputs: Tensor) -> Recording:
     recorder = _Recorder(model)
     inputs = inputs.clone()
     try:
-        with quiet_tracing():
+        with quiet_tracing(), step_by_step(model):
             first = recorder.slot(inputs, new=True)
             with recorder:
                 outputs = predictor(inputs)

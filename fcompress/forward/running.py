@@ -80,6 +80,19 @@ def quiet_tracing() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@contextmanager
+def step_by_step(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers execute the operators of each step, and no fused one that hides them."""
+    fused = torch._C._get_mkldnn_enabled()
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    torch._C._set_mkldnn_enabled(fused and not recurrent)
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
+
+
 def as_inputs(example: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     """Positional inputs with floating point tensors in `dtype`, on the CPU."""
     items = example if isinstance(example, tuple) else (example,)

@@ -18,6 +18,10 @@ from fcompress.surgery.preparation import Call, plainly
 
 MOST_WAYS = 4
 Way = tuple[tuple[str, ...], ...]
+# What torch itself leaves out or puts in, as memory happens to lie: copies and views of a whole.
+_LAYOUTS = frozenset(
+    "clone contiguous view _unsafe_view reshape _reshape_alias alias detach expand".split()
+)
 
 
 def different_ways(
@@ -108,10 +112,17 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        leaves = tree_leaves((args, kwargs or {}))
-        used = [
-            self._names[id(x)] for x in leaves if isinstance(x, Tensor) and id(x) in self._names
-        ]
-        self.reached.update(used)
-        self.steps.append((str(func), *used))
+        name = func.overloadpacket.__name__
+        if name == "addmm":  # which of the two torch takes depends on how memory lies
+            self._note("aten.mm.default", args[1:])
+            self._note("aten.add.Tensor", args[:1])
+        else:
+            self._note(str(func), (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _note(self, operator: str, given: Any) -> None:
+        leaves = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+        used = [self._names[id(x)] for x in leaves if id(x) in self._names]
+        self.reached.update(used)
+        if used or operator.split(".")[1] not in _LAYOUTS:
+            self.steps.append((operator, *used))

@@ -46,7 +46,7 @@ _VOICE = 0.1
 _MOST_SUSPECTS = 12
 # Numbers that are tried for one group, and of these in pairs.
 _MOST_NUMBERS = 12
-_PAIRED = 4
+_PAIRED = 8
 
 
 def prove(
@@ -114,10 +114,10 @@ def _fitted(experiment: _Experiment, group: Group, failed: dict[str, str]) -> Gr
     found = experiment.misfit([group])
     if found is None:
         return group
-    numbers = experiment.numbers(group)[:_MOST_NUMBERS]
-    for some in [*((n,) for n in numbers), *itertools.combinations(numbers[:_PAIRED], 2)]:
+    for some in experiment.numbers(group):
         candidate = replace(group, numbers=some)
         if experiment.misfit([candidate]) is None:
+            experiment.found(candidate)
             return candidate
     failed[group.name] = found[0]
     return None
@@ -155,6 +155,15 @@ def _largest_without(
 def _look(group: Group) -> list[tuple[str, int, str]]:
     """What a group's slots are called, without where in the network they stand."""
     return [(s.role, s.dim, ".".join(s.tensor.split(".")[-2:])) for s in group.slots]
+
+
+def _alike(group: Group) -> tuple[Any, ...]:
+    """What groups of the same kind of layer have in common."""
+    return group.size, *_look(group)
+
+
+def _attributes(numbers: Sequence[Number]) -> tuple[Any, ...]:
+    return tuple((n.module.rpartition(".")[2], n.attribute, n.position) for n in numbers)
 
 
 def _blamed(error: BaseException, model: nn.Module, groups: Sequence[Group]) -> list[Group]:
@@ -207,11 +216,14 @@ class _Experiment:
         }
         self._trials = (first, some)
         self._known: dict[tuple[str, int, frozenset[str]], list[Tensor]] = {}
-        self._shapes: nn.Module | None = _converted(self._model, lambda t: t.to("meta"))
+        self._on_meta = True
+        self._shapes = _converted(self._model, lambda t: t.to("meta"))
         try:
             self._run_shapes(self._shapes)
         except Exception:  # networks that look at values run for real only
-            self._shapes = None
+            self._on_meta, self._shapes = False, self._model
+        # Attributes of the numbers that groups needed, by how their slots look.
+        self._lowered: dict[Any, tuple[Any, ...]] = {}
 
     def _in_double(
         self, model: nn.Module, example: Any
@@ -241,8 +253,6 @@ class _Experiment:
 
     def misfit(self, groups: Sequence[Group]) -> tuple[str, list[Group]] | None:
         """Why the forward does not run on smaller tensors, and which groups may be the cause."""
-        if self._shapes is None:
-            return None
         excised = self._shapes
         try:
             excised = excise(excised, groups, self._kept(groups, 0), share=True)
@@ -252,9 +262,19 @@ class _Experiment:
             return _width_error(cause), _blamed(cause, excised, groups)
         return None
 
-    def numbers(self, group: Group) -> list[Number]:
-        """Sizes that modules keep and that may count the units of `group`."""
-        return numbers_of(self._model, group)
+    def numbers(self, group: Group) -> list[tuple[Number, ...]]:
+        """Sizes that modules keep and that may count the units of `group`, alone and in pairs.
+
+        What another group that looks alike needed comes first.
+        """
+        found = numbers_of(self._model, group)[:_MOST_NUMBERS]
+        some = [*((n,) for n in found), *itertools.combinations(found[:_PAIRED], 2)]
+        known = self._lowered.get(_alike(group))
+        return sorted(some, key=lambda numbers: _attributes(numbers) != known)
+
+    def found(self, group: Group) -> None:
+        """Remember which numbers a group needed."""
+        self._lowered[_alike(group)] = _attributes(group.numbers)
 
     def problem(self, groups: Sequence[Group]) -> str | None:
         """What goes wrong when units of all these groups go; None if nothing does."""
@@ -350,7 +370,8 @@ class _Experiment:
         return any(isinstance(owner, LocalResponseNorm) for owner in owners)
 
     def _run_shapes(self, model: nn.Module) -> None:
-        self._run(model, tuple(t.to("meta") if isinstance(t, Tensor) else t for t in self._inputs))
+        place = "meta" if self._on_meta else "cpu"
+        self._run(model, tuple(t.to(place) if isinstance(t, Tensor) else t for t in self._inputs))
 
     def _run_with(self, changed: dict[str, Tensor]) -> list[Tensor]:
         for module in self._model.modules():

@@ -31,7 +31,8 @@ Rule = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any], Any], None]
 MOVES = frozenset(
     (
         "view _unsafe_view reshape _reshape_alias permute transpose t expand unsqueeze squeeze "
-        "slice select cat stack split split_with_sizes chunk unbind index index_select gather "
+        "slice select cat stack split split_with_sizes chunk unsafe_split unsafe_split_with_sizes "
+        "unsafe_chunk unbind index index_select gather "
         "roll flip constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d "
         "replication_pad1d replication_pad2d replication_pad3d clone contiguous detach alias "
         "repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle "
@@ -41,8 +42,11 @@ MOVES = frozenset(
     ).split()
 )
 _SAME_UNITS = frozenset("clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy".split())
+_IN_PLACE_VIEWS = frozenset("unsqueeze_ squeeze_ t_ transpose_".split())
 _VIEWS = frozenset("view _unsafe_view reshape unflatten".split())
-_SPLITS = frozenset("split split_with_sizes chunk".split())
+_SPLITS = frozenset(
+    "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk".split()
+)
 _FILLS = frozenset("constant_pad_nd tril triu".split())
 # Elementwise operators that torch does not tag as such.
 _ELEMENTWISE = frozenset(
@@ -114,10 +118,15 @@ def move(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any)
     if all(tracer.parameters.is_parameter(a) for a in sources):
         _move_parameter(tracer, func, args, kwargs, sources, results)
         return
+    name = operator_name(func)
+    if name in _IN_PLACE_VIEWS:
+        before = tracer.stale(sources[0])  # the tensor has its new shape already
+        if before is not None:
+            tracer.set(results[0], _run_on(func, args, kwargs, [before]))
+        return
     if all(tracer.of(a) is None for a in sources):
         return
     ids = [tracer.known(a) for a in sources]
-    name = operator_name(func)
     if name in _SAME_UNITS:
         tracer.set(results[0], ids[0])
         return

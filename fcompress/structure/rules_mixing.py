@@ -22,13 +22,57 @@ from fcompress.structure.rules_elementwise import (
 from fcompress.structure.tracer import Tracer
 from fcompress.structure.unit_ids import compact, nobody, representative, units_in
 
+# Of `aten._trilinear`: which dimensions its three operands lack, and which are summed over.
+_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
+
+
 # Convolutions and matrix products ----------------------------------------------------------
 
 
 def convolution(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Columns read the units of the input, rows write new ones; depthwise ones keep them."""
     x, weight, bias = args[:3]
-    transposed, groups = args[6], args[8]
+    _convolve(tracer, x, weight, bias, args[8], out, transposed=args[6])
+
+
+def deformable(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    """A convolution in its channels; all of one offset group are read at the same places."""
+    x, weight, offset, mask, bias = args[:5]
+    groups, parts = args[11:13]
+    tracer.refuse(tracer.of(offset), "offsets of a deformable convolution")
+    tracer.refuse(tracer.of(mask), "weights of a deformable convolution's offsets")
+    _convolve(tracer, x, weight, bias, groups, out, transposed=False)
+    if parts > 1:
+        line = representative(tracer.known(x), [0, 2, 3]).flatten().expand(x.shape[1])
+        tracer.splits.append(line.reshape(parts, -1))
+
+
+def bilinear(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    """`nn.Bilinear`: rows write units, the other two dimensions read those of each input."""
+    first, weight, second = args[:3]
+    how = tuple(tuple(dims) for dims in args[3:7])
+    rows_only = first.dim() == second.dim() == 2 and weight.dim() == 3
+    if not rows_only or how != _BILINEAR or not tracer.parameters.is_parameter(weight):
+        unknown(tracer, func, args, kwargs, out)
+        return
+    for dim, x in ((1, first), (2, second)):
+        line = tracer.tie_along(tracer.known(x), [0], "a bilinear map")
+        tracer.assign(weight, dim, line.flatten().expand(x.shape[1]), "consumer")
+    rows = tracer.fresh(out.shape[1])
+    tracer.assign(weight, 0, rows, "producer")
+    tracer.set(out, rows.expand(out.shape))
+
+
+def _convolve(
+    tracer: Tracer,
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    groups: int,
+    out: Tensor,
+    *,
+    transposed: bool,
+) -> None:
     channels, outputs = x.shape[1], out.shape[1]
     others = [d for d in range(x.dim()) if d != 1]
     line = tracer.tie_along(tracer.known(x), others, "a convolution that slides over units")
@@ -93,6 +137,9 @@ def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: An
         made = _product(tracer, _as_batch(tracer.known(a)), nobody(b3.shape))
     elif batched and own.is_small(b) and own.is_buffer(a):
         made = _product(tracer, nobody(a3.shape), _as_batch(tracer.known(b)))
+    elif own.is_parameter(b) and own.is_parameter(a) and _one_row(tracer, a):
+        # A learned vector, such as a first state, goes the way of an activation.
+        made = _linear(tracer, _as_batch(tracer.known(a)), b3, bias)
     elif own.is_parameter(b) and own.is_parameter(a) and not own.is_buffer(a):
         of_parameters(tracer, func, [a, b], out)
         return
@@ -111,6 +158,12 @@ def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: An
     if isinstance(bias, Tensor) and not own.is_parameter(b):
         made = meet(tracer, made, bias, str(func.overloadpacket))
     tracer.set(out, made if bool(compact(made).any()) else None)
+
+
+def _one_row(tracer: Tracer, a: Tensor) -> bool:
+    """Whether a parameter is a vector, or the same one for each example."""
+    source = tracer.parameters.source(a) if tracer.parameters.is_small(a) else None
+    return source is not None and bool((source[1] == source[1].flatten(0, -2)[:1]).all())
 
 
 def _as_batch(x: Tensor) -> Tensor:
@@ -311,8 +364,21 @@ def gate(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any)
         tracer.set(out, either(first, second))
 
 
+def packing(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    """Sequences of different lengths as one list of their positions, or the reverse."""
+    ids = tracer.of(args[0])
+    if ids is not None:
+        places = [0, 1] if operator_name(func) == "_pack_padded_sequence" else [0]
+        line = tracer.tie_along(ids, places, "packing of sequences")
+        line = line.reshape(line.shape[len(places) :])
+        tracer.set(out[0], line.expand(out[0].shape))
+
+
 BY_NAME: dict[str, Rule] = {
+    **dict.fromkeys(("_pack_padded_sequence", "_pad_packed_sequence"), packing),
     "convolution": convolution,
+    "deform_conv2d": deformable,
+    "_trilinear": bilinear,
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"), matmul),
     "embedding": embedding,
     **dict.fromkeys(

@@ -220,13 +220,22 @@ class Tracer:
                 self.parameters.aside.setdefault(source, "a weight is computed from it")
             return
         name, dim, at, wraps = line
-        self.parameters.touched.add(name)
         full = torch.zeros(self.parameters.tensors[name].shape[dim], dtype=torch.int64)
         full[at] = ids
         if wraps:
             self.tie(full[at], ids)
-        self.axes.append(Axis(name, dim, full, role))
-        self._uses.setdefault((name, dim), []).append((role, full))
+        self.belongs(name, dim, full, role)
+
+    def belongs(self, name: str, dim: int, ids: Tensor, role: str) -> None:
+        """Index i along `dim` of a whole parameter belongs to `ids[i]`."""
+        self.parameters.touched.add(name)
+        self.axes.append(Axis(name, dim, ids, role))
+        self._uses.setdefault((name, dim), []).append((role, ids))
+
+    def rows(self, name: str) -> Tensor | None:
+        """The units that the rows of a parameter write; None if it was never used as a weight."""
+        uses = self._uses.get((name, 0))
+        return uses[0][1] if uses else None
 
     def meets(self, ids: Tensor, parameter: Tensor, operator: str) -> None:
         """A parameter met elementwise: each of its elements belongs to the unit that it meets.

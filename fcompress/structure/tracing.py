@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.running import as_inputs, dtype_of, runs_on, tensors_in
+from fcompress.forward.running import as_inputs, dtype_of, runs_on, step_by_step, tensors_in
 from fcompress.nn.attention import MultiheadAttention
 from fcompress.nn.local_response_norm import LocalResponseNorm
 from fcompress.structure.liveness import Executed, executed
@@ -42,8 +42,10 @@ from fcompress.structure.rules_elementwise import (
 from fcompress.structure.rules_mixing import (
     BY_NAME,
     attention,
+    bilinear,
     convolution,
     cumulative,
+    deformable,
     embedding,
     matmul,
     reduction,
@@ -81,7 +83,7 @@ _FACTORIES = frozenset(
     ).split()
 )
 # Rules that know what to do with parameters among their operands.
-_FOR_PARAMETERS = (move, convolution, matmul, embedding)
+_FOR_PARAMETERS = (move, convolution, deformable, bilinear, matmul, embedding)
 
 
 def trace(
@@ -109,8 +111,38 @@ def trace(
         if isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttention):
             for parameter in module.parameters():
                 tracer.not_understood(parameter, FIXED_WIDTH)
+    _states(model, tracer)
     tracer.finish()
     return tracer
+
+
+def _states(model: nn.Module, tracer: Tracer) -> None:
+    """Recurrent modules read their own states, in as many columns in each layer and direction.
+
+    Of a state that was never anything but zeros (one step) no column would be known otherwise.
+    """
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, nn.RNNCellBase):
+            _read_again(tracer, prefix, ("",), projected=False)
+        elif isinstance(module, nn.RNNBase):
+            ways = ("", "_reverse") if module.bidirectional else ("",)
+            names = [f"_l{layer}{way}" for layer in range(module.num_layers) for way in ways]
+            _read_again(tracer, prefix, names, projected=module.proj_size > 0)
+
+
+def _read_again(tracer: Tracer, prefix: str, names: Sequence[str], *, projected: bool) -> None:
+    for name in names:
+        state = tracer.rows(f"{prefix}weight_h{'r' if projected else 'h'}{name}")
+        if state is not None:
+            weight = f"{prefix}weight_hh{name}"
+            width = tracer.parameters.tensors[weight].shape[1]
+            tracer.belongs(weight, 1, state[:width], "consumer")
+    for kind in ("weight_hh", "weight_hr"):
+        lines = [tracer.rows(f"{prefix}{kind}{name}") for name in names]
+        for line in lines[1:]:
+            if line is not None and lines[0] is not None:
+                tracer.tie(lines[0], line)
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], call: Call, tracer: Tracer) -> None:
@@ -118,7 +150,7 @@ def _run(model: nn.Module, inputs: tuple[Any, ...], call: Call, tracer: Tracer) 
         tracer.set(tensor, torch.tensor(INPUT).expand(tensor.shape))
     mode = _OnUnitIds(tracer, _known_steps(model, inputs, call))
     run = _with_exact_normalisation(model, mode)
-    with runs_on(*inputs), _places(model, tracer), mode:
+    with runs_on(*inputs), step_by_step(model), _places(model, tracer), mode:
         outputs = call(run, *inputs)
     tracer.returned(outputs)
     for module in model.modules():
@@ -128,7 +160,8 @@ def _run(model: nn.Module, inputs: tuple[Any, ...], call: Call, tracer: Tracer) 
 def _known_steps(model: nn.Module, inputs: tuple[Any, ...], call: Call) -> Sequence[Executed]:
     """What `liveness.executed` says, or nothing of a network that does not run."""
     try:
-        return executed(model, inputs, call)
+        with step_by_step(model):
+            return executed(model, inputs, call)
     except Exception:  # said by the run that follows
         return ()
     finally:

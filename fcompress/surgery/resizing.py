@@ -6,7 +6,7 @@ off them again. Excising units and rebuilding a compressed network from a file b
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,6 +14,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fcompress.errors import FcompressError
 from fcompress.nn.attention import MultiheadAttention, WindowAttention
+
+_DEFORMABLE = ("torchvision.ops.deform_conv", "DeformConv2d")
 
 
 class _Place(NamedTuple):
@@ -86,10 +88,11 @@ def forget_caches(module: nn.Module) -> None:
             value.clear()
 
 
-def _outputs_each(layer: nn.Module) -> int | None:
+def _outputs_each(layer: Any) -> int | None:
     """Outputs for each input channel of a depthwise layer, channels in each group of a norm."""
-    if isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1:
-        return layer.out_channels // layer.groups
+    deformable = (type(layer).__module__, type(layer).__name__) == _DEFORMABLE
+    if (isinstance(layer, _ConvNd) or deformable) and layer.groups == layer.in_channels > 1:
+        return int(layer.out_channels // layer.groups)
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels // layer.num_groups
     return None
@@ -171,6 +174,10 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif (type(module).__module__, type(module).__name__) == _DEFORMABLE:
+        _refresh_deformable(module, outputs_each)
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        _refresh_recurrent(module)
     elif isinstance(module, (MultiheadAttention, WindowAttention)):
         module.refresh()
 
@@ -217,6 +224,31 @@ def _refresh_group_norm(module: nn.GroupNorm, outputs_each: int | None) -> None:
             "take as many from each group"
         )
     _check("bias", module.bias, (module.num_channels,))
+
+
+def _refresh_deformable(module: Any, outputs_each: int | None) -> None:
+    module.out_channels, each = module.weight.shape[:2]
+    if outputs_each is not None:
+        module.groups = module.out_channels // outputs_each
+    module.in_channels = each * module.groups
+    _check("bias", module.bias, (module.out_channels,))
+
+
+def _refresh_recurrent(module: Any) -> None:
+    """Weights are [gates * hidden, in] and [gates * hidden, hidden or projected]."""
+    if isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+        return
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[1]
+    if module.proj_size:
+        module.proj_size, module.hidden_size = module.weight_hr_l0.shape
+    widths = {
+        tuple(p.shape[1:]) for name, p in module.named_parameters() if name.startswith("weight_h")
+    }
+    if len(widths) > (2 if module.proj_size else 1):
+        raise ValueError("its layers and directions have different widths; give all the same")
+    module._init_flat_weights()
 
 
 def _check(key: str, tensor: Tensor | None, expected: tuple[int, ...]) -> None:

@@ -81,17 +81,6 @@ class EachPosition(nn.Module):
         return torch.bmm(rows, self.weights).permute(1, 2, 0).view_as(x)
 
 
-class Cell(nn.Module):
-    """A recurrent layer over positions."""
-
-    def __init__(self):
-        super().__init__()
-        self.cell = nn.LSTM(8, 8, batch_first=True)
-
-    def forward(self, x):
-        return self.cell(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).view_as(x)
-
-
 def constant(x):
     return x * torch.arange(1.0, 9.0, dtype=x.dtype).view(1, -1, 1, 1)
 
@@ -135,7 +124,6 @@ def spatial_attention(x):
         (nn.utils.parametrizations.weight_norm(conv(8, 8)), "computed from other parameters"),
         (nn.utils.parametrizations.spectral_norm(conv(8, 8)), "computed from other parameters"),
         (EachPosition(), "a different weight for each example or position"),
-        (Cell(), "the forward does not run at another width (input.size(-1) must be equal"),
         (lambda x: x.view(2, 8, 6, 6), "the forward does not run at another width (shape '[2, 8"),
         (constant, "the forward does not run at another width"),
         (lambda x: x * x.shape[1], "excising its units is not the same as zeroing them"),
