@@ -34,12 +34,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Compare the answers of two networks.",
     ),
     "export": (
-        "fcompress.cli.export",
+        "fcompress.cli.shipped.export",
         "export_command",
         "Write a network as files that run without fcompress.",
     ),
     "bench": (
-        "fcompress.cli.bench",
+        "fcompress.cli.shipped.bench",
         "bench_command",
         "Measure time, memory and bytes of files.",
     ),

@@ -130,6 +130,8 @@ def quantized(predictor: Predictor, batches: Sequence[Tensor]) -> Quantized:
                 calibrate_method=tool.CalibrationMethod.MinMax,
             )
             found = onnx.load(made)
+            _with_exact_scores(found)
+            onnx.checker.check_model(found)
         except Exception as error:  # of the quantiser, by type as many as operators
             raise UnsupportedNetworkError(
                 f"onnxruntime cannot quantise this {predictor.name}: {type(error).__name__}: "
@@ -202,6 +204,30 @@ def _running(content: bytes) -> Any:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: array})[0])
 
     return run
+
+
+def _with_exact_scores(proto: Any) -> None:
+    """Leave out the last rounding, of the scores to 256 values: two classes of one value would tie.
+
+    The quantiser writes it for the last operator as for any other one.
+    """
+    nodes, output = proto.graph.node, proto.graph.output[0].name
+    made_by = {out: node for node in nodes for out in node.output}
+    back = made_by[output]
+    rounding = made_by.get(back.input[0]) if back.op_type == _DEQUANTIZING else None
+    if rounding is None or rounding.op_type != _QUANTIZING:
+        return
+    exact = rounding.input[0]
+    read = sum(list(node.input).count(exact) for node in nodes)
+    if exact not in made_by or read != 1 or made_by[exact].op_type == _DEQUANTIZING:
+        return
+    maker = made_by[exact]
+    maker.output[list(maker.output).index(exact)] = output
+    for node in (back, rounding):
+        nodes.remove(node)
+    left = {name for node in nodes for name in node.input}
+    for one in [one for one in proto.graph.initializer if one.name not in left]:
+        proto.graph.initializer.remove(one)
 
 
 def _left_in_float(proto: Any) -> dict[str, int]:

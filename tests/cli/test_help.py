@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from fcompress import __version__
 from fcompress.checkpoints.checkpoint import load, save
 from fcompress.cli import main, network_options
-from fcompress.cli.export import EXAMPLES
 from fcompress.cli.main import COMMANDS
 from fcompress.cli.output import checked, old_option
 from fcompress.cli.recipe import recipe_command
+from fcompress.cli.shipped.export import EXAMPLES
 from fcompress.compress.options import ShrinkOptions
 from fcompress.data import load_data
 from fcompress.errors import FcompressError

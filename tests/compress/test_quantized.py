@@ -121,6 +121,8 @@ def test_bytes_and_scores_of_a_larger_one(made):
         scores, near = made.network(x), made(x)
         assert torch.allclose(made.in_float()(x), scores, atol=1e-5)
     assert 0 < float((near - scores).abs().max()) < 0.1 * float(scores.abs().max())
+    # Scores are not rounded to 256 values, which would make ties.
+    assert near.unique().numel() > 0.9 * near.numel()
     assert not [*made.parameters()] and made.left_in_float == {}
 
 
@@ -143,7 +145,7 @@ def test_operators_that_stay_in_floating_point_are_named():
     torch.manual_seed(0)
     x = data()[0]
     made = in_int8(Kept(), x)
-    assert made.left_in_float == {"CumSum": 1, "Erf": 1}
+    assert made.left_in_float == {"Erf": 1}
     with torch.no_grad():
         assert torch.allclose(made(x[:50]), made.network(x[:50]), atol=0.3)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import fcompress
 from fcompress.cascades.network import Cascade
-from fcompress.cli import bench as command
 from fcompress.cli import main
+from fcompress.cli.shipped import bench as command
 from fcompress.errors import CheckpointError, DataError, FcompressError
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.latency import benchmarking
