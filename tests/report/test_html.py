@@ -92,7 +92,11 @@ def test_pages_load_nothing(result, analysis):
         found = Reader(page)
         assert all(a.startswith(("#", "data:")) for a in found.addresses)
         assert not {"link", "iframe", "object", "embed"} & set(found.tags)
-        assert "url(" not in page.replace("url(#${clip})", "") and "@import" not in page and "fetch(" not in page
+        assert (
+            "url(" not in page.replace("url(#${clip})", "")
+            and "@import" not in page
+            and "fetch(" not in page
+        )
         assert "default-src 'none'" in page
 
 

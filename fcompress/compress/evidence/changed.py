@@ -169,7 +169,7 @@ def _words(kind: str, before: Tensor, after: Tensor, names: Sequence[str]) -> tu
             )
             for one in yes
         ]
-        return said[0], said[1]
+        return said[0], said[1], ""
     if kind in ("positions", "tokens"):
         places = (before != after).flatten().nonzero().flatten()
         first = int(places[0]) if len(places) else 0
