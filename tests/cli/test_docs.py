@@ -96,7 +96,7 @@ def test_files_that_are_named_exist(page):
     missing = [
         n for n in named if not (ROOT / n).exists() and not (ROOT / "fcompress" / n).exists()
     ]
-    assert missing in ([], ["demo-output/thin-0.05.png"])
+    assert missing in ([], ["demo-output/thin-0.05.html"])
 
 
 @every_document
