@@ -237,6 +237,7 @@ def test_other_networks_have_no_folder(tmp_path):
 # Several inputs in programs -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_programs_keep_names_and_take_shorter_texts(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = built("bert")
