@@ -86,16 +86,26 @@ def changed(one: nn.Module, other: nn.Module, inputs: dict[str, Tensor]) -> floa
 
 
 def pruned(model: nn.Module, inputs: dict[str, Tensor], most: int) -> dict[str, Any]:
-    """torch-pruning at the least ratio that leaves at most so many parameters."""
-    for ratio in [step / 20 for step in range(1, 20)]:
+    """torch-pruning at the least ratio, in hundredths, that leaves at most so many parameters."""
+    low, high, found = 0, 100, {"failed": "no ratio leaves so few parameters"}
+    while high - low > 1:
+        ratio = (low + high) // 2
         try:
-            thin = _at(model, inputs, ratio)
+            thin = _at(model, inputs, ratio / 100)
             params = sum(p.numel() for p in thin.parameters())
-            if params <= most:
-                return {"ratio": ratio, "params": params, "changed": changed(model, thin, inputs)}
+            if params > most:
+                low = ratio
+                continue
+            high = ratio
+            found = {
+                "ratio": ratio / 100,
+                "params": params,
+                "changed": changed(model, thin, inputs),
+            }
         except Exception as error:
-            return {"failed": f"{type(error).__name__}: {first_line(error)[:120]}", "ratio": ratio}
-    return {"failed": "no ratio leaves so few parameters", "params": params}
+            said = f"{type(error).__name__}: {first_line(error)[:120]}"
+            return {"failed": said, "ratio": ratio / 100}
+    return found
 
 
 def _at(model: nn.Module, inputs: dict[str, Tensor], ratio: float) -> nn.Module:
@@ -174,6 +184,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(names: tuple[str, ...], out: Path | None) -> None:
     """Measure networks of transformers, all or those that are named."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     warnings.simplefilter("ignore")
     rows = []
     for name in names or CASES:

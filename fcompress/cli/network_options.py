@@ -114,7 +114,12 @@ class NetworkOptions:
         """How the network sees images; None where nothing was said."""
         from fcompress.data.preprocess import of_name, of_numbers
 
-        base = None if self.transform is None else of_name(self.transform, architecture)
+        transform, own = self.transform, (self.arch or "").startswith("hf:")
+        base = (
+            None
+            if transform is None
+            else of_name(self.arch or "" if transform == "hf" and own else transform, architecture)
+        )
         return of_numbers(
             size=self.size,
             mean=self.mean,
@@ -175,7 +180,7 @@ _OPTIONS = (
         "--transform",
         metavar="NAME",
         help="How the network sees images: torchvision:ResNet50_Weights.IMAGENET1K_V2, timm:NAME, "
-        "or timm.  [default: scaled by what is measured on the data]",
+        "timm, hf:DIR, or hf of --arch hf:DIR.  [default: scaled by what is measured on the data]",
     ),
     click.option(
         "--mean",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torchvision
 
-from fcompress.errors import ArchitectureError, DataError, suggest
+from fcompress.errors import ArchitectureError, CheckpointError, DataError, suggest
 from fcompress.models.external import Architecture, import_timm
+from fcompress.models.huggingface import read_json
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _LARGEST = 2**14
@@ -150,7 +152,8 @@ def of_name(name: str, architecture: Architecture | None = None) -> Preprocess:
 
     Args:
         name: `torchvision:WEIGHTS` (as in torchvision:ResNet50_Weights.IMAGENET1K_V2), `timm:NAME`,
-            or `timm` for the preset of the timm network at hand.
+            `timm` for the preset of the timm network at hand, or `hf:DIR` for the image processor
+            of a folder of transformers.
         architecture: The network at hand.
 
     Raises:
@@ -164,10 +167,67 @@ def of_name(name: str, architecture: Architecture | None = None) -> Preprocess:
         rest = architecture.name.partition(":")[2]
     if kind == "timm" and rest:
         return _of_timm(rest)
+    if kind == "hf" and rest:
+        return _of_transformers(Path(rest).expanduser())
     raise DataError(
         f"--transform {name}: expected torchvision:WEIGHTS, as in "
-        "torchvision:ResNet50_Weights.IMAGENET1K_V2, timm:NAME, or timm with --arch timm:NAME"
+        "torchvision:ResNet50_Weights.IMAGENET1K_V2, timm:NAME, timm with --arch timm:NAME, or "
+        "hf:DIR"
     )
+
+
+def _of_transformers(folder: Path) -> Preprocess:
+    """What the image processor of a folder does, as far as it is one of these steps."""
+    file = folder / "preprocessor_config.json"
+    try:
+        said = read_json(file)
+    except CheckpointError as error:
+        raise DataError(f"--transform hf:{folder}: {error}") from error
+    resize, crop = (_sides(said, key) for key in ("size", "crop_size"))
+    if not said.get("do_center_crop"):
+        crop = ()
+    resize = resize if said.get("do_resize", True) else ()
+    share = said.get("crop_pct")
+    if share is not None and len(resize) == 1:  # as ConvNeXt has it, up to 384 pixels
+        crop = resize * 2
+        resize = (int(resize[0] / share),) if resize[0] < 384 else crop
+    size = crop or (resize if len(resize) == 2 else resize * 2)
+    mean, std = (_numbers(said, key) for key in ("image_mean", "image_std"))
+    scale, number = said.get("rescale_factor", 1 / 255), said.get("resample", 2)
+    known = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+    if abs(scale - 1 / 255) > 1e-6 or number not in known or not said.get("do_rescale", True):
+        raise DataError(f"{file} scales images in another way; give --mean, --std and --size")
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,) * len(mean or (0,)), (1.0,) * len(mean or (0,))
+    return Preprocess(
+        source=f"hf:{folder}",
+        channels=len(mean) if mean is not None and len(mean) in (1, 3) else None,
+        size=(size[0], size[1]) if size else None,
+        resize=resize,
+        interpolation=known[number],
+        mean=mean,
+        std=std,
+    )
+
+
+def _sides(said: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """A size of an image processor: of the shorter side, or height and width."""
+    found = said.get(key)
+    if isinstance(found, Mapping):
+        found = [found[k] for k in ("height", "width", "shortest_edge") if found.get(k) is not None]
+    sides = [found] if isinstance(found, int) else list(found or ())
+    if not all(type(side) is int and side > 0 for side in sides) or len(sides) > 2:
+        raise DataError(f"an image processor with {key} = {found}; give --size")
+    return tuple(sides)
+
+
+def _numbers(said: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+    found = said.get(key)
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(type(value) in (int, float) for value in found):
+        raise DataError(f"an image processor with {key} = {found}; give --mean and --std")
+    return tuple(map(float, found))
 
 
 def _of_torchvision(name: str) -> Preprocess:

@@ -4,9 +4,11 @@ Nothing is downloaded: weights are random at first, and the tasks are made here.
 texts, waves for sounds, and the images are the digits that come with the package.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -260,3 +262,19 @@ def accuracy(name: str, model: nn.Module) -> float:
         found = model(**inputs).logits.argmax(-1)
     counted = labels != -100
     return float((found == labels)[counted].double().mean())
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The files of a tokeniser that splits texts at spaces, as transformers writes them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    said = {"pad_token": "[PAD]", "mask_token": "[MASK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))

@@ -21,6 +21,8 @@ from fcompress.models.huggingface.classes import make
 MOST = 64
 _MOST_KEYS = 3
 Shapes = dict[str, Size]
+# Number of a layer -> size -> what it became there; -1 for what is in no numbered layer.
+Changes = dict[int, dict[int, dict[int, None]]]
 
 
 def fitting_config(
@@ -43,11 +45,11 @@ def fitting_config(
         return config if built == wanted else None
     if built.keys() != wanted.keys():
         return None
-    changed: dict[int, list[int]] = {}
+    changed: Changes = {}
     for name, shape in built.items():
         for old, new in zip(shape, wanted[name], strict=False):
             if old != new:
-                changed.setdefault(old, []).append(new)
+                changed.setdefault(_layer(name), {}).setdefault(old, {})[new] = None
     for number, choice in enumerate(_choices(config, changed)):
         if number == MOST:
             break
@@ -68,33 +70,36 @@ def _shapes(model_type: str, args: Mapping[str, Any], config: dict[str, Any]) ->
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def _choices(config: Mapping[str, Any], changed: Mapping[int, list[int]]) -> Iterator[dict]:
+def _layer(name: str) -> int:
+    """The first number in the name of a tensor."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
+
+
+def _choices(config: Mapping[str, Any], changed: Changes) -> Iterator[dict[str, Any]]:
     """New values of some entries, few entries first."""
-    values = {
-        key: found
-        for key, value in config.items()
-        if type(value) is int and value > 1 and (found := _values(value, changed, config))
-    }
+    values = {key: found for key, said in config.items() if (found := _values(said, changed))}
     for count in range(1, _MOST_KEYS + 1):
         for keys in combinations(values, count):
             for choice in product(*(values[key] for key in keys)):
                 yield dict(zip(keys, choice, strict=True))
 
 
-def _values(
-    value: int, changed: Mapping[int, list[int]], config: Mapping[str, Any]
-) -> list[int | list[int]]:
-    """What a size may have become, if the sizes that it decides are its multiples."""
-    found: dict[int, None] = {}
-    for old, news in changed.items():
-        if old % value == 0:
-            found |= {value * n // old: None for n in news if value * n % old == 0 and n > 0}
-    values: list[int | list[int]] = [*found]
-    layers = config.get("num_hidden_layers")
-    news = changed.get(value, [])
-    # One for each layer, in the order of the layers, if each layer has as many of them.
-    if type(layers) is int and layers > 1 and news and len(news) % layers == 0:
-        each = len(news) // layers
-        if all(len(set(news[i : i + each])) == 1 for i in range(0, len(news), each)):
-            values.append(news[::each])
-    return values
+def _values(said: Any, changed: Changes) -> list[Any]:
+    """What an entry may have become, if the sizes that it decides are its multiples."""
+    if type(said) is int and said > 1:
+        found: dict[int, None] = {}
+        for of_layer in changed.values():
+            for old, news in of_layer.items():
+                if old % said == 0:
+                    found |= {said * n // old: None for n in news if said * n % old == 0 and n}
+        return [*found]
+    # One for each layer.
+    if type(said) is not list or not said or not all(type(size) is int for size in said):
+        return []
+    new = []
+    for layer, size in enumerate(said):
+        became = [*changed.get(layer, {}).get(size, {size: None})]
+        if len(became) > 1:
+            return []
+        new += became
+    return [new] if new != said else []
