@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import fcompress
-from fcompress.compress.distillation import distilling, student
+from fcompress.compress.distillation import distilling, rotated, student
 from fcompress.compress.distillation.teacher import HELD_OUT_MOST, teacher_of
 from fcompress.compress.options import DISTILL_EFFORT
 from fcompress.data.specs import reload_data
@@ -46,6 +46,7 @@ CHANGES: list[dict[str, Any]] = [
     {"statistics": "moving"},
     {"temperature": 1.0},
     {"temperature": 4.0},
+    {"steps": "plain Adam"},
 ]
 TRIALS = [
     *(("resnet20-14", ratio, change) for ratio in (0.6, 0.25) for change in CHANGES),
@@ -67,6 +68,7 @@ def changed(setting: dict[str, Any]) -> Iterator[None]:
     with (
         patch.object(distilling, "RAISED", raised),
         patch.object(student, "TEMPERATURE", temperature),
+        patch.object(rotated, "SHARE", 0.0 if "steps" in setting else rotated.SHARE),
     ):
         yield
 

@@ -166,7 +166,7 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     default=DISTILL_EFFORT,
     show_default=True,
     metavar="N",
-    help="Sweeps of training over the calibration examples, to distil one candidate.",
+    help="Work to distil a candidate, in plain sweeps over the data; the first gets 4 times that.",
 )
 @click.option(
     "--distill-seconds",

@@ -28,7 +28,7 @@ SIZES = ("ratio", "max_macs", "max_params", "max_bytes", "max_latency")
 QUANTIZE = ("int8",)
 BATCH = 64  # examples whose latency counts, unless another number is said
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
-# Sweeps of training over the calibration examples, for each network that is distilled.
+# For each network that is distilled, in plain sweeps over calibration and search examples.
 DISTILL_EFFORT = 8.0
 
 
@@ -58,8 +58,8 @@ class ShrinkOptions:
         objective: What removing units is to save, one of `OBJECTIVES`.
         round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
         distill: Whether to train candidates on towards the original, without labels.
-        distill_effort: Sweeps of training over the calibration examples to distil one candidate
-            with, above 0.
+        distill_effort: Work to distil one candidate with, in plain sweeps over the calibration and
+            search examples, above 0; the first one gets four times as much.
         distill_seconds: Most seconds for that; None for no limit.
         distill_data: Further inputs to distil on.
         ratio: Instead of a tolerance: at most this share of what the objective counts, in (0, 1].

@@ -113,8 +113,9 @@ def shrink(
             multiple that costs no time on the model's device (not repeatable either).
         distill: Train candidates on towards the original network, without labels, and so get
             thinner: on the calibration inputs and, of named data, those of the training split.
-        distill_effort: Sweeps of training to distil one candidate, above 0: so many times the
-            number of calibration examples are passed forward and backward.
+        distill_effort: Work to distil one candidate with, above 0, in plain sweeps over calibration
+            and search examples; training on an example counts as three of them. The first candidate
+            that is distilled gets four times as much, and the others begin from it.
         distill_seconds: Most seconds for that; None for no limit. Where it strikes, the result
             depends on the clock.
         distill_data: Further inputs to distil on, in any form that `data` may have.

@@ -257,7 +257,7 @@ class _Run:
         self.best, self._state = self.before.divergence, self.student.state()
 
     def train(self, starts: Sequence[Mapping[str, Tensor]] = ()) -> None:
-        """Do all that the effort allows for, from the best of the starts and what is there."""
+        """Do all that the effort allows for, from the best of the starts or where it is."""
         for state in starts:
             self.student.become(state)
             self._look("from a larger network")
