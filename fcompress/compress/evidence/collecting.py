@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fcompress.compress.evidence.changed import ChangedExamples, changed_examples
-from fcompress.compress.evidence.collected import Evidence
+from fcompress.compress.evidence.evidence import Evidence
 from fcompress.compress.evidence.flow import Flow, flow_of
 from fcompress.compress.evidence.units import UnitMap
 from fcompress.data.roles import Roles

@@ -28,7 +28,8 @@ class UnitMap:
         order: int64 [C]: units, those that stay longest first.
         cost: Pairs (units kept, nats): what it costs to keep only the first so many.
         variance: Pairs (principal components, share of the variance that they explain) of the
-            units as their first consumer reads them; empty where there are too many units.
+            units as their first consumer reads them; empty where there are too many units, or their
+            variances lie too far apart.
         picture: Their correlations, in that order.
         kept: How many of the first units of the order stay.
     """
@@ -104,7 +105,10 @@ def _unexplained(covariance: Tensor) -> Tensor:
 def _explained_variance(covariance: Tensor) -> tuple[tuple[int, float], ...]:
     if len(covariance) > MOST_EXACT:
         return ()
-    values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+    try:
+        values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+    except torch.linalg.LinAlgError:  # of activations of an absurd size; nothing depends on them
+        return ()
     total = values.sum()
     return _sampled(values.cumsum(0) / total, first=1) if float(total) > 0 else ()
 

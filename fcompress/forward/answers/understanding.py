@@ -298,14 +298,15 @@ def _together(rows: Tensor) -> bool:
 def _as_made(predictor: Predictor) -> bool:
     """Whether all layers have weights within the bounds in which torch draws them.
 
-    Training leaves them at once: some of many weights lie at the very bound.
+    Training leaves them at once: some of many weights lie at the very bound. A network without
+    layers counts as made, too.
     """
     found = [
         module.weight.detach().abs().amax() * module.weight[0].numel() ** 0.5
         for module in predictor.network.modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     ]
-    return bool(found) and all(float(most) <= 1 + ALIKE for most in found)
+    return all(float(most) <= 1 + ALIKE for most in found)
 
 
 def _finite(outputs: Tensor) -> Tensor:
