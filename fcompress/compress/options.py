@@ -88,6 +88,7 @@ class ShrinkOptions:
         stochastic: Whether a network that draws random numbers is welcome.
         balance: Whether calibration listens to all labels alike.
         keep_depth: Whether all blocks stay, so that only their units go.
+        only_seen_paths: Whether units go that layers which no example reached may read or write.
         cascade: Whether the original answers where the compressed network is unsure.
 
     Raises:
@@ -128,6 +129,7 @@ class ShrinkOptions:
     stochastic: bool = False
     balance: bool = False
     keep_depth: bool = False
+    only_seen_paths: bool = False
     cascade: bool = False
 
     def __post_init__(self) -> None:
