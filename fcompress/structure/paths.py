@@ -138,7 +138,7 @@ def spared(structure: Structure, model: nn.Module, unreached: Collection[str]) -
         >>> model.never = nn.Linear(8, 4)
         >>> structure = find_groups(model, torch.ones(4, 2), call=lambda m, x: m[:4](x))
         >>> structure = spared(structure, model, ["never.weight"])
-        >>> [group.name for group in structure.groups], structure.skipped()[0]["reason"][:44]
+        >>> [group.name for group in structure.groups], structure.not_pruned[-1].reason[:44]
         (['2'], 'never, which no example reached, may read or')
     """
     tensors = dict(model.named_parameters())
