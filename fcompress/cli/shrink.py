@@ -98,6 +98,11 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     help="Take units only: every block stays.",
 )
 @click.option(
+    "--only-seen-paths",
+    is_flag=True,
+    help="Prune too what layers that no example reached may read.",
+)
+@click.option(
     "--cascade",
     is_flag=True,
     help="Give a pair: the original answers where the compressed network is unsure.",

@@ -15,7 +15,7 @@ from fcompress.forward.repeats import check_repeats
 from fcompress.forward.running import runs_on
 from fcompress.models import Network
 from fcompress.structure.groups import Structure
-from fcompress.structure.paths import different_ways
+from fcompress.structure.paths import different_ways, reached_in_training
 from fcompress.surgery.preparation import Call, prepare
 
 # Single examples and whole batches on which the network is watched for other ways through it.
@@ -55,11 +55,17 @@ def repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predict
 
 
 def ways_of(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tensor], set[str]]:
-    """Batches on which the network executes different operators, the first four among them."""
+    """Batches on which the network executes different operators, the first four among them.
+
+    Beside them the names of parameters that none of them reached, nor training does.
+    """
     single = [inputs[row : row + 1] for row in range(min(SINGLES, len(inputs)))]
     tried = [inputs[:4], *single, *batches_of(inputs)[:LOOKED_AT]]
     with original.evaluating(), runs_on(inputs):
-        return different_ways(original.network, tried, call=call)
+        ways, unreached = different_ways(original.network, tried, call=call)
+        if unreached:
+            unreached -= reached_in_training(original.network, tried[0], call=call)
+        return ways, unreached
 
 
 def said_of_ways(ways: Sequence[Tensor], unreached: set[str]) -> Iterator[str]:
@@ -74,8 +80,9 @@ def said_of_ways(ways: Sequence[Tensor], unreached: set[str]) -> Iterator[str]:
         more = f" and {len(modules) - NAMED} more" if len(modules) > NAMED else ""
         some = ", ".join(modules[:NAMED]) + more
         yield (
-            f"no calibration example reached {some}; where that reads units that are "
-            "removed, the compressed network does not run if an example reaches it"
+            f"no calibration example reached {some}; units that it seems to read or write, by "
+            "their number, are not pruned unless that is asked for (only_seen_paths), and whether "
+            "the compressed network runs if an example reaches it is not known"
         )
 
 

@@ -89,6 +89,7 @@ class ShrinkOptions:
         stochastic: Whether a network that draws random numbers is welcome.
         balance: Whether calibration listens to all labels alike.
         keep_depth: Whether all blocks stay, so that only their units go.
+        only_seen_paths: Whether units go that layers which no example reached may read or write.
         cascade: Whether the original answers where the compressed network is unsure.
         quantize: One of `QUANTIZE`, in which candidates are judged and the network is given; None
             for the network in torch.
@@ -131,6 +132,7 @@ class ShrinkOptions:
     stochastic: bool = False
     balance: bool = False
     keep_depth: bool = False
+    only_seen_paths: bool = False
     cascade: bool = False
     quantize: str | None = None
 

@@ -50,7 +50,7 @@ from fcompress.forward.recording import Recording
 from fcompress.models.external import check_layers, check_weights
 from fcompress.progress import Progress, Report, reporter, silent
 from fcompress.structure.groups import find_groups
-from fcompress.structure.paths import commonest_way
+from fcompress.structure.paths import commonest_way, spared
 
 
 @renamed(polish="distill", polish_seconds="distill_seconds")
@@ -92,6 +92,7 @@ def shrink(
     stochastic: bool = False,
     balance: bool = False,
     keep_depth: bool = False,
+    only_seen_paths: bool = False,
     cascade: bool = False,
     quantize: str | None = None,
     groups: object = None,
@@ -176,6 +177,9 @@ def shrink(
             removed costs rare labels no more than frequent ones. For one class an example.
         keep_depth: Take units only; otherwise whole blocks (of layers around which the network
             has a skip) may go as well.
+        only_seen_paths: Prune as if no example will ever take a way through the code that no
+            calibration example took; otherwise units that layers which none reached seem to read
+            or write, by their number, stay.
         cascade: Give a pair of networks as one (`cascades.Cascade`): the compressed network answers
             where it is sure enough, the original all other examples. Its size and the threshold
             are those that cost least on average within the tolerance.
@@ -250,6 +254,7 @@ def shrink(
         stochastic=stochastic,
         balance=balance,
         keep_depth=keep_depth,
+        only_seen_paths=only_seen_paths,
         cascade=cascade,
         quantize=quantize,
     )
@@ -325,6 +330,8 @@ def compress(
     structure = find_groups(
         original.network, inputs[:4], seed=options.seed, call=call, also=ways[1:]
     )
+    if not options.only_seen_paths:
+        structure = spared(structure, original.network, unreached)
     check_something(structure)
     units = sum(g.size for g in structure.groups)
     _tell(report, f"{units} units in {len(structure.groups)} groups")

@@ -6,14 +6,17 @@ have to fit on all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import quiet_tracing, tensors_of
+from fcompress.structure.groups import Structure
 from fcompress.surgery.preparation import Call, plainly
 
 MOST_WAYS = 4
@@ -90,6 +93,70 @@ def commonest_way(
     for batch in batches:
         by_way.setdefault(_way(model, batch, call)[0], []).append(batch)
     return max(by_way.values(), key=lambda some: sum(len(batch) for batch in some))
+
+
+def reached_in_training(model: nn.Module, batch: Tensor, *, call: Call = plainly) -> set[str]:
+    """Names of the parameters that a network uses in training mode: auxiliary heads, for one.
+
+    Args:
+        model: The network; a copy of it is run.
+        batch: Inputs [N, ...], on its device.
+        call: Runs the network, `call(model, inputs)`.
+
+    Returns:
+        The names; none of a network that does not run in training mode.
+
+    Example:
+        >>> import torch
+        >>> aside = lambda model, x: model[0](model[1](x) if model.training else x)
+        >>> layers = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> sorted(reached_in_training(layers.eval(), torch.ones(1, 1), call=aside))
+        ['0.weight', '1.weight']
+    """
+    copied = deep_copy(model).train()
+    try:
+        return _way(copied, batch, call)[1]
+    except Exception:  # nobody asked whether it trains
+        return set()
+
+
+def spared(structure: Structure, model: nn.Module, unreached: Collection[str]) -> Structure:
+    """A structure without the groups that layers which no run reached may read or write.
+
+    What such a layer would be given nobody saw, but its weights say how wide that is: groups that
+    stand somewhere in a dimension of that width are not pruned.
+
+    Args:
+        structure: Groups of the network.
+        model: The network.
+        unreached: Names of parameters that no run reached.
+
+    Example:
+        >>> import torch
+        >>> from fcompress.structure.groups import find_groups
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 3))
+        >>> model.never = nn.Linear(8, 4)
+        >>> structure = find_groups(model, torch.ones(4, 2), call=lambda m, x: m[:4](x))
+        >>> structure = spared(structure, model, ["never.weight"])
+        >>> [group.name for group in structure.groups], structure.not_pruned[-1].reason[:44]
+        (['2'], 'never, which no example reached, may read or')
+    """
+    tensors = dict(model.named_parameters())
+    widths: dict[int, str] = {}
+    for name in sorted(unreached):
+        for size in tensors[name].shape[:2]:
+            widths.setdefault(size, name.rpartition(".")[0] or name)
+    kept, left = [], list(structure.not_pruned)
+    for group in structure.groups:
+        layer = next((widths[n] for s in group.slots if (n := len(s.units)) in widths), None)
+        if layer is None:
+            kept.append(group)
+        else:
+            reason = f"{layer}, which no example reached, may read or write its units"
+            left.append(
+                replace(group, reason=f"{reason}; only_seen_paths prunes them all the same")
+            )
+    return replace(structure, groups=tuple(kept), not_pruned=tuple(left))
 
 
 def _way(model: nn.Module, batch: Tensor, call: Call) -> tuple[Way, set[str]]:
