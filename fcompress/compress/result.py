@@ -18,8 +18,8 @@ from fcompress.certify.other_outputs import moved_outputs, said
 from fcompress.certify.screening import Copies
 from fcompress.compress.cascade.gains import CascadeGains, gains
 from fcompress.compress.cascade.search import FoundCascade
-from fcompress.compress.evidence.evidence import Evidence
 from fcompress.compress.evidence.collecting import collected
+from fcompress.compress.evidence.evidence import Evidence
 from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.quantized import Int8Gains, int8_gains
 from fcompress.compress.search import CandidateBuilder, Found

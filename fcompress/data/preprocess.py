@@ -186,7 +186,11 @@ def _of_transformers(folder: Path) -> Preprocess:
     resize, crop = (_sides(said, key) for key in ("size", "crop_size"))
     if not said.get("do_center_crop"):
         crop = ()
+    crop = crop * 2 if len(crop) == 1 else crop
     resize = resize if said.get("do_resize", True) else ()
+    # One number in older files: of the shorter side where the centre is cut out, else of both.
+    if isinstance(said.get("size"), int) and not crop and "crop_pct" not in said:
+        resize = resize * 2
     share = said.get("crop_pct")
     if share is not None and len(resize) == 1:  # as ConvNeXt has it, up to 384 pixels
         crop = resize * 2

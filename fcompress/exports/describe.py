@@ -27,6 +27,7 @@ from fcompress.formats.safetensors import is_safetensors, read_safetensors
 from fcompress.formats.torch_zip import is_zip, read_archive
 from fcompress.models import build
 from fcompress.models.fingerprint import judged
+from fcompress.models.huggingface import weights_of
 from fcompress.programs import files as programs
 
 KINDS = {
@@ -109,7 +110,7 @@ def describe_file(path: str | os.PathLike[str]) -> Contents:
         >>> describe_file("net.pt").kind
         'network'
     """
-    path = as_path(path)
+    path = weights_of(as_path(path))
     check_file(path)
     if path.suffix.lower() == ".onnx":
         return _of_onnx(path)

@@ -1,8 +1,8 @@
 from .changed import ChangedExample as ChangedExample
 from .changed import ChangedExamples as ChangedExamples
 from .changed import changed_examples as changed_examples
-from .evidence import Evidence as Evidence
 from .collecting import collected as collected
+from .evidence import Evidence as Evidence
 from .flow import Flow as Flow
 from .flow import JoinedUnits as JoinedUnits
 from .flow import LayerCosts as LayerCosts
