@@ -2,7 +2,6 @@ from .changed import ChangedExample as ChangedExample
 from .changed import ChangedExamples as ChangedExamples
 from .changed import changed_examples as changed_examples
 from .collected import Evidence as Evidence
-from .collecting import collected as collected
 from .flow import Flow as Flow
 from .flow import JoinedUnits as JoinedUnits
 from .flow import LayerCosts as LayerCosts
