@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from benchmarks.pictures import small_png
 from cases.browser import Opened, started
+
+from benchmarks.pictures import small_png
 
 WIDTH = 1060
 
