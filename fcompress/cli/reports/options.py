@@ -117,6 +117,8 @@ def said_of_certifying(result: ShrinkResult) -> str:
     """What the certification split can still say of the candidates, in a sentence."""
     met = [one for one in result.candidates if one["certification"] is not None]
     passed = sum(one["certification"] == "passed" for one in met)
+    if result.cascade is not None:
+        return "Pairs with the original were certified; none of the networks is by itself."
     if result.tolerance is None:
         return "None is certified; verify one on examples that none of them has met."
     return (

@@ -1,7 +1,6 @@
 from .changed import ChangedExample as ChangedExample
 from .changed import ChangedExamples as ChangedExamples
 from .changed import changed_examples as changed_examples
-from .collecting import collected as collected
 from .evidence import Evidence as Evidence
 from .flow import Flow as Flow
 from .flow import JoinedUnits as JoinedUnits
