@@ -171,7 +171,7 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     default=DISTILL_EFFORT,
     show_default=True,
     metavar="N",
-    help="Work to distil a candidate, in plain sweeps over the data; the first gets 4 times that.",
+    help="Work to distil a candidate, in plain sweeps over calibration and search data.",
 )
 @click.option(
     "--distill-seconds",

@@ -30,6 +30,8 @@ BATCH = 64  # examples whose latency counts, unless another number is said
 TOLERANCE = 0.05  # of `shrink`, where neither a tolerance nor a size is asked for
 # For each network that is distilled, in plain sweeps over calibration and search examples.
 DISTILL_EFFORT = 8.0
+# Of a size there is one network, which may take what several take in a search.
+ALONE = 6
 
 
 # Numbers: what is expected, and how to tell.
@@ -59,7 +61,7 @@ class ShrinkOptions:
         round_to: Keep multiples of so many units; "auto" for the largest that costs no time.
         distill: Whether to train candidates on towards the original, without labels.
         distill_effort: Work to distil one candidate with, in plain sweeps over the calibration and
-            search examples, above 0; the first one gets four times as much.
+            search examples, above 0; `ALONE` times as much for a size.
         distill_seconds: Most seconds for that; None for no limit.
         distill_data: Further inputs to distil on.
         ratio: Instead of a tolerance: at most this share of what the objective counts, in (0, 1].
@@ -199,6 +201,11 @@ class ShrinkOptions:
     def by_size(self) -> bool:
         """Whether a size is asked for instead of a tolerance."""
         return any(getattr(self, name) is not None for name in SIZES)
+
+    @property
+    def network_effort(self) -> float:
+        """Work to distil one network with."""
+        return self.distill_effort * (ALONE if self.by_size else 1)
 
     @property
     def tolerance(self) -> float | None:

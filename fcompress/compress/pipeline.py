@@ -115,8 +115,8 @@ def shrink(
         distill: Train candidates on towards the original network, without labels, and so get
             thinner: on the calibration inputs and, of named data, those of the training split.
         distill_effort: Work to distil one candidate with, above 0, in plain sweeps over calibration
-            and search examples; training on an example counts as three of them. The first candidate
-            that is distilled gets four times as much, and the others begin from it.
+            and search examples; training on an example counts as three. Each candidate begins where
+            the one before it has come to; of a size there is one, which gets six times as much.
         distill_seconds: Most seconds for that; None for no limit. Where it strikes, the result
             depends on the clock.
         distill_data: Further inputs to distil on, in any form that `data` may have.
@@ -369,7 +369,7 @@ def compress(
             multiple = best_multiple(context, removal_order)
         if multiple > 1:
             _tell(report, f"numbers of units are rounded up to multiples of {multiple}")
-        effort = options.distill_effort if options.distill else None
+        effort = options.network_effort if options.distill else None
         limit = options.distill_seconds
         builder = CandidateBuilder(
             context, method, removal_order, roles, report, multiple, effort, limit

@@ -46,8 +46,6 @@ HALVES = 0.01
 # From one network to the next no more than this share of labels, and of those that change already.
 JUMP = (0.02, 0.5)
 RUNGS = (1 / 2, 15 / 16)  # milder networks still: how far back to the whole one, logarithmic
-# How many times the effort the first network that is distilled gets: the others begin from it.
-FIRST = 4
 # Distillation learns from all calibration examples, and further ones, up to so many bytes.
 DISTILL_BYTES = 1 << 30
 # Multiples that `round_to="auto"` chooses from, and how much slower it may be by accident.
@@ -89,7 +87,7 @@ class CandidateBuilder:
         report: Told of each network.
         multiple: Numbers of units are rounded up to multiples of this.
         distill_effort: Work to distil one network with, in plain sweeps over the calibration and
-            search examples; the first one gets `FIRST` times as much. None to distil none.
+            search examples; None to distil none.
         distill_seconds: Most seconds for one; None for no limit.
         tried: Every network so far.
         quantizer: Makes of a network the file in int8 that is judged in its place; None to judge
@@ -122,6 +120,7 @@ class CandidateBuilder:
 
         Of further inputs no more are taken than the effort can use.
         """
+        assert self.distill_effort is not None
         original, roles = self.context.original, self.roles
         first = roles.calibration.first(1)
         affordable = max(1, DISTILL_BYTES // (first.numel() * first.element_size()))
@@ -130,7 +129,7 @@ class CandidateBuilder:
         # A plain sweep is over the calibration examples that statistics are from, and the search.
         swept = sum(map(len, self.context.batches)) + len(roles.search)
         sweep = math.ceil(swept / STEP_COST)
-        wanted = min(affordable, math.ceil(self._effort * sweep)) - len(known)
+        wanted = min(affordable, math.ceil(self.distill_effort * sweep)) - len(known)
         for examples in roles.unlabelled:
             if wanted > 0:
                 inputs.append(examples.first(wanted))
@@ -138,13 +137,6 @@ class CandidateBuilder:
         batches = [original.place(batch) for part in inputs for batch in batches_of(part)]
         held_out = [original.place(b) for b in batches_of(roles.search.first(HELD_OUT_MOST))]
         return teacher_of(original, batches, held_out, sweep=sweep)
-
-    @property
-    def _effort(self) -> float:
-        """For the next network that is distilled."""
-        assert self.distill_effort is not None
-        begun = any(one.distill is not None for one in self.tried)
-        return self.distill_effort * (1 if begun else FIRST)
 
     @property
     def steps(self) -> int:
@@ -173,6 +165,7 @@ class CandidateBuilder:
         return float(lost.sum())
 
     def _distilled(self, removed: int, thin: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        assert self.distill_effort is not None
         keep = self.context.keep(self.kept(removed))
         before = thin.state_dict()
         larger = [one for one in self.learned if one.removed < removed]
@@ -181,7 +174,7 @@ class CandidateBuilder:
             self.teacher,
             thin,
             starts=starts,
-            effort=self._effort,
+            effort=self.distill_effort,
             seconds=self.distill_seconds,
             seed=self.context.seed,
         )
