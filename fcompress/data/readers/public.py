@@ -78,6 +78,9 @@ def read_fashion(request: Request) -> Raw:
             "pass its folder by --data-root, install the Debian package dataset-fashion-mnist, "
             "or fetch it with --download"
         )
+    side = request.number("size", 0, least=1)
+    if side > LARGEST_SIDE:
+        raise DataError(f"option size={side}: expected at most {LARGEST_SIDE}")
     parts = [
         (
             _read_idx(folder, f"{part}-images-idx3-ubyte"),
@@ -100,11 +103,8 @@ def read_fashion(request: Request) -> Raw:
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     labels = labels.long()
     pool, official_test = (len(labels) for _, labels in parts)
-    side = request.number("size", images.shape[-1], least=1)
-    if side > LARGEST_SIDE:
-        raise DataError(f"option size={side}: expected at most {LARGEST_SIDE}")
     return Raw(
-        examples=_of_side(images[:, None], side),
+        examples=_of_side(images[:, None], side or images.shape[-1]),
         labels=labels,
         classes=len(FASHION_CLASSES),
         class_names=FASHION_CLASSES,
