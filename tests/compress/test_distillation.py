@@ -317,7 +317,7 @@ def test_convolutions():
 def test_progress_and_plain_values(wide, thin):
     lines = []
     found = distill(wide, thin, inputs(), effort=2, progress=lines.append)
-    assert len(lines) > distilling.LEAST_LOOKS
+    assert len(lines) >= distilling.LEAST_LOOKS
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["after"]["agreement"] == found.after.agreement
     assert "model" not in plain and plain["steps"] == found.steps
