@@ -120,7 +120,7 @@ def test_trials_decide_whether_statistics_move(wide, thin, monkeypatch):
         monkeypatch.setattr(
             distilling._Run, "_trial", lambda run, way, *_, b=better: float(way.moving != b)
         )
-        assert distill(wide, thin, inputs(), effort=20).moving == better
+        assert distill(wide, thin, inputs(), effort=30).moving == better
 
 
 def test_nothing_of_the_caller_changes(wide, thin):

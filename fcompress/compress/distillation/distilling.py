@@ -34,7 +34,7 @@ TRIALS_SHARE, LOOKS_SHARE = 0.3, 0.1
 LEAST_LOOKS, MOST_LOOKS = 5, 40
 # Steps of a trial, at most, and so few that they would say nothing: then none is made. What leads
 # far costs at first, so that trials of some steps are for rates that are too small.
-TRIAL_STEPS, FEW_STEPS = 96, 8
+TRIAL_STEPS, FEW_STEPS = 96, 30
 # The first rate, how far the next ones are, and how many are tried at most.
 FIRST_RATE, FACTOR, MOST_RATES = 1e-3, 4.0, 4
 # Further trials, with the best rate times so much: moving statistics allow for larger ones.
