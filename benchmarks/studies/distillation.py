@@ -43,7 +43,6 @@ CHANGES: list[dict[str, Any]] = [
     {"effort": 4 * DISTILL_EFFORT},
     {"data": "calibration"},
     {"statistics": "fixed"},
-    {"statistics": "moving"},
     {"temperature": 1.0},
     {"temperature": 4.0},
     {"steps": "plain Adam"},
@@ -59,11 +58,9 @@ TRIALS = [
 @contextmanager
 def changed(setting: dict[str, Any]) -> Iterator[None]:
     """Distillation with a choice of its own."""
-    raised = {False: (4.0,), True: (4.0, 16.0)}
+    raised = dict(distilling.RAISED)
     if setting.get("statistics") == "fixed":
         raised[True] = ()
-    if setting.get("statistics") == "moving":
-        raised[False] = ()
     temperature = setting.get("temperature", student.TEMPERATURE)
     with (
         patch.object(distilling, "RAISED", raised),

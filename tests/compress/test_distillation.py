@@ -120,7 +120,7 @@ def test_trials_decide_whether_statistics_move(wide, thin, monkeypatch):
         monkeypatch.setattr(
             distilling._Run, "_trial", lambda run, way, *_, b=better: float(way.moving != b)
         )
-        assert distill(wide, thin, inputs(), effort=20).moving == better
+        assert distill(wide, thin, inputs(), effort=30).moving == better
 
 
 def test_nothing_of_the_caller_changes(wide, thin):
@@ -317,7 +317,7 @@ def test_convolutions():
 def test_progress_and_plain_values(wide, thin):
     lines = []
     found = distill(wide, thin, inputs(), effort=2, progress=lines.append)
-    assert len(lines) > distilling.LEAST_LOOKS
+    assert len(lines) >= distilling.LEAST_LOOKS
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["after"]["agreement"] == found.after.agreement
     assert "model" not in plain and plain["steps"] == found.steps

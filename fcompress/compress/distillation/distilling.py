@@ -32,14 +32,13 @@ STEP_COST = 3
 # Of all work, for trying rates; of the rest, for looks at the held-out part on the way.
 TRIALS_SHARE, LOOKS_SHARE = 0.3, 0.1
 LEAST_LOOKS, MOST_LOOKS = 5, 40
-# Steps of a short trial, as far as the work allows so many; with few, only short ones are made.
-TRIAL_STEPS, FEW_STEPS, LEAST_STEPS = 24, 4, 2
+# Steps of a trial, at most, and so few that they would say nothing: then none is made. What leads
+# far costs at first, so that trials of some steps are for rates that are too small.
+TRIAL_STEPS, FEW_STEPS = 96, 30
 # The first rate, how far the next ones are, and how many are tried at most.
 FIRST_RATE, FACTOR, MOST_RATES = 1e-3, 4.0, 4
-# Trials so many times as long, with the best rate times so much: what a larger rate gains in the
-# end costs at first, and moving statistics allow for larger ones.
-LONGER = 4
-RAISED = {False: (4.0,), True: (4.0, 16.0)}
+# Further trials, with the best rate times so much: moving statistics allow for larger ones.
+RAISED: dict[bool, tuple[float, ...]] = {False: (), True: (1.0, 4.0)}
 # Steps until a rate has its full size: the first ones of Adam know little of the gradients' sizes.
 WARMING = 8
 # A look that finds the divergence above that of the start, or so many times the best one, takes the
@@ -302,19 +301,20 @@ class _Run:
         """Find the rate, and what batch norms do, from which a few steps lead furthest.
 
         All trials take the same examples from the same start, with a rate that falls to 0 as that
-        of the descent does. Short ones find the size of the rate, longer ones decide. The best
-        state that any of them reached is where the descent begins.
+        of the descent does. The best state that any of them reached is where the descent begins.
+        Where there is work for a few steps only there are none: the descent finds out for itself.
         """
         kinds = (False, True) if self.student.normed else (False,)
-        longer = [(moving, raise_) for moving in kinds for raise_ in RAISED[moving]]
-        looks = (MOST_RATES + len(longer)) * len(self.teacher.held_scores)
+        further = [(moving, raise_) for moving in kinds for raise_ in RAISED[moving]]
+        trials = MOST_RATES + len(further)
+        looks = trials * len(self.teacher.held_scores)
         affordable = (TRIALS_SHARE * self._work - looks) / self._step_cost
-        steps = min(TRIAL_STEPS, int(affordable / (MOST_RATES + LONGER * len(longer))))
+        steps = min(TRIAL_STEPS, int(affordable / trials))
         start = self._state
-        examples = [next(self._order) for _ in range(max(LONGER * steps, LEAST_STEPS))]
-        found = self._search(start, examples[: max(steps, LEAST_STEPS)])
+        examples = [next(self._order) for _ in range(steps if steps >= FEW_STEPS else 0)]
+        found = self._search(start, examples)
         best = min(found, key=lambda way: found[way])
-        for moving, raise_ in longer if steps >= FEW_STEPS else []:
+        for moving, raise_ in further if examples else []:
             way = Way(moving, raise_ * best.rate)
             found[way] = self._trial(way, start, examples)
         self.way = min(found, key=lambda way: found[way])
@@ -323,6 +323,8 @@ class _Run:
 
     def _search(self, start: dict[str, Any], examples: list[Tensor]) -> dict[Way, float]:
         """Divergences at a few rates; from the first on, the search goes where it gets better."""
+        if not examples:
+            return {Way(False, FIRST_RATE): math.inf}
         found: dict[Way, float] = {}
 
         def at(power: int) -> float:

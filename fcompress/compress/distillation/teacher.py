@@ -13,8 +13,8 @@ from fcompress.errors import DataError, FcompressError
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.predictor import Predictor
 
-# Examples a step: few data give more steps a sweep, of fewer examples each.
-BATCH, LEAST_BATCH, STEPS_A_SWEEP = 64, 16, 64
+# Examples a step: few data give more steps a pass, of fewer examples each.
+BATCH, LEAST_BATCH, STEPS_A_PASS = 64, 16, 64
 # Of all examples, and at most so many: enough to see half a percent of the labels.
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.125, 1024
 FEWEST = 16
@@ -60,7 +60,7 @@ class Teacher:
     @property
     def batch(self) -> int:
         """Examples a step."""
-        return min(BATCH, max(LEAST_BATCH, self.sweep // STEPS_A_SWEEP))
+        return min(BATCH, max(LEAST_BATCH, len(self.rows) // STEPS_A_PASS))
 
     def of(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and the original's scores of some examples."""
