@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from fcompress.certify.fixed_sequence import (
 )
 from fcompress.certify.labels import changed_shares, reference_labels
 from fcompress.certify.outlook import Limits
-from fcompress.compress.distillation.carrying import Learned, carried
 from fcompress.compress.distillation.distilling import STEP_COST, distill_by
 from fcompress.compress.distillation.teacher import HELD_OUT_MOST, Teacher, teacher_of
 from fcompress.compress.methods import Context, Method
@@ -93,7 +91,6 @@ class CandidateBuilder:
         quantizer: Makes of a network the file in int8 that is judged in its place; None to judge
             networks as they are.
         watch: Told of each network when it was measured.
-        learned: What distillation changed on those that it made better.
     """
 
     context: Context
@@ -107,7 +104,6 @@ class CandidateBuilder:
     tried: list[Candidate] = field(default_factory=list)
     quantizer: Callable[[Predictor], nn.Module] | None = None
     watch: Callable[[Candidate], None] | None = None
-    learned: list[Learned] = field(default_factory=list)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -156,7 +152,7 @@ class CandidateBuilder:
         return self._measured(removed, distilled=False)
 
     def make_distilled(self, removed: int) -> Candidate:
-        """The same, distilled, from where a larger one that was distilled before came to."""
+        """The same, distilled."""
         return self._measured(removed, distilled=True)
 
     def changed(self, predictor: Predictor) -> float:
@@ -164,31 +160,21 @@ class CandidateBuilder:
         lost = changed_shares(predictor, (x for x, _ in self.roles.search), self.reference)
         return float(lost.sum())
 
-    def _distilled(self, removed: int, thin: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        assert self.distill_effort is not None
-        keep = self.context.keep(self.kept(removed))
-        before = thin.state_dict()
-        larger = [one for one in self.learned if one.removed < removed]
-        starts = [carried(max(larger, key=lambda one: one.removed), before, keep)] if larger else []
-        done = distill_by(
-            self.teacher,
-            thin,
-            starts=starts,
-            effort=self.distill_effort,
-            seconds=self.distill_seconds,
-            seed=self.context.seed,
-        )
-        if done.kept:
-            self.learned.append(Learned(removed, keep, before, done.model.state_dict()))
-        return done.model, done.to_dict()
-
     def _measured(self, removed: int, *, distilled: bool) -> Candidate:
         original = self.context.original
         kept = self.kept(removed)
         thin = self.method.make(self.context, kept)
         record = None
         if distilled:
-            thin, record = self._distilled(removed, thin)
+            assert self.distill_effort is not None
+            done = distill_by(
+                self.teacher,
+                thin,
+                effort=self.distill_effort,
+                seconds=self.distill_seconds,
+                seed=self.context.seed,
+            )
+            thin, record = done.model, done.to_dict()
         macs = cost.count(original.of(thin), self.context.batches[0]).macs
         if self.quantizer is not None:
             thin = self.quantizer(original.of(thin))

@@ -1,18 +1,14 @@
-"""How distillation steps, and what of it goes on to the next network."""
+"""How distillation steps."""
 
 import copy
 
 import pytest
 import torch
 from cases.trained import examples, trained
-from torch import nn
 
 from fcompress.compress.distillation import rotated
-from fcompress.compress.distillation.carrying import Learned, carried
-from fcompress.compress.distillation.distilling import distill_by
 from fcompress.compress.distillation.rotated import RotatedAdam
 from fcompress.compress.distillation.student import Student
-from fcompress.compress.distillation.teacher import teacher_of
 from fcompress.forward.predictor import Predictor
 
 
@@ -85,54 +81,3 @@ def test_a_step_that_is_not_finite_is_not_taken():
         assert all(torch.equal(a, before[name]) for name, a in student.state().items())
     assert student.step(inputs, torch.zeros(8, 4), 0.1).isfinite()
     assert any(not torch.equal(a, before[name]) for name, a in student.state().items())
-
-
-def _tensors(stays):
-    """An MLP with some of eight hidden units: what was refitted, and what distillation changed."""
-    wide = nn.Sequential(nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        change = {name: torch.randn_like(p) for name, p in wide.named_parameters()}
-    change["0.bias"] = torch.arange(8.0)  # refitting gave it one
-    cut = {"0.weight": change["0.weight"][stays], "0.bias": change["0.bias"][stays]}
-    cut |= {"2.weight": change["2.weight"][:, stays], "2.bias": change["2.bias"]}
-    keep = {("0.weight", 0): torch.tensor(stays), ("2.weight", 1): torch.tensor(stays)}
-    return cut, keep
-
-
-@pytest.mark.parametrize("stays", [[1, 7], [3], [0, 1, 3, 6, 7]])
-def test_what_was_learned_of_the_units_that_are_left_is_carried_on(stays):
-    change, keep = _tensors([0, 1, 3, 6, 7])
-    before = {name: torch.ones_like(c) for name, c in change.items()}
-    learned = Learned(3, keep, before, {name: before[name] + c for name, c in change.items()})
-    wanted, thin = _tensors(stays)
-    found = carried(learned, {name: torch.zeros_like(c) for name, c in wanted.items()}, thin)
-    assert all(torch.allclose(found[name], c) for name, c in wanted.items())
-
-
-def test_what_the_larger_network_does_not_have_stays():
-    change, keep = _tensors([0, 1])
-    learned = Learned(6, keep, change, {name: c + 1 for name, c in change.items()})
-    mine = {"new": torch.ones(2), "0.weight": torch.ones(2, 9), "2.bias": torch.zeros(3)}
-    counted = mine | {"count": torch.tensor(4)}
-    found = carried(learned, counted, keep)
-    assert all(found[name] is counted[name] for name in ("new", "0.weight", "count"))
-    assert torch.equal(found["2.bias"], torch.ones(3))
-
-
-def test_distillation_begins_at_the_closest_of_its_starts():
-    wide = trained()
-    thin = copy.deepcopy(wide)
-    with torch.no_grad():
-        for parameter in thin.parameters():
-            parameter.add_(0.15 * torch.randn(parameter.shape, generator=torch.manual_seed(0)))
-    teacher = teacher_of(Predictor(wide), [examples(300, 3)[0]])
-    worse = {name: torch.zeros_like(t) for name, t in thin.state_dict().items()}
-    plain = distill_by(teacher, thin, effort=1)
-    assert distill_by(teacher, thin, starts=[worse], effort=1).before == plain.before
-    assert distill_by(teacher, thin, starts=[worse], effort=1).after.divergence < (
-        plain.before.divergence
-    )
-    exact = distill_by(teacher, thin, starts=[worse, wide.state_dict()], effort=1)
-    assert exact.before == plain.before
-    assert exact.kept and exact.after.divergence < 1e-9 < plain.after.divergence

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -162,7 +162,6 @@ def distill_by(
     teacher: Teacher,
     compressed: nn.Module,
     *,
-    starts: Sequence[Mapping[str, Tensor]] = (),
     effort: float = DISTILL_EFFORT,
     seconds: float | None = None,
     seed: int = 0,
@@ -173,7 +172,6 @@ def distill_by(
     Args:
         teacher: From `teacher_of`; it keeps the original's scores for the next network.
         compressed: As for `distill`, like all that follows.
-        starts: Other weights and statistics of it to begin with, if they are closer.
         effort: Sweeps of training over `teacher.sweep` examples.
         seconds: Wall-clock limit.
         seed: Of the order of the examples.
@@ -194,7 +192,7 @@ def distill_by(
     with source.evaluating(), student.predictor.evaluating(), _repeatable():
         deadline = None if seconds is None else began + seconds
         run = _Run(student, teacher, effort, deadline, seed, progress)
-        run.train(starts)
+        run.train()
     model = deep_copy(compressed)
     if run.kept is not None:
         model.load_state_dict(run.kept)
@@ -255,12 +253,8 @@ class _Run:
         self.before = self.after = self.teacher.closeness(self.student.predictor)
         self.best, self._state = self.before.divergence, self.student.state()
 
-    def train(self, starts: Sequence[Mapping[str, Tensor]] = ()) -> None:
-        """Do all that the effort allows for, from the best of the starts or where it is."""
-        for state in starts:
-            self.student.become(state)
-            self._look("from a larger network")
-        self.student.become(self._state)
+    def train(self) -> None:
+        """Do all that the effort allows for."""
         if self.best <= EXACT:
             self.stopped_by = "held-out"
             return
