@@ -147,7 +147,8 @@ def compare_png(result: CompareResult) -> bytes:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("MACs kept (%)")
     axes.set_ylabel(f"changed {result.noun} of {result.search:,} search examples (%)")
-    axes.legend(fontsize=8, title="smallest within the tolerance", loc="upper right")
+    title = "smallest within\nthe tolerance"
+    figure.legend(fontsize=8, title=title, title_fontsize=8, loc="outside right upper")
     return _png(figure)
 
 

@@ -61,14 +61,11 @@ def _row(row: Compared, result: CompareResult) -> dict[str, Any]:
 
 def _curve(row: Compared, result: CompareResult) -> dict[str, Any]:
     macs, n = max(result.macs, 1), result.search
-    tried = sorted(
-        (one for one in row.tried if one["macs"] is not None), key=lambda one: -one["macs"]
-    )
+    made = [one for one in row.tried if one["macs"] is not None]
+    made.sort(key=lambda one: -one["macs"])
     return {
         "name": row.name,
-        "points": [
-            [rounded(o["macs"] / macs), rounded(o["changed"] / result.search)] for o in tried
-        ],
-        "chosen": [rounded((row.macs or 0) / macs), rounded((row.changed or 0) / result.search)],
+        "points": [[rounded(one["macs"] / macs), rounded(one["changed"] / n)] for one in made],
+        "chosen": [rounded((row.macs or 0) / macs), rounded((row.changed or 0) / n)],
         "tolerance": result.tolerance,
     }
