@@ -19,6 +19,7 @@ def compared(result: CompareResult) -> dict[str, Any]:
         "params": result.params,
         "latency": result.latency_ms,
         "test": result.test is not None,
+        "confidence": f"{result.confidence:.0%}",
         "rows": [_row(row, result) for row in found],
         "failures": list(compare_failures(result)),
         "lines": list(compare_lines(result)),
@@ -54,6 +55,7 @@ def _row(row: Compared, result: CompareResult) -> dict[str, Any]:
         "changed_said": percent(row.changed / result.search),
         "test": test,
         "test_said": "" if test is None else percent(test),
+        "bound": 0 if row.test is None else row.test.upper_bound,
         "bound_said": "" if row.test is None else percent(row.test.upper_bound),
         "tried": len(row.tried),
     }
