@@ -2,6 +2,8 @@ from .certify.agreement import AgreementResult as AgreementResult
 from .certify.agreement import verify as verify
 from .checkpoints.checkpoint import load as load
 from .checkpoints.checkpoint import save as save
+from .comparison.comparing import compare as compare
+from .comparison.result import CompareResult as CompareResult
 from .compress.pipeline import shrink as shrink
 from .compress.result import ShrinkResult as ShrinkResult
 from .data.specs import load_data as load_data

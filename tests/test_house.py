@@ -17,7 +17,8 @@ PACKAGE = ROOT / "fcompress"
 # From what stands on nothing to what the user calls: each imports only from those before it.
 ORDER = """
     errors deprecation numbers progress nn formats models data forward cascades surgery certify
-    structure checkpoints programs measure compress training exports latency report experiments cli
+    structure checkpoints programs measure compress training exports latency comparison report
+    experiments cli
 """.split()
 # What else a package must not import though it stands below, as its docstring says.
 NEVER = {
@@ -33,6 +34,7 @@ NEVER = {
     "training": "compress measure certify",
     "exports": "compress measure",
     "latency": "compress measure training",
+    "comparison": "measure training",
     "report": "structure surgery",
 }
 LONGEST = 500

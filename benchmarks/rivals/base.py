@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 import fcompress
@@ -66,37 +65,3 @@ class Rival(Protocol):
                 "fails" with the message.
         """
         ...
-
-
-def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Measure the statistics of every batch-norm layer again, in place.
-
-    The new statistics are the plain mean over the batches of each batch's mean and (unbiased)
-    variance (torch's cumulative average, momentum None); no label, no gradient. Every other layer
-    stays in eval mode, and all are in eval mode afterwards.
-
-    Args:
-        model: A thin network.
-        batches: Calibration inputs.
-    """
-    norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
-    ]
-    model.eval()
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        with torch.no_grad():
-            for batch in batches:
-                model(batch)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.eval()

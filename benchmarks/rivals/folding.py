@@ -8,8 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rivals.base import Setting, recalibrate
+from benchmarks.rivals.base import Setting
 from benchmarks.rivals.channels import as_matrix, wide_of
+from fcompress.comparison.torch_pruning import recalibrate
 from fcompress.compress.refitting.samples import Target, input_rows
 from fcompress.forward.graph import Norm
 from fcompress.forward.recording import Replay, recordings_for

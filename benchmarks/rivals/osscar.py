@@ -7,8 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rivals.base import Setting, recalibrate
+from benchmarks.rivals.base import Setting
 from benchmarks.rivals.channels import as_matrix, flattened, same_share, wide_of
+from fcompress.comparison.torch_pruning import recalibrate
 from fcompress.compress.refitting.samples import Target, centre, input_rows
 from fcompress.forward.recording import Replay, recordings_for
 from fcompress.forward.running import tensors_of

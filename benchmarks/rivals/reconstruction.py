@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rivals.base import Setting, recalibrate
+from benchmarks.rivals.base import Setting
 from benchmarks.rivals.channels import (
     as_matrix,
     fold_and_excise,
@@ -18,6 +18,7 @@ from benchmarks.rivals.channels import (
     unit_rows,
     wide_of,
 )
+from fcompress.comparison.torch_pruning import recalibrate
 from fcompress.compress.ranking.allocation import GroupOrder, RemovalOrder
 from fcompress.compress.refitting.samples import consumers_of, unit_columns
 

@@ -43,6 +43,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "bench_command",
         "Measure time, memory and bytes of files.",
     ),
+    "compare": (
+        "fcompress.cli.reports.comparing",
+        "compare_command",
+        "Compare methods on one network: ours and torch-pruning's.",
+    ),
     "report": (
         "fcompress.cli.reports.command",
         "report_command",

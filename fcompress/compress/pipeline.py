@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -14,10 +14,9 @@ from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.fixed_sequence import Candidate
 from fcompress.certify.labels import check_labels
 from fcompress.certify.per_label import check_labelled, warnings_by_label
-from fcompress.certify.screening import screened, weaknesses
+from fcompress.certify.screening import Copies, screened, weaknesses
 from fcompress.compress.amounts import affordable, check_enough, used
 from fcompress.compress.balance import balanced
-from fcompress.compress.blocks.chain import Choice
 from fcompress.compress.blocks.choosing import blocks_of
 from fcompress.compress.candidates import watching
 from fcompress.compress.cascade import check_cascade, within_cascade
@@ -35,7 +34,14 @@ from fcompress.compress.quantized import quantizer
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, within
 from fcompress.compress.sizing import Target, of_size
-from fcompress.data.roles import batches_of, gallery_apart, roles_of, with_further
+from fcompress.data.roles import (
+    Roles,
+    batches_of,
+    gallery_apart,
+    roles_of,
+    uncertified,
+    with_further,
+)
 from fcompress.data.seen import seen_warning
 from fcompress.deprecation import renamed
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
@@ -261,16 +267,37 @@ def shrink(
     return compress(model, data, options, reporter(progress), groups=groups)
 
 
-def compress(
+@dataclass(frozen=True)
+class Ready:
+    """A network and its data, looked at, before any method ranks its units.
+
+    Attributes:
+        context: What every method works with, apart from blocks that may go.
+        roles: The data; certification examples that are copies are left out.
+        copies: Copies among the examples.
+        weak: What weakens the result so far, in words.
+        ways: How many ways through the network's code were seen.
+        quantizer: Makes of a network the file in int8 that is judged in its place, or None.
+    """
+
+    context: Context
+    roles: Roles
+    copies: Copies
+    weak: tuple[str, ...]
+    ways: int
+    quantizer: Callable[[Predictor], nn.Module] | None
+
+
+def prepared(
     model: nn.Module,
     data: object,
     options: ShrinkOptions,
     report: Report = silent,
     *,
     groups: object = None,
-    watch: Callable[[Candidate, nn.Module], None] | None = None,
-) -> ShrinkResult:
-    """`shrink`, with its options as one object.
+    certifying: bool = True,
+) -> Ready:
+    """Check a network and its data, and find the units that can go.
 
     Args:
         model: As for `shrink`.
@@ -278,18 +305,23 @@ def compress(
         options: The same.
         report: Told whenever something takes a while.
         groups: As for `shrink`.
-        watch: Given every candidate of the search, and its network in a state to be saved.
+        certifying: Whether there is to be a certificate; otherwise the certification split is not
+            even read, and none is left. It goes with options that have no tolerance.
 
-    Returns:
-        The same.
+    Raises:
+        FcompressError: As for `shrink`.
     """
     check_layers(model)
     check_alone(model)
     check_weights(model)
     roles = roles_of(data, seed=options.seed, groups=groups)
+    copies = Copies(0, 0, 0, 0)
     if options.distill:
         roles = with_further(roles, data, options.distill_data)
-    roles, copies = screened(roles)
+    if certifying:
+        roles, copies = screened(roles)
+    else:
+        roles = uncertified(roles)
     (scoring,) = resolved(options.output, options.asked, (model,))
     in_parts, confidence = scoring.in_parts, options.confidence
     check_enough(roles, options, in_parts)
@@ -312,7 +344,7 @@ def compress(
     check_enough(roles, options, in_parts)
     weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
     weak += tuple(line for line in (seen_warning(model, roles.info), main.doubt) if line)
-    _warn(report, weak)
+    _tell_warnings(report, weak)
     wanted = options.calibration or affordable(original, roles, macs, recordings)
     inputs = original.place(roles.calibration.first(wanted))
     check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
@@ -321,7 +353,7 @@ def compress(
     call = averaged(original.whole) if original.draws else original.whole
     ways, unreached = ways_of(original, inputs, call)
     lines = tuple(said_of_ways(ways, unreached))
-    _warn(report, lines)
+    _tell_warnings(report, lines)
     weak += lines
     made_files = None
     if options.quantize is not None:
@@ -332,29 +364,44 @@ def compress(
     )
     if not options.only_seen_paths:
         structure = spared(structure, original.network, unreached)
-    check_something(structure)
-    units = sum(g.size for g in structure.groups)
-    _tell(report, f"{units} units in {len(structure.groups)} groups")
-    method = METHODS[options.method]
     batches = batches_of(inputs)
     if len(ways) > 1:
         with original.evaluating():
             batches = commonest_way(original.network, batches, call=call)
-    choice = Choice()
-    if method.takes_blocks and not options.keep_depth and len(ways) == 1:
+    context = Context(
+        original, structure, batches, options.seed, macs, options.objective, recordings
+    )
+    return Ready(context, roles, copies, weak, len(ways), made_files)
+
+
+def builder_of(
+    ready: Ready, options: ShrinkOptions, report: Report = silent
+) -> tuple[CandidateBuilder, dict[str, str]]:
+    """What makes the networks of a method, which ranks units for it.
+
+    Args:
+        ready: The network and its data.
+        options: The method, what it is to save, and whether and how it distils.
+        report: Told whenever something takes a while.
+
+    Returns:
+        The builder, and the groups that the method cannot use, with the reason.
+
+    Raises:
+        UnsupportedNetworkError: Nothing in the network can be excised, or nothing by this method.
+    """
+    context = ready.context
+    original, structure, batches = context.original, context.structure, context.batches
+    check_something(structure)
+    units = sum(g.size for g in structure.groups)
+    _tell(report, f"{units} units in {len(structure.groups)} groups")
+    method = METHODS[options.method]
+    if method.takes_blocks and not options.keep_depth and ready.ways == 1:
         choice = blocks_of(original, structure, batches, seed=options.seed)
         if choice.blocks:
             _tell(report, f"{len(choice.blocks)} blocks")
-    context = Context(
-        original,
-        structure,
-        batches,
-        options.seed,
-        macs,
-        options.objective,
-        recordings,
-        choice,
-    )
+        context = replace(context, choice=choice)
+    count = sum(map(len, batches))
     with original.evaluating():
         not_pruned = method.not_pruned(context)
         if len(not_pruned) == len(structure.groups):
@@ -362,19 +409,49 @@ def compress(
                 f"method {options.method} can use no group of this network: "
                 f"{'; '.join(sorted(set(not_pruned.values())))}; choose another method"
             )
-        _tell(report, f"{options.method}: ranking units on {len(inputs)} calibration examples")
+        _tell(report, f"{options.method}: ranking units on {count} calibration examples")
         removal_order = method.removal_order(context)
         multiple = options.round_to
         if not isinstance(multiple, int):
             multiple = best_multiple(context, removal_order)
         if multiple > 1:
             _tell(report, f"numbers of units are rounded up to multiples of {multiple}")
-        effort = options.network_effort if options.distill else None
-        limit = options.distill_seconds
-        builder = CandidateBuilder(
-            context, method, removal_order, roles, report, multiple, effort, limit
-        )
-        builder.quantizer = made_files
+    effort = options.network_effort if options.distill else None
+    limit = options.distill_seconds
+    builder = CandidateBuilder(
+        context, method, removal_order, ready.roles, report, multiple, effort, limit
+    )
+    builder.quantizer = ready.quantizer
+    return builder, not_pruned
+
+
+def compress(
+    model: nn.Module,
+    data: object,
+    options: ShrinkOptions,
+    report: Report = silent,
+    *,
+    groups: object = None,
+    watch: Callable[[Candidate, nn.Module], None] | None = None,
+) -> ShrinkResult:
+    """`shrink`, with its options as one object.
+
+    Args:
+        model: As for `shrink`.
+        data: The same.
+        options: The same.
+        report: Told whenever something takes a while.
+        groups: As for `shrink`.
+        watch: Given every candidate of the search, and its network in a state to be saved.
+
+    Returns:
+        The same.
+    """
+    ready = prepared(model, data, options, report, groups=groups)
+    weak = ready.weak
+    _warn(weak)
+    builder, not_pruned = builder_of(ready, options, report)
+    with builder.context.original.evaluating():
         if watch is not None:
             builder.watch = watching(model, builder, watch)
         if options.tolerance is not None:
@@ -384,11 +461,13 @@ def compress(
             found = of_size(builder, _target(options), options.confidence)
     unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))
     unequal += tuple(empty_examples(found.agreement))
-    _warn(report, unequal)
+    _tell_warnings(report, unequal)
+    _warn(unequal)
     weak += unequal
     _tell(report, "measuring the compressed network")
-    result = outcome(model, builder, found, not_pruned, (copies, weak), options)
-    _warn(report, result.warnings[len(weak) :])
+    result = outcome(model, builder, found, not_pruned, (ready.copies, weak), options)
+    _tell_warnings(report, result.warnings[len(weak) :])
+    _warn(result.warnings[len(weak) :])
     return result
 
 
@@ -409,8 +488,13 @@ def _tell(report: Report, line: str) -> None:
     report(Progress(line, line=line))
 
 
-def _warn(report: Report, lines: tuple[str, ...]) -> None:
-    """Say what weakens the result; called by `compress`, for the caller of `shrink`."""
+def _tell_warnings(report: Report, lines: tuple[str, ...]) -> None:
+    """Say what weakens the result while there is still something to wait for."""
     for line in lines:
         _tell(report, f"warning: {line}")
+
+
+def _warn(lines: tuple[str, ...]) -> None:
+    """Warn the caller of `shrink` of what weakens the result; called by `compress`."""
+    for line in lines:
         warnings.warn(line, ResultWarning, stacklevel=5)

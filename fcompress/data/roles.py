@@ -234,6 +234,11 @@ def roles_of(data: object, *, seed: int = 0, groups: object = None) -> Roles:
     )
 
 
+def uncertified(roles: Roles) -> Roles:
+    """The same roles without a certification example, for what must not meet them."""
+    return replace(roles, certification=Examples(torch.empty(0), None))
+
+
 def gallery_apart(roles: Roles, share: int = 4, most: int = 1024) -> tuple[Roles, Examples]:
     """Set a part of the calibration examples aside, which nothing else then reads.
 

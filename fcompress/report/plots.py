@@ -3,12 +3,14 @@
 import io
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from fcompress.comparison.result import CompareResult
 from fcompress.compress.result import LayerChange, ShrinkResult
 from fcompress.measure.ablation import AblationCurve, AblationResult
 from fcompress.measure.analysis import AnalyzeResult
@@ -95,6 +97,36 @@ def shrink_png(result: ShrinkResult) -> bytes:
         f"{macs:.3g}% of MACs, {result.agreement.rate:.1%} same labels"
         + (f"; the first {len(shown)} of {len(result.layers)} layers" if left_out else "")
     )
+    return _png(figure)
+
+
+def compare_png(result: CompareResult) -> bytes:
+    """Draw every network that was tried: changed answers against MACs, a curve for each method."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    rows = [row for row in result.rows if row.failed is None]
+    macs = 100 / max(result.macs, 1)
+    for row, colour in zip(rows, _colours(len(rows)), strict=True):
+        made = [one for one in row.tried if one["macs"] is not None]
+        made.sort(key=lambda one: one["macs"])
+        changed = [100 * one["changed"] / result.search for one in made]
+        style = "--" if row.summary.startswith("torch-pruning") else "-"
+        axes.plot([macs * one["macs"] for one in made], changed, style, marker=".", color=colour)
+        assert row.macs is not None and row.changed is not None
+        kept = macs * row.macs
+        label = f"{row.name}: {kept:.3g}%"
+        place = [kept], [100 * row.changed / result.search]
+        axes.plot(*place, "s", color=colour, markeredgecolor="black", label=label)
+    axes.axhline(100 * result.tolerance, color="grey", linestyle=":", label="tolerance")
+    axes.set_ylim(0, max(400 * result.tolerance, 4))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("MACs kept (%)")
+    axes.set_ylabel(f"changed {result.noun} of {result.search:,} search examples (%)")
+    title = "smallest within\nthe tolerance"
+    figure.legend(fontsize=8, title=title, title_fontsize=8, loc="outside right upper")
     return _png(figure)
 
 
@@ -332,3 +364,7 @@ def _png(figure: Figure) -> bytes:
         buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": "fcompress"}
     )
     return buffer.getvalue()
+
+
+def _colours(count: int) -> list[object]:
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, count)))

@@ -4,10 +4,8 @@ import json
 import math
 
 import pytest
-import torch
 from cases.trained import examples, trained, weights_of
 from click.testing import CliRunner
-from torch import nn
 
 import fcompress
 from benchmarks import bench
@@ -16,6 +14,8 @@ from benchmarks.quality import run as quality
 from benchmarks.quality import search as searching
 from benchmarks.rivals import base as rivals
 from benchmarks.rivals import torch_pruning as pruning
+from fcompress.comparison import torch_pruning as comparison
+from fcompress.forward.predictor import Predictor
 
 N = 100_000
 
@@ -80,69 +80,15 @@ def test_search_begins_with_given_amounts():
     assert [e.amount for e in known[:2]] == [0.3, 0.9] and 0.3 < known[2].amount < 0.9
 
 
-def test_recalibration_takes_the_mean_over_batches():
-    norm = nn.BatchNorm1d(3, momentum=0.1)
-    model = nn.Sequential(nn.Dropout(0.5), norm)
-    norm.running_mean.fill_(7.0)
-    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    rivals.recalibrate(model, x.split(16))
-    variances = torch.stack([b.var(0) for b in x.split(16)]).mean(0)
-    torch.testing.assert_close(norm.running_mean, x.mean(0))
-    torch.testing.assert_close(norm.running_var, variances)
-    assert norm.momentum == 0.1 and not any(m.training for m in model.modules())
-
-
-@pytest.mark.parametrize("rival", pruning.RIVALS, ids=lambda r: r.name)
-def test_torch_pruning_makes_thin_networks(rival):
+def test_the_rivals_are_those_of_compare():
     given = setting()
-    before, state = weights_of(given.model), torch.get_rng_state()
-    thin = rival.make(given, 0.5)
-    assert weights_of(given.model) == before and torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in thin.parameters())
-    wide, cost = (fcompress.count(m, given.batches[0]) for m in (given.model, thin))
-    assert cost.macs < 0.6 * wide.macs
-    assert thin(given.batches[0]).shape == given.model(given.batches[0]).shape
-    assert weights_of(rival.make(given, 0.5)) == weights_of(thin)
-    assert fcompress.count(rival.make(given, 0.8), given.batches[0]).macs < cost.macs
+    ours = comparison.Given(Predictor(given.model), given.batches, given.seed)
+    assert [r.name for r in pruning.RIVALS] == [r.name for r in comparison.RIVALS]
+    for rival, other in zip(pruning.RIVALS[:4], comparison.RIVALS, strict=False):
+        assert weights_of(rival.make(given, 0.5)) == weights_of(other.make(ours, 0.5))
 
 
-def test_torch_pruning_is_recalibrated():
-    given = setting()
-    thin = pruning.Pruning("l2", False).make(given, 0.5)
-    norm = next(m for m in thin.modules() if isinstance(m, nn.BatchNorm1d))
-    layer = next(m for m in thin.modules() if isinstance(m, nn.Linear))
-    seen = layer(torch.cat(given.batches))
-    torch.testing.assert_close(norm.running_mean, seen.mean(0), rtol=1e-4, atol=1e-5)
-
-
-def test_torch_pruning_keeps_the_places_of_response_normalisation():
-    model = fcompress.build("alexnet", width=0.125, in_channels=1, image_size=12).eval()
-    x = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    thin = pruning.Pruning("l2", False).make(rivals.Setting(model, None, [x], 0), 0.5)
-    rows = {tuple(row.tolist()): i for i, row in enumerate(model.conv1.weight.flatten(1))}
-    kept = [rows[tuple(row.tolist())] for row in thin.conv1.weight.flatten(1)]
-    assert thin.lrn1.positions.tolist() == kept and len(kept) == 6
-    assert thin(x).shape == (4, 10)
-
-
-def test_batch_norm_scale_needs_batch_norm():
-    given = setting()
-    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    with pytest.raises(ValueError, match="no batch norm"):
-        pruning.Pruning("bn-scale", True).make(
-            rivals.Setting(plain, given.structure, given.batches, 0), 0.5
-        )
-
-
-def test_taylor_gradients_need_no_labels():
-    given = setting()
-    found = pruning.own_label_gradients(given)
-    x = torch.cat(given.batches)
-    scores = given.model(x)
-    loss = nn.functional.cross_entropy(scores, scores.argmax(1), reduction="sum")
-    wanted = torch.autograd.grad(loss, list(given.model.parameters()))
-    for gradient, (name, _) in zip(wanted, given.model.named_parameters(), strict=True):
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
+L1 = pruning.Pruning(comparison.Pruning("l1", False))
 
 
 class Counting:
@@ -157,7 +103,7 @@ class Counting:
         if len(self.made) >= self.killed_after:
             raise KeyboardInterrupt
         self.made.append(amount)
-        return pruning.Pruning("l1", False).make(given, amount)
+        return L1.make(given, amount)
 
 
 @pytest.fixture
@@ -209,7 +155,7 @@ def test_agreement_on_test_is_that_of_the_chosen_network(job, monkeypatch):
     record = quality.measured(job)
     row = next(r for r in report.rows_of([record]) if r["tolerance"] == 0.2)
     case = quality.case_of()
-    thin = pruning.Pruning("l1", False).make(case.setting, record["smallest"]["macs"]["0.2"])
+    thin = L1.make(case.setting, record["smallest"]["macs"]["0.2"])
     agreement = fcompress.verify(case.setting.model, thin, case.test)
     assert row["macs_test"] == pytest.approx(agreement.rate)
     assert row["macs_accuracy"] == pytest.approx(agreement.accuracy["after"])

@@ -72,6 +72,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "batch": Rule(_limits_latency, "it needs --max-latency, or --ratio of latency"),
         "data_root": _ROOT,
     },
+    "compare": {"distill_effort": _DISTILS, "distill_data": _DISTILS, "data_root": _ROOT},
     "export": {
         "tol": Rule(
             lambda given: bool(given.get("original") or given.get("old_original")),

@@ -29,6 +29,7 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "verify": (("n", "same", "lower_bound", "split", "data", "certificate"),),
     "export": (("path", "format", "bytes", "n", "same", "allowed_difference"),),
     "bench": (("rows", "inputs", "device", "seconds", "versions"),),
+    "compare": (("rows", "tolerance", "candidates", "search", "versions"),),
     "show": (("path", "kind", "bytes", "history", "versions", "notes"),),
     "models": (("name", "summary", "params", "arguments", "inits"),),
     "data": (

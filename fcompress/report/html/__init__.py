@@ -1,7 +1,8 @@
 """Results as pages: one HTML file each that needs nothing else, not even a network.
 
-`page.py` puts a page together; `shrunk.py`, `analysed.py`, `grown.py` and `several.py` say what
-stands on it, in plain values; `templates/` has the words, the style and the drawing in the browser.
+`page.py` puts a page together; `shrunk.py`, `analysed.py`, `grown.py`, `compared.py` and
+`several.py` say what stands on it, in plain values; `templates/` has the words, the style and the
+drawing in the browser.
 
 Must never import: code that runs a network.
 """

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from fcompress.comparison.result import CompareResult
 from fcompress.compress.result import ShrinkResult
 from fcompress.errors import FcompressError
 from fcompress.formats.atomic import why_not_writable, write_atomic
@@ -17,6 +18,7 @@ from fcompress.measure.analysis import AnalyzeResult
 from fcompress.measure.growth import GainResult
 from fcompress.models.provenance import versions
 from fcompress.report.html.analysed import analysed
+from fcompress.report.html.compared import compared
 from fcompress.report.html.grown import grown
 from fcompress.report.html.shrunk import shrunk
 
@@ -50,7 +52,7 @@ def filled(template: str, **values: Any) -> str:
 
 
 def page_of(
-    result: ShrinkResult | AnalyzeResult | GainResult,
+    result: ShrinkResult | AnalyzeResult | GainResult | CompareResult,
     *,
     examples: bool = True,
     command: str | None = None,
@@ -60,7 +62,7 @@ def page_of(
     """A result as an HTML page that needs nothing else.
 
     Args:
-        result: From `shrink`, `analyze` or `gain`.
+        result: From `shrink`, `analyze`, `gain` or `compare`.
         examples: Whether examples whose answer changed may be on it.
         command: What was typed to get it.
         network: File of the compressed network.
@@ -82,14 +84,18 @@ def page_of(
     if isinstance(result, GainResult):
         page = grown(result)
         return filled("grown.html", page=page, data=page.pop("data"), command=command)
+    if isinstance(result, CompareResult):
+        page = compared(result)
+        return filled("compared.html", page=page, data=page.pop("data"), command=command)
     raise TypeError(
-        f"a {type(result).__name__} has no report; expected what shrink, analyze or gain returned"
+        f"a {type(result).__name__} has no report; expected what shrink, analyze, gain or compare "
+        "returned"
     )
 
 
 def write_page(
     path: str | os.PathLike[str],
-    result: ShrinkResult | AnalyzeResult | GainResult,
+    result: ShrinkResult | AnalyzeResult | GainResult | CompareResult,
     **values: Any,
 ) -> None:
     """Write `page_of` to a file, whole or not at all.

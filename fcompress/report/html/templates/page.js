@@ -119,7 +119,7 @@ function frontiers(box) {
     for (const p of inside) dot(at, p[0], p[1], "", `${r.name}: ${percent(p[0])} of MACs, ${percent(p[1])} changed on the search split`, 3);
     const [x, y] = r.chosen;
     if (!(x > 0)) return;
-    make("rect", { class: "chosen", x: at.x(x) - 5, y: at.y(Math.min(y, most)) - 5, width: 10, height: 10, "data-tip": `${r.name}, chosen: ${percent(x)} of MACs, ${percent(y)} changed on the certification split` }, at.svg);
+    make("rect", { class: "chosen", x: at.x(x) - 5, y: at.y(Math.min(y, most)) - 5, width: 10, height: 10, "data-tip": `${r.name}, chosen: ${percent(x)} of MACs, ${percent(y)} changed on the ${data.split || "certification"} split` }, at.svg);
     let height = at.y(Math.min(y, most)) - 9;
     while (taken.some(([px, py]) => Math.abs(px - at.x(x)) < 150 && Math.abs(py - height) < 13)) height -= 13;
     taken.push([at.x(x), height]);
