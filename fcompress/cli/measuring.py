@@ -28,10 +28,9 @@ from fcompress.cli.reports.options import report_option
 from fcompress.measure.options import LAYER_EXAMPLES, STEPS
 from fcompress.numbers import MOST_STEPS
 from fcompress.progress import Progress, Report, silent
+from fcompress.report.measured import UNITS
 
 TOLERANCE = Real(0, 1, max_open=True)
-# Unit of ablation -> what it is, in words.
-UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (

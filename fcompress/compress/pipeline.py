@@ -37,6 +37,7 @@ from fcompress.compress.search import CandidateBuilder, best_multiple, within
 from fcompress.compress.sizing import Target, of_size
 from fcompress.data.roles import batches_of, gallery_apart, roles_of, with_further
 from fcompress.data.seen import seen_warning
+from fcompress.data.specs import remembered_data
 from fcompress.deprecation import renamed
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
 from fcompress.forward import cost
@@ -56,7 +57,7 @@ from fcompress.structure.paths import commonest_way, spared
 @renamed(polish="distill", polish_seconds="distill_seconds")
 def shrink(
     model: nn.Module,
-    data: object,
+    data: object = None,
     tol: float | None = None,
     *,
     method: str = "hybrid",
@@ -104,7 +105,8 @@ def shrink(
         model: A trained classifier: inputs [N, ...] to scores [N, classes]. Left as it is.
         data: Inputs as the network takes them, labels optional: `Splits`, a DataLoader, or any
             iterable of batches (tensors or (inputs, labels) pairs). Several inputs stand in a
-            dict by keyword, or in a tuple as in ((first, second), labels).
+            dict by keyword, or in a tuple as in ((first, second), labels). None: the data that a
+            loaded network remembers.
         tol: Largest share of labels that may change, in [0, 1); None for 0.05, unless a size is
             asked for.
         method: A name in `options.METHODS`.
@@ -286,6 +288,8 @@ def compress(
     check_layers(model)
     check_alone(model)
     check_weights(model)
+    if data is None:
+        data, groups = remembered_data(model, groups=groups), None
     roles = roles_of(data, seed=options.seed, groups=groups)
     if options.distill:
         roles = with_further(roles, data, options.distill_data)

@@ -30,6 +30,7 @@ from fcompress.latency.inputs import Inputs, inputs_for
 from fcompress.latency.memory import peaks
 from fcompress.numbers import LEAST, MOST_BATCH, MOST_WORKERS, real, whole
 from fcompress.progress import Progress, Report, reporter, silent
+from fcompress.shown import Shown
 
 BATCH = (1, 64)
 SECONDS = 2.0
@@ -75,8 +76,8 @@ class Row:
     deferred: float | None
 
 
-@dataclass(frozen=True)
-class BenchResult:
+@dataclass(frozen=True, repr=False)
+class BenchResult(Shown):
     """What was measured.
 
     Attributes:

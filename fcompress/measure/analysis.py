@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.cascades.network import check_alone
-from fcompress.data import Split, Splits, as_batches, reload_data
-from fcompress.errors import DataError, UnsupportedNetworkError
+from fcompress.data import Split, Splits, as_batches, remembered_data
+from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.copying import deep_copy
@@ -36,8 +36,9 @@ from fcompress.measure.options import (
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
 from fcompress.models.external import check_layers, check_weights
-from fcompress.models.provenance import described, origin_of
+from fcompress.models.provenance import described
 from fcompress.progress import Progress, Report, silent, takes
+from fcompress.shown import Drawn
 from fcompress.structure.groups import find_groups
 from fcompress.surgery.preparation import prepare
 
@@ -45,8 +46,8 @@ from fcompress.surgery.preparation import prepare
 GROUP_EXAMPLES = 4
 
 
-@dataclass(frozen=True)
-class AnalyzeResult:
+@dataclass(frozen=True, repr=False)
+class AnalyzeResult(Drawn):
     """What is frivolous in a network, and what can be excised.
 
     Attributes:
@@ -398,12 +399,7 @@ def _evaluation_data(
 ) -> tuple[object, dict[str, Any] | None]:
     """The examples to measure on, and what identifies them."""
     if data is None:
-        origin = origin_of(model)
-        if not origin["data"]:
-            raise DataError(
-                "the network does not remember any data; give some (on the command line: --data)"
-            )
-        data = reload_data(origin["data"], root=root)
+        data = remembered_data(model, root=root)
     if not isinstance(data, Splits):
         return data, None
     # Data cut for compression only has no test split; calibration serves no choice made here.

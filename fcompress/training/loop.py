@@ -25,6 +25,7 @@ from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of, runs_on
 from fcompress.models import Network, Spec, families
 from fcompress.progress import Progress, Report, silent
+from fcompress.shown import Keeping
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume
 
@@ -62,8 +63,8 @@ class EpochRecord:
         )
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(Keeping):
     """A trained network and how it came about.
 
     Attributes:
