@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcompress.cli.boundary import Command
-from fcompress.cli.measuring import TOLERANCE, measuring_options, progress_bars
+from fcompress.cli.measuring import TOLERANCE, measuring_options
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import FILE, checked, stdout, tell, write_bytes, write_json
 from fcompress.cli.reports.options import write_report
+from fcompress.display import display
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES, AnalyzeOptions
 from fcompress.report.measured import analysis_screen
 from fcompress.report.screens import show
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.command("analyze", cls=Command)
 @click.argument("model", type=FILE)
 @click.option(
+    "--tol",
     "--tolerance",
     "tolerances",
     type=TOLERANCE,
@@ -68,7 +70,7 @@ def analyze_command(
     options = checked(AnalyzeOptions, **chosen)
     network = open_network(model, how)
     splits = open_data([network], model, how, data, data_root, "all", say=tell)
-    with progress_bars() as report:
+    with display() as report:
         result = measure(network, splits, options, report)
     if plot is not None:
         from fcompress.report.plots import analysis_png

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcompress.cli.boundary import Command
-from fcompress.cli.measuring import TOLERANCE, measuring_options, progress_bars
+from fcompress.cli.measuring import TOLERANCE, measuring_options
 from fcompress.cli.output import FILE, stdout, write_bytes, write_json
 from fcompress.cli.reports.options import write_report
+from fcompress.display import display
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES
 from fcompress.report.measured import gain_screen
 from fcompress.report.screens import show
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 @click.command("gain", cls=Command)
 @click.argument("models", nargs=-1, required=True, type=FILE)
 @click.option(
+    "--tol",
     "--tolerance",
+    "tolerance",
     type=TOLERANCE,
     default=TOLERANCES[0],
     show_default=True,
@@ -62,7 +65,7 @@ def gain_command(
     from fcompress.measure.analysis import gain
 
     networks = [load(path) for path in models]
-    with progress_bars() as report:
+    with display() as report:
         result = gain(
             networks,
             _named(data, data_root, networks[0]),

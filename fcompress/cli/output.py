@@ -17,7 +17,8 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.cli.boundary import DataSpec, InputFile, InputFolder, OutputFile, Real
+from fcompress.cli.boundary import DataSpec, Device, InputFile, InputFolder, OutputFile, Real
+from fcompress.cli.boundary.files import DEVICES
 from fcompress.errors import FcompressError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ DATA = click.option(
 )
 DEVICE_OPTION = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Device(),
+    metavar=DEVICES,
     default="auto",
     show_default=True,
     help="Where to compute.",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
 from fcompress.cli.boundary.numbers import Multiple
@@ -50,9 +49,10 @@ from fcompress.compress.options import (
     TOLERANCE,
     ShrinkOptions,
 )
-from fcompress.errors import ResultWarning
+from fcompress.display import display
+from fcompress.errors import FcompressError, ResultWarning
 from fcompress.numbers import MOST_BATCH, MOST_SECONDS
-from fcompress.progress import Progress, Report
+from fcompress.progress import WARNING, Progress, Report
 from fcompress.report.screens import show, shrink_screen
 from fcompress.report.text import export_lines
 
@@ -63,10 +63,24 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     return click.option(name, type=kind, metavar=metavar, help=said)
 
 
-@click.command("shrink", cls=Command)
+GROUPS = {
+    "What to reach": "tol confidence per-label tol-label ratio max-macs max-params max-bytes "
+    "max-latency batch objective",
+    "How": "method distill distill-effort distill-seconds distill-data cascade quantize round-to "
+    "keep-depth only-seen-paths balance calibration stochastic seed device",
+    "Data": "data data-root seen groups",
+    "Network": "arch arch-args weights-key trust-pickle transform mean std size input-shape output "
+    "answer within cosine same divergence gallery score iou threshold pad",
+    "Output": "out export json plot report no-examples keep-candidates full force help",
+}
+
+
+@click.command("shrink", cls=Command, groups=GROUPS)
 @click.argument("model", type=FILE)
 @click.option(
     "--tol",
+    "--tolerance",
+    "tol",
     type=Real(0, 1, max_open=True),
     help=f"Largest share of labels that may change.  [default: {TOLERANCE:g}]",
 )
@@ -316,12 +330,18 @@ def _not_both(chosen: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _lines() -> Iterator[Report]:
-    """Progress lines on stderr."""
-    console = Console(stderr=True, highlight=False)
-    with console.status("looking at the network") as status:
+    """Progress on stderr; what weakens the result stands with it, or else before the error."""
+    weak: list[str] = []
+    with display() as show_event:
 
         def report(event: Progress) -> None:
-            console.print(str(event), style="dim")
-            status.update(str(event))
+            if event.line.startswith(WARNING):
+                weak.append(event.line)
+            show_event(event)
 
-        yield report
+        try:
+            yield report
+        except FcompressError:
+            for line in weak:
+                tell(line)
+            raise

@@ -39,6 +39,7 @@ from fcompress.data.roles import batches_of, gallery_apart, roles_of, with_furth
 from fcompress.data.seen import seen_warning
 from fcompress.data.specs import remembered_data
 from fcompress.deprecation import renamed
+from fcompress.display import watched
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
 from fcompress.forward import cost
 from fcompress.forward.answers.heads import main_of
@@ -49,9 +50,12 @@ from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording
 from fcompress.models.external import check_layers, check_weights
-from fcompress.progress import Progress, Report, reporter, silent
+from fcompress.progress import WARNING, Progress, Report, numbered, silent
 from fcompress.structure.groups import find_groups
 from fcompress.structure.paths import commonest_way, spared
+
+RANKING, MEASURING = "ranking units", "measuring the compressed network"
+STAGES = ("looking at the network", RANKING, "searching", "certifying", MEASURING)
 
 
 @renamed(polish="distill", polish_seconds="distill_seconds")
@@ -97,7 +101,7 @@ def shrink(
     cascade: bool = False,
     quantize: str | None = None,
     groups: object = None,
-    progress: Report | None = None,
+    progress: Report | bool | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
 
@@ -191,7 +195,8 @@ def shrink(
         groups: Which examples belong together (a video, a patient, a speaker): a name or number
             for each, in the data's order. A group lies in one split and counts as one example.
             `load_data` takes them for named data.
-        progress: Told whenever something takes a while.
+        progress: Told whenever something takes a while; True for a display on stderr, False for
+            none, None for one where Python is typed or a notebook runs.
 
     Returns:
         The compressed network with its certificate and costs. With a size it is
@@ -260,7 +265,8 @@ def shrink(
         cascade=cascade,
         quantize=quantize,
     )
-    return compress(model, data, options, reporter(progress), groups=groups)
+    with watched(progress) as report:
+        return compress(model, data, options, report, groups=groups)
 
 
 def compress(
@@ -285,6 +291,7 @@ def compress(
     Returns:
         The same.
     """
+    report = numbered(report, STAGES)
     check_layers(model)
     check_alone(model)
     check_weights(model)
@@ -366,7 +373,8 @@ def compress(
                 f"method {options.method} can use no group of this network: "
                 f"{'; '.join(sorted(set(not_pruned.values())))}; choose another method"
             )
-        _tell(report, f"{options.method}: ranking units on {len(inputs)} calibration examples")
+        line = f"{options.method}: ranking units on {len(inputs)} calibration examples"
+        report(Progress(RANKING, line=line))
         removal_order = method.removal_order(context)
         multiple = options.round_to
         if not isinstance(multiple, int):
@@ -390,7 +398,7 @@ def compress(
     unequal += tuple(empty_examples(found.agreement))
     _warn(report, unequal)
     weak += unequal
-    _tell(report, "measuring the compressed network")
+    report(Progress(MEASURING, line=MEASURING))
     result = outcome(model, builder, found, not_pruned, (copies, weak), options)
     _warn(report, result.warnings[len(weak) :])
     return result
@@ -416,5 +424,5 @@ def _tell(report: Report, line: str) -> None:
 def _warn(report: Report, lines: tuple[str, ...]) -> None:
     """Say what weakens the result; called by `compress`, for the caller of `shrink`."""
     for line in lines:
-        _tell(report, f"warning: {line}")
+        _tell(report, f"{WARNING}{line}")
         warnings.warn(line, ResultWarning, stacklevel=5)
