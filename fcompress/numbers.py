@@ -30,6 +30,7 @@ LEAST = 1e-300
 _DIGITS = re.compile(r"[+-]?[0-9]{1,40}")
 _REAL = re.compile(r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,6})?")
 _SHOWN = 60
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")  # names of where to compute
 
 
 class OutOfRange(FcompressError, ValueError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from fcompress.deprecation import warn
 from fcompress.numbers import WrongType, short
@@ -20,6 +20,10 @@ class Progress:
         of: How much there is; None where nobody knows.
         unit: What is counted: "examples", "steps", "candidates", "trials".
         line: Something that is worth keeping in a log; empty for a mere step forward.
+        number: Which stage of `stages` it is, from 1; 0 where nobody counts them.
+        stages: How many there are.
+        at_most: Whether `of` is the largest number that there may be.
+        best: The best that was found so far, in words.
     """
 
     stage: str
@@ -27,6 +31,10 @@ class Progress:
     of: int | None = None
     unit: str = ""
     line: str = ""
+    number: int = 0
+    stages: int = 0
+    at_most: bool = False
+    best: str = ""
 
     def __str__(self) -> str:
         if self.line:
@@ -36,6 +44,27 @@ class Progress:
 
 
 Report = Callable[[Progress], object]
+
+
+WARNING = "warning: "  # what a line begins with that the result says again
+
+
+def numbered(report: Report, stages: Sequence[str]) -> Report:
+    """Tell somebody with each event which stage it is of.
+
+    Args:
+        report: Who is told.
+        stages: Their names in order. An event of another name is of the stage that runs.
+    """
+    at = 1
+
+    def told(event: Progress) -> None:
+        nonlocal at
+        if event.stage in stages:
+            at = stages.index(event.stage) + 1
+        report(replace(event, number=at, stages=len(stages)))
+
+    return told
 
 
 def silent(event: Progress) -> None:
@@ -51,7 +80,9 @@ def reporter(progress: object) -> Report:
     if progress is None:
         return silent
     if not callable(progress):
-        raise WrongType(f"progress={short(progress)}: expected a function of one Progress, or None")
+        raise WrongType(
+            f"progress={short(progress)}: expected a function of one Progress, True, False or None"
+        )
     return progress
 
 

@@ -42,10 +42,11 @@ from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import runs_on
 from fcompress.models.external import check_weights
 from fcompress.numbers import real
+from fcompress.shown import Shown
 
 
-@dataclass(frozen=True)
-class AgreementResult:
+@dataclass(frozen=True, repr=False)
+class AgreementResult(Shown):
     """How often two networks give the same label.
 
     Attributes:

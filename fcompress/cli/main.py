@@ -79,6 +79,25 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return _with_kept_lines(command)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was typed.
+
+        Raises:
+            click.UsageError: There is none of that name; it says which may have been meant.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0].lower(), COMMANDS, 1)
+            if not close or "mean" in error.message:
+                raise
+            line = f"{error.message} Did you mean '{close[0]}'?"
+            raise click.UsageError(line, ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 
 from fcompress.cli.boundary import SEED, DataSpec, Real, Whole
 from fcompress.cli.output import (
@@ -25,13 +15,11 @@ from fcompress.cli.output import (
     plot_option,
 )
 from fcompress.cli.reports.options import report_option
-from fcompress.measure.options import LAYER_EXAMPLES, STEPS
-from fcompress.numbers import MOST_STEPS
-from fcompress.progress import Progress, Report, silent
+from fcompress.measure.options import BATCH_SIZE, LAYER_EXAMPLES, STEPS
+from fcompress.numbers import MOST_BATCH, MOST_STEPS
+from fcompress.report.measured import UNITS
 
 TOLERANCE = Real(0, 1, max_open=True)
-# Unit of ablation -> what it is, in words.
-UNITS = {"element": "neurons or single elements of feature maps", "map": "neurons or feature maps"}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -78,6 +66,14 @@ _OPTIONS = (
         "--seed", type=SEED, default=0, show_default=True, help="Random seed of the orders."
     ),
     DEVICE_OPTION,
+    click.option(
+        "--batch-size",
+        type=Whole(1, MOST_BATCH),
+        default=BATCH_SIZE,
+        show_default=True,
+        metavar="N",
+        help="Examples at a time; fewer take less memory.",
+    ),
     json_option,
     plot_option("the curves"),
     report_option,
@@ -89,27 +85,3 @@ def measuring_options(command: _Command) -> _Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-@contextmanager
-def progress_bars() -> Iterator[Report]:
-    """Progress bars on stderr, one for each stage; none where it is no terminal."""
-    stderr = Console(stderr=True)
-    if not stderr.is_terminal:
-        yield silent
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=stderr, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(event: Progress) -> None:
-            if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(event.stage, total=event.of)
-            bars.update(tasks[event.stage], completed=event.done)
-
-        yield report

@@ -17,13 +17,13 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fcompress.certify.bounds import CONFIDENCE
-from fcompress.cli.boundary import DataSpec, InputFile, InputFolder, OutputFile, Real
+from fcompress.cli.boundary import DataSpec, Device, InputFile, InputFolder, OutputFile, Real
+from fcompress.cli.boundary.files import DEVICES
 from fcompress.errors import FcompressError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fcompress.certify.agreement import AgreementResult
 
 FILE = InputFile(folders=True)
 DATA = click.option(
@@ -34,7 +34,8 @@ DATA = click.option(
 )
 DEVICE_OPTION = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Device(),
+    metavar=DEVICES,
     default="auto",
     show_default=True,
     help="Where to compute.",
@@ -189,24 +190,3 @@ def stdout() -> Console:
     """Where results are shown; in a file, lines have room for a table."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=FILE_COLUMNS)
-
-
-def show_labels(result: AgreementResult) -> None:
-    """Print how each of the original's labels fares, on one screen however many there are."""
-    from rich import box
-    from rich.table import Table
-
-    from fcompress.report.labels import headings, label_lines, label_rows
-
-    found = result.by_label
-    if found is None:
-        return
-    console = stdout()
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(headings(found)):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
-    for row in label_rows(found):
-        table.add_row(*row)
-    console.print(table)
-    for line in label_lines(found):
-        console.print(line, soft_wrap=True)

@@ -7,12 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
 from fcompress.cli.boundary.numbers import Multiple
@@ -31,7 +28,6 @@ from fcompress.cli.output import (
     old_option,
     place,
     plot_option,
-    show_labels,
     stdout,
     tell,
     write_bytes,
@@ -53,14 +49,12 @@ from fcompress.compress.options import (
     TOLERANCE,
     ShrinkOptions,
 )
-from fcompress.errors import ResultWarning
+from fcompress.display import display
+from fcompress.errors import FcompressError, ResultWarning
 from fcompress.numbers import MOST_BATCH, MOST_SECONDS
-from fcompress.progress import Progress, Report
-from fcompress.report.text import change_rows, export_lines, verdict
-
-if TYPE_CHECKING:
-    from fcompress.compress.result import ShrinkResult
-    from fcompress.exports.exporting import ExportResult
+from fcompress.progress import WARNING, Progress, Report
+from fcompress.report.screens import show, shrink_screen
+from fcompress.report.text import export_lines
 
 
 def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> Any:
@@ -69,10 +63,24 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     return click.option(name, type=kind, metavar=metavar, help=said)
 
 
-@click.command("shrink", cls=Command)
+GROUPS = {
+    "What to reach": "tol confidence per-label tol-label ratio max-macs max-params max-bytes "
+    "max-latency batch objective",
+    "How": "method distill distill-effort distill-seconds distill-data cascade quantize round-to "
+    "keep-depth only-seen-paths balance calibration stochastic seed device",
+    "Data": "data data-root seen groups",
+    "Network": "arch arch-args weights-key trust-pickle transform mean std size input-shape output "
+    "answer within cosine same divergence gallery score iou threshold pad",
+    "Output": "out export json plot report no-examples keep-candidates full force help",
+}
+
+
+@click.command("shrink", cls=Command, groups=GROUPS)
 @click.argument("model", type=FILE)
 @click.option(
     "--tol",
+    "--tolerance",
+    "tol",
     type=Real(0, 1, max_open=True),
     help=f"Largest share of labels that may change.  [default: {TOLERANCE:g}]",
 )
@@ -144,6 +152,7 @@ def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> A
     help="Leave examples whose answer changed out of the report.",
 )
 @candidates_option
+@click.option("--full", is_flag=True, help="List the layers that did not change, too.")
 @click.option(
     "--objective",
     type=click.Choice(OBJECTIVES),
@@ -224,6 +233,7 @@ def shrink_command(
     page: Path | None,
     no_examples: bool,
     keep_candidates: Path | None,
+    full: bool,
     data: str | None,
     data_root: Path | None,
     how: NetworkOptions,
@@ -279,7 +289,8 @@ def shrink_command(
     if page is not None:
         write_report(page, result, examples=not no_examples, network=out, original=model)
     if write_json(json_file, result.to_dict()):
-        _show(result, out, written)
+        written_lines = [f"Written: {out}", *export_lines(written)]
+        show(stdout(), [*shrink_screen(result, full=full), *written_lines])
 
 
 def _beside_model(given: dict[str, Any]) -> tuple[str, Path]:
@@ -319,39 +330,18 @@ def _not_both(chosen: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _lines() -> Iterator[Report]:
-    """Progress lines on stderr."""
-    console = Console(stderr=True, highlight=False)
-    with console.status("looking at the network") as status:
+    """Progress on stderr; what weakens the result stands with it, or else before the error."""
+    weak: list[str] = []
+    with display() as show_event:
 
         def report(event: Progress) -> None:
-            console.print(str(event), style="dim")
-            status.update(str(event))
+            if event.line.startswith(WARNING):
+                weak.append(event.line)
+            show_event(event)
 
-        yield report
-
-
-def _show(result: ShrinkResult, out: Path, exports: list[ExportResult]) -> None:
-    console = stdout()
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for heading in ("before", "after", "kept"):
-        table.add_column(heading, justify="right")
-    for row in change_rows(result):
-        table.add_row(*row)
-    console.print(table)
-    layers = Table(box=box.SIMPLE_HEAD)
-    layers.add_column("layer", no_wrap=True)
-    layers.add_column("units before", justify="right")
-    layers.add_column("after", justify="right")
-    layers.add_column("not pruned because")
-    for layer in result.layers:
-        layers.add_row(
-            layer.name, f"{layer.units_before:,}", f"{layer.units_after:,}", layer.reason or ""
-        )
-    console.print(layers)
-    for line in verdict(result):
-        console.print(line, soft_wrap=True)
-    show_labels(result.agreement)
-    console.print(f"Written: {out}", soft_wrap=True)
-    for line in export_lines(exports):
-        console.print(line, soft_wrap=True, markup=False)
+        try:
+            yield report
+        except FcompressError:
+            for line in weak:
+                tell(line)
+            raise

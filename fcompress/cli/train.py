@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
-from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
+from fcompress.cli.boundary import SEED, Command, DataSpec, Device, OutputFile, Real, Whole
+from fcompress.cli.boundary.files import DEVICES
 from fcompress.cli.network_options import GROUPS_OPTION
 from fcompress.cli.output import (
     data_root_option,
@@ -21,6 +18,7 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
+from fcompress.display import display
 from fcompress.numbers import (
     MOST_BATCH,
     MOST_EPOCHS,
@@ -30,8 +28,7 @@ from fcompress.numbers import (
     real_text,
     whole_text,
 )
-from fcompress.progress import Progress, Report
-from fcompress.training.config import DEVICES, OPTIMIZERS, SCHEDULES, default_config
+from fcompress.training.config import OPTIMIZERS, SCHEDULES, default_config
 
 if TYPE_CHECKING:
     from fcompress.training.loop import TrainResult
@@ -147,7 +144,8 @@ def _number(text: str) -> int | float | str:
 @click.option("--download", is_flag=True, help="Fetch a public dataset that is not here.")
 @click.option(
     "--device",
-    type=click.Choice(DEVICES),
+    type=Device(),
+    metavar=DEVICES,
     default="auto",
     show_default=True,
     help="Where to train.",
@@ -199,7 +197,7 @@ def train_command(
     arguments = fitting(family, splits.info, arguments)
     network = build(family, seed=config.seed, **arguments)
     try:
-        with _shown() as report:
+        with display(log=True) as report:
             result = train(network, splits, config, out=out, resume=resume, progress=report)
     except KeyboardInterrupt:
         if out.with_name(f"{out.name}.resume").exists():
@@ -209,28 +207,6 @@ def train_command(
     record = {"family": family, "args": network.spec.args, "params": params, **result.to_dict()}
     if write_json(json_file, record):
         _show_result(family, params, result)
-
-
-@contextmanager
-def _shown() -> Iterator[Report]:
-    """A live bar on a terminal's stderr, and a line for every epoch."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("training", total=None)
-
-        def report(event: Progress) -> None:
-            if event.line:
-                console.print(event.line)
-            else:
-                bars.update(task, description=event.stage, total=event.of, completed=event.done)
-
-        yield report
 
 
 def _show_result(family: str, params: int, result: TrainResult) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import RenderableType
+from rich.text import Text
 
 from fcompress.cli.boundary import Command
 from fcompress.cli.network_options import NetworkOptions, network_options
@@ -19,7 +22,6 @@ from fcompress.cli.output import (
     data_root_option,
     json_option,
     place,
-    show_labels,
     stdout,
     tell,
     write_json,
@@ -27,6 +29,7 @@ from fcompress.cli.output import (
 from fcompress.errors import ResultWarning
 from fcompress.forward.answers.asked import CONTINUOUS
 from fcompress.report.labels import rounded_up
+from fcompress.report.screens import label_screen, show
 from fcompress.report.text import agreement_sentence
 
 if TYPE_CHECKING:
@@ -134,14 +137,17 @@ def _choose(splits: Splits, name: str | None) -> Split:
 
 def show_agreement(result: AgreementResult, split: str) -> None:
     """Print how far two networks agree."""
-    console = stdout()
-    console.print(agreement_sentence(result, f"{split} examples"), soft_wrap=True)
+    show(stdout(), _lines_of(result, split))
+
+
+def _lines_of(result: AgreementResult, split: str) -> Iterator[RenderableType]:
+    yield agreement_sentence(result, f"{split} examples")
     for warning in result.warnings:
-        console.print(f"Warning: {warning}.", soft_wrap=True)
+        yield Text(f"Warning: {warning}.", style="yellow")
     mean, most = result.mean_difference, result.largest_difference
     what = "Outputs" if result.labels in (*CONTINUOUS, "pairs") else "Logits"
-    console.print(f"{what} differ by {mean:.4g} on average, {most:.4g} at most.", soft_wrap=True)
+    yield f"{what} differ by {mean:.4g} on average, {most:.4g} at most."
     if result.accuracy is not None:
         before, after = result.accuracy["before"], result.accuracy["after"]
-        console.print(f"Accuracy: {before:.2%} before, {after:.2%} after.")
-    show_labels(result)
+        yield f"Accuracy: {before:.2%} before, {after:.2%} after."
+    yield from label_screen(result)

@@ -43,7 +43,9 @@ from fcompress.data.roles import (
     with_further,
 )
 from fcompress.data.seen import seen_warning
+from fcompress.data.specs import remembered_data
 from fcompress.deprecation import renamed
+from fcompress.display import watched
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
 from fcompress.forward import cost
 from fcompress.forward.answers.heads import main_of
@@ -54,15 +56,18 @@ from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording
 from fcompress.models.external import check_layers, check_weights
-from fcompress.progress import Progress, Report, reporter, silent
+from fcompress.progress import WARNING, Progress, Report, numbered, silent
 from fcompress.structure.groups import find_groups
 from fcompress.structure.paths import commonest_way, spared
+
+RANKING, MEASURING = "ranking units", "measuring the compressed network"
+STAGES = ("looking at the network", RANKING, "searching", "certifying", MEASURING)
 
 
 @renamed(polish="distill", polish_seconds="distill_seconds")
 def shrink(
     model: nn.Module,
-    data: object,
+    data: object = None,
     tol: float | None = None,
     *,
     method: str = "hybrid",
@@ -102,7 +107,7 @@ def shrink(
     cascade: bool = False,
     quantize: str | None = None,
     groups: object = None,
-    progress: Report | None = None,
+    progress: Report | bool | None = None,
 ) -> ShrinkResult:
     """Find the thinnest network that still gives the same labels, and certify it.
 
@@ -110,7 +115,8 @@ def shrink(
         model: A trained classifier: inputs [N, ...] to scores [N, classes]. Left as it is.
         data: Inputs as the network takes them, labels optional: `Splits`, a DataLoader, or any
             iterable of batches (tensors or (inputs, labels) pairs). Several inputs stand in a
-            dict by keyword, or in a tuple as in ((first, second), labels).
+            dict by keyword, or in a tuple as in ((first, second), labels). None: the data that a
+            loaded network remembers.
         tol: Largest share of labels that may change, in [0, 1); None for 0.05, unless a size is
             asked for.
         method: A name in `options.METHODS`.
@@ -195,7 +201,8 @@ def shrink(
         groups: Which examples belong together (a video, a patient, a speaker): a name or number
             for each, in the data's order. A group lies in one split and counts as one example.
             `load_data` takes them for named data.
-        progress: Told whenever something takes a while.
+        progress: Told whenever something takes a while; True for a display on stderr, False for
+            none, None for one where Python is typed or a notebook runs.
 
     Returns:
         The compressed network with its certificate and costs. With a size it is
@@ -264,7 +271,8 @@ def shrink(
         cascade=cascade,
         quantize=quantize,
     )
-    return compress(model, data, options, reporter(progress), groups=groups)
+    with watched(progress) as report:
+        return compress(model, data, options, report, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -314,6 +322,8 @@ def prepared(
     check_layers(model)
     check_alone(model)
     check_weights(model)
+    if data is None:
+        data, groups = remembered_data(model, groups=groups), None
     roles = roles_of(data, seed=options.seed, groups=groups)
     copies = Copies(0, 0, 0, 0)
     if options.distill:
@@ -409,7 +419,12 @@ def builder_of(
                 f"method {options.method} can use no group of this network: "
                 f"{'; '.join(sorted(set(not_pruned.values())))}; choose another method"
             )
-        _tell(report, f"{options.method}: ranking units on {count} calibration examples")
+        report(
+            Progress(
+                RANKING,
+                line=f"{options.method}: ranking units on {count} calibration examples",
+            )
+        )
         removal_order = method.removal_order(context)
         multiple = options.round_to
         if not isinstance(multiple, int):
@@ -447,6 +462,7 @@ def compress(
     Returns:
         The same.
     """
+    report = numbered(report, STAGES)
     ready = prepared(model, data, options, report, groups=groups)
     weak = ready.weak
     _warn(weak)
@@ -464,7 +480,7 @@ def compress(
     _tell_warnings(report, unequal)
     _warn(unequal)
     weak += unequal
-    _tell(report, "measuring the compressed network")
+    report(Progress(MEASURING, line=MEASURING))
     result = outcome(model, builder, found, not_pruned, (ready.copies, weak), options)
     _tell_warnings(report, result.warnings[len(weak) :])
     _warn(result.warnings[len(weak) :])
@@ -491,7 +507,7 @@ def _tell(report: Report, line: str) -> None:
 def _tell_warnings(report: Report, lines: tuple[str, ...]) -> None:
     """Say what weakens the result while there is still something to wait for."""
     for line in lines:
-        _tell(report, f"warning: {line}")
+        _tell(report, f"{WARNING}{line}")
 
 
 def _warn(lines: tuple[str, ...]) -> None:

@@ -36,6 +36,7 @@ from fcompress.models.provenance import (
     versions,
 )
 from fcompress.programs.quantizing import Quantized
+from fcompress.shown import Drawn, Keeping
 from fcompress.structure.groups import Structure
 from fcompress.surgery.folding import folded_weights
 
@@ -59,8 +60,8 @@ class LayerChange:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class ShrinkResult:
+@dataclass(frozen=True, repr=False)
+class ShrinkResult(Drawn, Keeping):
     """A compressed network and what is known about it.
 
     Attributes:

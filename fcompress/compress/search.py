@@ -91,6 +91,9 @@ class CandidateBuilder:
         quantizer: Makes of a network the file in int8 that is judged in its place; None to judge
             networks as they are.
         watch: Told of each network when it was measured.
+        allowed: Largest share of labels that may change, for what is told of the best; None for
+            no such limit.
+        to_come: How many more networks may follow, at most; None where nobody knows.
     """
 
     context: Context
@@ -104,6 +107,8 @@ class CandidateBuilder:
     tried: list[Candidate] = field(default_factory=list)
     quantizer: Callable[[Predictor], nn.Module] | None = None
     watch: Callable[[Candidate], None] | None = None
+    allowed: float | None = None
+    to_come: int | None = None
 
     @cached_property
     def reference(self) -> Tensor:
@@ -160,6 +165,13 @@ class CandidateBuilder:
         lost = changed_shares(predictor, (x for x, _ in self.roles.search), self.reference)
         return float(lost.sum())
 
+    def _best(self) -> str:
+        """The cheapest network on the search split that changes no more than is allowed."""
+        if self.allowed is None:
+            return ""
+        good = [c.macs for c in self.tried if c.changed <= self.allowed * c.n]
+        return f"{min(good) / max(self.context.macs, 1):.1%} of MACs" if good else ""
+
     def _measured(self, removed: int, *, distilled: bool) -> Candidate:
         original = self.context.original
         kept = self.kept(removed)
@@ -195,7 +207,10 @@ class CandidateBuilder:
             f"{macs / max(self.context.macs, 1):.1%} of MACs, "
             f"{counted(found, original.scoring.noun)} changed"
         )
-        self.report(Progress("searching", len(self.tried), None, "candidates", line))
+        done = len(self.tried)
+        of = None if self.to_come is None else done + self.to_come
+        event = Progress("searching", done, of, "candidates", line, at_most=of is not None)
+        self.report(replace(event, best=self._best()))
         return found
 
 
@@ -225,10 +240,15 @@ def within(
     """
     n = len(builder.roles.certification)
     original = builder.context.original
+    builder.allowed = tol
+
+    def expect(more: int) -> None:
+        builder.to_come = more
+
     limits = Limits(original, builder.roles, tol, confidence, label_tolerance)
     onward = None if builder.distill_effort is None else builder.make_distilled
     sequence = sequence_to_test(
-        path(builder.steps, builder.make, limits.beyond, onward), limits.beyond
+        path(builder.steps, builder.make, limits.beyond, onward, expect), limits.beyond
     )
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
@@ -266,6 +286,7 @@ def path(
     make: Callable[[int], Candidate],
     beyond: Callable[[Candidate], bool],
     onward: Callable[[int], Candidate] | None = None,
+    expect: Callable[[int], object] = lambda more: None,
 ) -> list[Candidate]:
     """Networks from mild to thin, until one is clearly beyond what is allowed.
 
@@ -286,6 +307,7 @@ def path(
         beyond: Whether a network changes so much that no thinner one is worth a look. Of two
             tolerances, whatever is beyond the looser must be beyond the tighter.
         onward: Builds better networks: the last that is mild, and all behind it; None for `make`.
+        expect: Told before each network how many more may follow it, jumps apart.
 
     Returns:
         Candidates, mildest first. The last one is beyond, or the thinnest that there is.
@@ -310,6 +332,7 @@ def path(
     low, high = 0, len(points)  # where not even the first point is mild, the path begins there
     while high - low > 1:
         middle = (low + high) // 2
+        expect(len(RUNGS) + len(points) - low + (high - low).bit_length() - 1)
         candidate = at(points[middle])
         low, high = (middle, high) if candidate.changed <= MILD * candidate.n else (low, middle)
     begin = points[low]
@@ -317,6 +340,7 @@ def path(
     ahead: list[Candidate] = []  # the next one, and before it what closes a jump
     while ahead or found[-1].removed < points[-1]:
         last = found[-1]
+        expect(sum(n > last.removed for n in halves))
         if not ahead:
             near = onward is not None and last.changed <= HALVES * last.n
             behind = [n for n in (halves if near else points) if n > last.removed]

@@ -8,6 +8,7 @@ from .roles import Roles as Roles
 from .roles import roles_of as roles_of
 from .specs import load_data as load_data
 from .specs import reload_data as reload_data
+from .specs import remembered_data as remembered_data
 from .splits import ROLES as ROLES
 from .splits import Split as Split
 from .splits import Splits as Splits

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fcompress.data.examples import (
     OnDisk,
@@ -44,6 +44,7 @@ from fcompress.data.statistics import statistics_of
 from fcompress.errors import DataError, shown
 from fcompress.formats.limits import as_path
 from fcompress.formats.places import real_path
+from fcompress.models.provenance import origin_of
 from fcompress.numbers import whole
 
 _OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
@@ -176,6 +177,25 @@ def reload_data(
     grouping = grouping_again(raw, request, kind.name, info, groups)
     how = _How(info["seed"], info["random_labels"], info.get("seen"), grouping, info.get("sizes"))
     return _cut(raw, info["spec"], request, how, info)
+
+
+def remembered_data(model: nn.Module, *, root: Path | None = None, groups: object = None) -> Splits:
+    """Load the data that a network remembers.
+
+    Args:
+        model: A network that `load` or `train` gave.
+        root: As for `reload_data`.
+        groups: The same.
+
+    Raises:
+        DataError: It remembers none, or `reload_data` cannot load it.
+    """
+    origin = origin_of(model)
+    if not origin["data"]:
+        raise DataError(
+            "the network does not remember any data; give some (on the command line: --data)"
+        )
+    return reload_data(origin["data"], root=root, groups=groups)
 
 
 def user_path(text: str) -> str:

@@ -29,6 +29,7 @@ from fcompress.models import build
 from fcompress.models.fingerprint import judged
 from fcompress.models.huggingface import weights_of
 from fcompress.programs import files as programs
+from fcompress.shown import Shown
 
 KINDS = {
     "network": "network of fcompress",
@@ -48,8 +49,8 @@ _LONGEST_RECORD = 2**24
 _BUFFERS = ("running_mean", "running_var")
 
 
-@dataclass(frozen=True)
-class Contents:
+@dataclass(frozen=True, repr=False)
+class Contents(Shown):
     """What is known about a file.
 
     Attributes:

@@ -38,6 +38,7 @@ from fcompress.models.provenance import origin_of
 from fcompress.programs import files as programs
 from fcompress.programs.files import Runner
 from fcompress.programs.quantizing import Quantized
+from fcompress.shown import Shown
 from fcompress.surgery.preparation import plain_copy
 
 FORMATS = {
@@ -51,8 +52,8 @@ EXAMPLES = 1024
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class ExportResult:
+@dataclass(frozen=True, repr=False)
+class ExportResult(Shown):
     """What was written, and how it compares with the network in memory.
 
     Attributes:

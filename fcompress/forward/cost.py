@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.running import quiet_tracing, step_by_step
+from fcompress.shown import Shown
 
 COUNTED = ("convolution", "addmm", "mm")
 
@@ -32,8 +33,8 @@ class LayerCost:
     macs: int
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Shown):
     """Cost of a network.
 
     Attributes:

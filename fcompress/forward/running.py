@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fcompress.errors import FcompressError, UnsupportedNetworkError, code_of_users, said_by
+from fcompress.numbers import DEVICE
 
 
 def own_copies(inputs: Any) -> Any:
@@ -32,9 +33,16 @@ def device_of(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if DEVICE.fullmatch(str(name)) is None:
+        raise FcompressError(f"device {name}: expected auto, cpu, cuda, cuda:1 or mps")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise FcompressError(f"device {device}: torch finds no GPU here; take device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise FcompressError(f"device {device}: there are {count}, numbered from cuda:0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise FcompressError("device mps: torch finds none here; take device cpu or auto")
     return device
 
 

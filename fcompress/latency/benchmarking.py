@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.display import watched
 from fcompress.errors import FcompressError
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.running import device_of
@@ -29,7 +30,8 @@ from fcompress.latency.entries import (
 from fcompress.latency.inputs import Inputs, inputs_for
 from fcompress.latency.memory import peaks
 from fcompress.numbers import LEAST, MOST_BATCH, MOST_WORKERS, real, whole
-from fcompress.progress import Progress, Report, reporter, silent
+from fcompress.progress import Progress, Report, silent
+from fcompress.shown import Shown
 
 BATCH = (1, 64)
 SECONDS = 2.0
@@ -75,8 +77,8 @@ class Row:
     deferred: float | None
 
 
-@dataclass(frozen=True)
-class BenchResult:
+@dataclass(frozen=True, repr=False)
+class BenchResult(Shown):
     """What was measured.
 
     Attributes:
@@ -110,7 +112,7 @@ def bench(
     device: str = "cpu",
     seed: int = 0,
     trust_pickle: bool = False,
-    progress: Report | None = None,
+    progress: Report | bool | None = None,
 ) -> BenchResult:
     """Measure what networks and files cost when they run, the same examples for all, in turns.
 
@@ -128,7 +130,7 @@ def bench(
         device: Where networks of torch run: "cpu", "cuda" or "auto".
         seed: Of random inputs.
         trust_pickle: As for `open_program`.
-        progress: Told whenever something takes a while.
+        progress: As for `shrink`.
 
     Returns:
         A row for each file, size and number of threads.
@@ -148,16 +150,17 @@ def bench(
     entries = [entry_of(one, trust_pickle) for one in _listed(files)]
     sizes = _numbers("batch", batch, MOST_BATCH)
     entries = also_compiled(entries) if compiled else entries
-    return measured(
-        entries,
-        inputs_for(entries, data, sizes, whole("seed", seed)),
-        batch=sizes,
-        threads=_numbers("threads", threads or torch.get_num_threads(), MOST_WORKERS),
-        seconds=real("seconds", seconds, "a number above 0", lambda one: one >= LEAST),
-        memory=memory,
-        device=device,
-        report=reporter(progress),
-    )
+    with watched(progress) as report:
+        return measured(
+            entries,
+            inputs_for(entries, data, sizes, whole("seed", seed)),
+            batch=sizes,
+            threads=_numbers("threads", threads or torch.get_num_threads(), MOST_WORKERS),
+            seconds=real("seconds", seconds, "a number above 0", lambda one: one >= LEAST),
+            memory=memory,
+            device=device,
+            report=report,
+        )
 
 
 def _listed(given: Any) -> list[Any]:

@@ -6,7 +6,7 @@ activation, or, on request, a whole feature map, which is what the authors' publ
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fcompress.measure.hooks import Prefix, ablate
 from fcompress.measure.layers import Layer, Skipped, ablation_layers
 from fcompress.measure.options import LAYER_EXAMPLES, ORDERS, STEPS, TOLERANCES, Unit
 from fcompress.progress import Progress, Report, silent
+from fcompress.shown import Shown
 
 NETWORK = "network"  # name of the curve of all layers at once
 # Agreements are compared with this slack, so that 1 - tolerance is not decided by rounding.
@@ -41,8 +42,8 @@ class AblationCurve:
     name: str
     units: int
     examples: int
-    agreement: tuple[tuple[float, ...], ...]
-    accuracy: tuple[tuple[float, ...], ...] | None
+    agreement: tuple[tuple[float, ...], ...] = field(repr=False)
+    accuracy: tuple[tuple[float, ...], ...] | None = field(repr=False)
 
     @property
     def proportions(self) -> tuple[float, ...]:
@@ -62,8 +63,8 @@ class AblationCurve:
         return self.share(tolerance) * self.units
 
 
-@dataclass(frozen=True)
-class AblationResult:
+@dataclass(frozen=True, repr=False)
+class AblationResult(Shown):
     """Prunable units of a network.
 
     Attributes:

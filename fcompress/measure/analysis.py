@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fcompress.cascades.network import check_alone
-from fcompress.data import Split, Splits, as_batches, reload_data
-from fcompress.errors import DataError, UnsupportedNetworkError
+from fcompress.data import Split, Splits, as_batches, remembered_data
+from fcompress.display import watched
+from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
 from fcompress.forward.copying import deep_copy
@@ -25,6 +26,7 @@ from fcompress.measure.growth import GainResult, doublings, gain_of
 from fcompress.measure.hooks import trace_calls
 from fcompress.measure.layers import Skipped
 from fcompress.measure.options import (
+    BATCH_SIZE,
     LAYER_EXAMPLES,
     ORDERS,
     REDUNDANCY_TOLERANCES,
@@ -36,8 +38,9 @@ from fcompress.measure.options import (
 from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
 from fcompress.models.external import check_layers, check_weights
-from fcompress.models.provenance import described, origin_of
+from fcompress.models.provenance import described
 from fcompress.progress import Progress, Report, silent, takes
+from fcompress.shown import Drawn
 from fcompress.structure.groups import find_groups
 from fcompress.surgery.preparation import prepare
 
@@ -45,8 +48,8 @@ from fcompress.surgery.preparation import prepare
 GROUP_EXAMPLES = 4
 
 
-@dataclass(frozen=True)
-class AnalyzeResult:
+@dataclass(frozen=True, repr=False)
+class AnalyzeResult(Drawn):
     """What is frivolous in a network, and what can be excised.
 
     Attributes:
@@ -132,7 +135,7 @@ def analyze(
     groups: bool = True,
     root: Path | None = None,
     device: str | torch.device | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     output: str | int | None = None,
     labels: str | None = None,
     answer: str | None = None,
@@ -144,7 +147,7 @@ def analyze(
     iou: float | None = None,
     threshold: float | None = None,
     pad: int | None = None,
-    progress: Callable[..., object] = silent,
+    progress: Callable[..., object] | bool | None = None,
 ) -> AnalyzeResult:
     """Measure what is frivolous in a network (docs/protocol.md sections 1 and 2).
 
@@ -188,7 +191,7 @@ def analyze(
         pad: As for `shrink`.
         labels: The same as `answer`; of "positions" agreement is the mean share of
             positions.
-        progress: Told after each batch.
+        progress: Told after each batch, or as for `shrink`.
 
     Returns:
         Prunable and redundant units, costs, and the groups that can be excised.
@@ -232,13 +235,15 @@ def analyze(
         threshold=threshold,
         pad=pad,
     )
-    if not takes(progress, 3):
-        return measure(model, data, options, progress, root=root)
+    with watched(progress) as report:
+        if not takes(report, 3):
+            return measure(model, data, options, report, root=root)
+        old: Callable[..., object] = report
 
-    def told(event: Progress) -> None:
-        progress(event.stage, event.done, event.of)
+        def told(event: Progress) -> None:
+            old(event.stage, event.done, event.of)
 
-    return measure(model, data, options, told, root=root)
+        return measure(model, data, options, told, root=root)
 
 
 def measure(
@@ -321,7 +326,7 @@ def gain(
     *,
     tolerance: float = TOLERANCES[0],
     redundancy_tolerance: float = REDUNDANCY_TOLERANCES[0],
-    progress: Callable[..., object] = silent,
+    progress: Callable[..., object] | bool | None = None,
     **options: Any,
 ) -> GainResult:
     """Measure how frivolous units grow with the width of a family (docs/protocol.md section 3).
@@ -350,6 +355,18 @@ def gain(
         ((0.25, 0.5, 1.0), ['prunable', 'non_prunable', 'redundant', 'non_redundant'])
     """
     doublings([(n.family, n.args) if isinstance(n, AnalyzeResult) else _built(n) for n in networks])
+    with watched(progress) as report:
+        measured = _each(networks, data, report, options)
+    return gain_of(measured, tolerance=tolerance, redundancy_tolerance=redundancy_tolerance)
+
+
+def _each(
+    networks: Sequence[nn.Module | AnalyzeResult],
+    data: object,
+    progress: Callable[..., object],
+    options: dict[str, Any],
+) -> list[AnalyzeResult]:
+    """What was measured of each network."""
     numbered = takes(progress, 4)
     measured = []
     for number, network in enumerate(networks):
@@ -366,7 +383,7 @@ def gain(
                 network, data, progress=tell, **{**widened_layers(network), **options}
             )
         measured.append(network)
-    return gain_of(measured, tolerance=tolerance, redundancy_tolerance=redundancy_tolerance)
+    return measured
 
 
 def _built(model: nn.Module) -> tuple[str | None, dict[str, Any]]:
@@ -398,12 +415,7 @@ def _evaluation_data(
 ) -> tuple[object, dict[str, Any] | None]:
     """The examples to measure on, and what identifies them."""
     if data is None:
-        origin = origin_of(model)
-        if not origin["data"]:
-            raise DataError(
-                "the network does not remember any data; give some (on the command line: --data)"
-            )
-        data = reload_data(origin["data"], root=root)
+        data = remembered_data(model, root=root)
     if not isinstance(data, Splits):
         return data, None
     # Data cut for compression only has no test split; calibration serves no choice made here.

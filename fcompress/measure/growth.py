@@ -16,6 +16,7 @@ import numpy as np
 from fcompress.errors import FcompressError
 from fcompress.measure.ablation import NETWORK, AblationResult
 from fcompress.measure.redundancy import RedundancyResult
+from fcompress.shown import Drawn
 
 QUANTITIES = ("prunable", "non_prunable", "redundant", "non_redundant")
 LAST = 3  # doublings that the authors' redundancy plots take
@@ -78,8 +79,8 @@ class Range:
     gain_last_max: float | None
 
 
-@dataclass(frozen=True)
-class GainResult:
+@dataclass(frozen=True, repr=False)
+class GainResult(Drawn):
     """Growth of prunable and redundant units of a family of networks.
 
     Attributes:

@@ -17,6 +17,7 @@ UNITS = ("element", "map")
 
 TOLERANCES = (0.2, 0.3, 0.4, 0.5)
 REDUNDANCY_TOLERANCES = (0.05, 0.10, 0.15)
+BATCH_SIZE = 256
 STEPS = 6  # proportions 0, 1/6, ... 1 (docs/protocol.md 1.3)
 ORDERS = 3
 # A layer's curve costs half as much as the network's, and there are many layers: with so many
@@ -73,7 +74,7 @@ class AnalyzeOptions:
     redundancy_layers: Sequence[str] | None = None
     groups: bool = True
     device: Any = None
-    batch_size: int = 256
+    batch_size: int = BATCH_SIZE
     output: str | int | None = None
     labels: str | None = None
     answer: str | None = None

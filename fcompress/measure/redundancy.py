@@ -20,6 +20,7 @@ from fcompress.measure.layers import Layer, Skipped, redundancy_layers
 from fcompress.measure.moments import Moments, unit_rows
 from fcompress.measure.options import REDUNDANCY_TOLERANCES
 from fcompress.progress import Progress, Report, silent
+from fcompress.shown import Shown
 
 # A unit whose standard deviation is within so many roundings of its magnitude is constant.
 CONSTANT_ROUNDINGS = 4.0
@@ -45,7 +46,7 @@ class Correlations:
     pairs: int
     mean: float
     quantiles: tuple[float, ...]
-    histogram: tuple[int, ...]
+    histogram: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class LayerRedundancy:
     name: str
     units: int
     rows: int
-    explained: tuple[float, ...]
-    dead: tuple[int, ...]
-    constant: tuple[int, ...]
+    explained: tuple[float, ...] = field(repr=False)
+    dead: tuple[int, ...] = field(repr=False)
+    constant: tuple[int, ...] = field(repr=False)
     correlations: Correlations | None
     picture: CorrelationPicture | None = field(default=None, repr=False, compare=False)
 
@@ -85,8 +86,8 @@ class LayerRedundancy:
         return self.units - self.components(tolerance)
 
 
-@dataclass(frozen=True)
-class RedundancyResult:
+@dataclass(frozen=True, repr=False)
+class RedundancyResult(Shown):
     """Redundant units of a network.
 
     Attributes:

@@ -26,17 +26,20 @@ ROW = 0.19  # inches of a layer's bar
 MOST_ROWS = 120
 
 
+def figure_of(result: AnalyzeResult | GainResult | ShrinkResult) -> Figure:
+    """Draw a result.
+
+    Returns:
+        A figure that no window shows.
+    """
+    if isinstance(result, AnalyzeResult):
+        return _analysis(result)
+    return _gain(result) if isinstance(result, GainResult) else _shrunk(result)
+
+
 def analysis_png(result: AnalyzeResult) -> bytes:
     """Draw ablation curves (Fig. 2a-b), explained variance and correlations (Fig. 2c-d)."""
-    height = max(4.6, 1.3 + ROW * min(len(result.redundancy.layers), MOST_ROWS))
-    figure = Figure(figsize=(15, height), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _ablation(left, result.ablation)
-    _variance(middle, result.redundancy)
-    _violins(right, result.redundancy)
-    where = f" on {result.data['spec']}" if result.data else ""
-    figure.suptitle(f"{result.network}{where}, {result.examples:,} examples")
-    return _png(figure)
+    return _png(_analysis(result))
 
 
 def gain_png(result: GainResult) -> bytes:
@@ -45,6 +48,27 @@ def gain_png(result: GainResult) -> bytes:
     Full lines are prunable or redundant units, dashed lines the others; thick for the network,
     thin for its layers. The dotted line grows as the network does (g = 2).
     """
+    return _png(_gain(result))
+
+
+def shrink_png(result: ShrinkResult) -> bytes:
+    """Draw the search (changed answers against MACs) and the units of each layer."""
+    return _png(_shrunk(result))
+
+
+def _analysis(result: AnalyzeResult) -> Figure:
+    height = max(4.6, 1.3 + ROW * min(len(result.redundancy.layers), MOST_ROWS))
+    figure = Figure(figsize=(15, height), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _ablation(left, result.ablation)
+    _variance(middle, result.redundancy)
+    _violins(right, result.redundancy)
+    where = f" on {result.data['spec']}" if result.data else ""
+    figure.suptitle(f"{result.network}{where}, {result.examples:,} examples")
+    return figure
+
+
+def _gain(result: GainResult) -> Figure:
     figure = Figure(figsize=(12, 5), layout="constrained")
     panels = (("prunable", "non_prunable"), ("redundant", "non_redundant"))
     for axes, (frivolous, other) in zip(figure.subplots(1, 2), panels, strict=True):
@@ -78,11 +102,10 @@ def gain_png(result: GainResult) -> bytes:
         f"{result.family}, tolerance {result.tolerance:g} of labels, "
         f"{result.redundancy_tolerance:g} of variance"
     )
-    return _png(figure)
+    return figure
 
 
-def shrink_png(result: ShrinkResult) -> bytes:
-    """Draw the search (changed answers against MACs) and the units of each layer."""
+def _shrunk(result: ShrinkResult) -> Figure:
     shown = result.layers[:MOST_ROWS]
     height = max(4.6, 1.1 + ROW * len(shown))
     figure = Figure(figsize=(12, height), layout="constrained")
@@ -97,7 +120,7 @@ def shrink_png(result: ShrinkResult) -> bytes:
         f"{macs:.3g}% of MACs, {result.agreement.rate:.1%} same labels"
         + (f"; the first {len(shown)} of {len(result.layers)} layers" if left_out else "")
     )
-    return _png(figure)
+    return figure
 
 
 def compare_png(result: CompareResult) -> bytes:

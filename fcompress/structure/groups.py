@@ -8,7 +8,7 @@ before it is used; whatever cannot be used is named together with the reason.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fcompress.deprecation import warn
 from fcompress.forward.running import quiet_tracing
+from fcompress.shown import Shown
 from fcompress.structure.proof import prove
 from fcompress.structure.tracer import Axis, Contraction, Tracer
 from fcompress.structure.tracing import trace
@@ -25,8 +26,8 @@ from fcompress.surgery.preparation import Call, plain_copy, plainly
 from fcompress.surgery.units import Group, Slot
 
 
-@dataclass(frozen=True)
-class Structure:
+@dataclass(frozen=True, repr=False)
+class Structure(Shown):
     """All groups of a network and an account of every parameter.
 
     What `find_groups` returns. Every parameter is in at least one group, proven or not, or in
@@ -56,6 +57,20 @@ class Structure:
     contractions: tuple[Contraction, ...]
     unused: dict[str, str] = field(default_factory=dict)
     proof: dict[str, float] = field(default_factory=dict)
+
+    def _lines(self) -> list[str]:
+        """Said here: what the package `report` says of results stands apart from structures."""
+        units = sum(group.size for group in self.groups)
+        said = f"{units:,} units in {len(self.groups):,} groups can be excised one by one"
+        rest = f"{len(self.not_pruned):,} groups and {len(self.unused):,} parameters have to stay"
+        return [f"Structure: {said}", f"  {rest}, of {len(self.contractions):,} layers"]
+
+    def _rows(self) -> list[Mapping[str, Any]]:
+        """Every group."""
+        return [
+            {"group": group.name, "units": group.size, "reason": group.reason}
+            for group in (*self.groups, *self.not_pruned)
+        ]
 
     def group(self, name: str) -> Group:
         """The proven group of that name.

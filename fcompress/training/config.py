@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcompress.errors import TrainingError
-from fcompress.numbers import LARGEST, MOST_BATCH, MOST_EPOCHS, real, short, whole
+from fcompress.numbers import DEVICE, LARGEST, MOST_BATCH, MOST_EPOCHS, real, short, whole
 
 OPTIMIZERS = ("momentum", "sgd", "adam", "rmsprop")
 SCHEDULES = ("constant", "decay", "cosine", "step")
@@ -32,7 +32,7 @@ class TrainConfig:
             parameters and other vectors are not decayed.
         augment: Whether training inputs are changed at random (cropped, mirrored).
         seed: Decides shuffling, augmentation and dropout.
-        device: "cpu", "cuda", or "auto" for CUDA where there is some.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for CUDA where there is some.
     """
 
     epochs: int = 4
@@ -49,12 +49,15 @@ class TrainConfig:
         for name, known in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
-            ("device", DEVICES),
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(
                     f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}"
                 )
+        if DEVICE.fullmatch(str(self.device)) is None:
+            raise TrainingError(
+                f"device {self.device!r}: expected one of auto, cpu, cuda, cuda:1, mps"
+            )
         for name, least, most in (
             ("epochs", 1, MOST_EPOCHS),
             ("batch_size", 2, MOST_BATCH),

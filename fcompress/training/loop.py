@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
+from fcompress.display import watched
 from fcompress.errors import DataError, FcompressError, TrainingError, shown
 from fcompress.formats.limits import as_path
 from fcompress.formats.places import real_path
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of, runs_on
 from fcompress.models import Network, Spec, families
-from fcompress.progress import Progress, Report, silent
+from fcompress.progress import Progress, Report
+from fcompress.shown import Keeping
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume
 
@@ -62,8 +64,8 @@ class EpochRecord:
         )
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(Keeping):
     """A trained network and how it came about.
 
     Attributes:
@@ -104,7 +106,7 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
-    progress: Report = silent,
+    progress: Report | bool | None = None,
 ) -> TrainResult:
     """Fit a copy of a network to the training split.
 
@@ -120,7 +122,7 @@ def train(
         config: How to train.
         out: File for the checkpoint; None keeps everything in memory.
         resume: Continue from `out.resume`; from the start if nothing was saved yet.
-        progress: Told after every step, and with a line after every epoch.
+        progress: Told after every step, and with a line after every epoch; or as for `shrink`.
 
     Returns:
         The trained copy and its record.
@@ -166,9 +168,9 @@ def train(
         # The run may have been killed after it wrote this state and before its checkpoint.
         remember(model, splits, earlier, config, records)
         checkpoint.save(model, out)
-    with _own_random_state(device):
+    with _own_random_state(device), watched(progress) as report:
         while len(records) < config.epochs:
-            record = _epoch(model, optimizer, data, splits.test, config, out, progress, records)
+            record = _epoch(model, optimizer, data, splits.test, config, out, report, records)
             records.append(record)
             remember(model, splits, earlier, config, records)
             if out is not None:
@@ -180,7 +182,7 @@ def train(
                 write_resume(out, run, state)
                 checkpoint.save(model, out)
             line = record.line(config.epochs)
-            progress(Progress("training", len(records), config.epochs, "epochs", line))
+            report(Progress("training", len(records), config.epochs, "epochs", line))
     if out is not None:
         resume_file(out).unlink(missing_ok=True)
     return TrainResult(model.cpu().eval(), config, tuple(records), dict(splits.info), out)
@@ -418,13 +420,16 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
     # torch.manual_seed would also reset the generators of GPUs that are not ours.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextmanager
 def _own_random_state(device: torch.device) -> Iterator[None]:
     """Let dropout draw from a private state; leave the caller's as it was."""
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    cuda = device.type == "cuda"
+    number = torch.cuda.current_device() if cuda and device.index is None else device.index
+    devices = [number] if cuda else []
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with torch.random.fork_rng(devices=devices), repeatable:
         yield

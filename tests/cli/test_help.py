@@ -127,3 +127,45 @@ def test_options_out_of_their_range_are_one_line(folder, tmp_path):
     ran = run("shrink", folder / "original.pt", "--distill-seconds", "inf", "--out", out)
     assert ran.exit_code == 2 and not out.exists()
     assert "'inf': expected a number in the range 0<x<=" in ran.stderr
+
+
+def test_a_mistyped_command_is_pointed_out():
+    ran = run("shrnk", "net.pt")
+    assert ran.exit_code == 2 and "Did you mean 'shrink'?" in ran.stderr
+    ran = run("zzzzzz")
+    assert ran.exit_code == 2 and "mean" not in ran.stderr
+
+
+def test_options_of_shrink_stand_in_groups():
+    ran = run("shrink", "--help")
+    titles = ["What to reach:", "How:", "Data:", "Network:", "Output:"]
+    places = [ran.stdout.index(f"\n{title}\n") for title in titles]
+    assert places == sorted(places) and "\nOptions:" not in ran.stdout
+    command = main.get_command(None, "shrink")
+    grouped = {name for names in command.groups.values() for name in names.split()}
+    known = [{o.lstrip("-") for o in p.opts} for p in command.params if not _hidden(p)]
+    assert not [names for names in known if not names & grouped]
+    assert grouped - {"help"} <= set().union(*known)
+
+
+@pytest.mark.parametrize("command", ["shrink", "analyze", "gain", "export"])
+def test_tolerances_have_one_name_and_its_alias(command):
+    names = {o for p in main.get_command(None, command).params for o in p.opts}
+    assert {"--tol", "--tolerance"} <= names
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", ""])
+def test_devices_that_are_none(folder, name):
+    ran = run("verify", folder / "original.pt", folder / "compressed.pt", "--device", name)
+    assert ran.exit_code == 2 and "expected auto|cpu|cuda|cuda:N|mps" in ran.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("name", ["cuda:1", "cuda", "mps"])
+def test_devices_that_are_not_there(folder, name):
+    ran = run("verify", folder / "original.pt", folder / "compressed.pt", "--device", name)
+    assert ran.exit_code == 1 and f"device {name}: torch finds" in ran.stderr
+
+
+def _hidden(parameter):
+    return isinstance(parameter, click.Argument) or parameter.hidden

@@ -9,6 +9,7 @@ from rich.console import Console
 from fcompress.certify.per_label import by_label
 from fcompress.cli import output
 from fcompress.report.labels import headings, label_lines, label_rows
+from fcompress.report.screens import label_screen, show
 from fcompress.report.text import verdict
 
 
@@ -30,7 +31,7 @@ def screen(monkeypatch):
 
 def test_ten_classes_are_all_shown_on_one_screen(screen):
     found = fares([(100, i) for i in range(10)])
-    output.show_labels(agreement(45, 1000, 0.06, by_label=found))
+    show(output.stdout(), label_screen(agreement(45, 1000, 0.06, by_label=found)))
     text = screen.getvalue()
     assert len(text.splitlines()) < 20
     rows = [line.split() for line in text.splitlines()]
@@ -42,7 +43,7 @@ def test_ten_classes_are_all_shown_on_one_screen(screen):
 
 def test_a_thousand_classes_are_summed_up(screen):
     found = fares([(20, 5 if i == 700 else int(i % 100 == 0)) for i in range(1000)], never=7)
-    output.show_labels(agreement(15, 20_000, 0.06, by_label=found))
+    show(output.stdout(), label_screen(agreement(15, 20_000, 0.06, by_label=found)))
     text = screen.getvalue()
     assert len(text.splitlines()) < 16
     assert "The 5 that changed most of 1,000 labels; of 990 nothing changed." in text
@@ -55,7 +56,7 @@ def test_of_thousands_of_tokens_the_most_frequent_are_shown(screen):
     changed = [1 if i % 50 == 3 or i >= 1990 else 0 for i in range(2000)]
     given = [0 if i >= 1990 else one for i, one in enumerate(n)]
     found = by_label("tokens", [n, changed, given, n, changed], 0.95)
-    output.show_labels(agreement(15, 4000, 0.06, by_label=found))
+    show(output.stdout(), label_screen(agreement(15, 4000, 0.06, by_label=found)))
     text = " ".join(screen.getvalue().split())
     assert len(screen.getvalue().splitlines()) < 24
     assert [row[0] for row in label_rows(found)] == [str(i) for i in range(10)]
@@ -76,7 +77,7 @@ def test_dense_answers_and_sigmoid_heads():
 
 
 def test_nothing_is_said_of_answers_without_labels(screen):
-    output.show_labels(agreement(1, 100, 0.05))
+    show(output.stdout(), label_screen(agreement(1, 100, 0.05)))
     assert screen.getvalue() == ""
 
 

@@ -1,5 +1,6 @@
 from .command import Command as Command
 from .files import DataSpec as DataSpec
+from .files import Device as Device
 from .files import InputFile as InputFile
 from .files import InputFolder as InputFolder
 from .files import OutputFile as OutputFile

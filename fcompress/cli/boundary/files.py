@@ -8,6 +8,10 @@ from typing import Any
 
 import click
 
+from fcompress.numbers import DEVICE
+
+DEVICES = "auto|cpu|cuda|cuda:N|mps"
+
 
 class InputFile(click.Path):
     """A file that is read, or where it holds a network, the folder of one.
@@ -85,6 +89,18 @@ class DataSpec(_Text):
             from fcompress.data.specs import parse, user_path
 
             yield Path(user_path(parse(text)[1]))
+
+
+class Device(click.ParamType):
+    """Where to compute; whether it is there is seen when it is used."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, if it is one."""
+        if DEVICE.fullmatch(str(value)) is None:
+            self.fail(f"{value!r}: expected {DEVICES}", param, ctx)
+        return str(value)
 
 
 class PythonCode(_Text):

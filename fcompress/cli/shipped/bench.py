@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich import box
-from rich.table import Table
 
 from fcompress.cli.boundary import Command, Real, Several, Whole
 from fcompress.cli.network_options import NetworkOptions, network_options
@@ -23,7 +21,7 @@ from fcompress.cli.output import (
     write_json,
 )
 from fcompress.numbers import MOST_BATCH, MOST_SECONDS, MOST_WORKERS
-from fcompress.report.benchmarks import bench_lines, bench_tables
+from fcompress.report.screens import bench_screen, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,17 +109,7 @@ def bench_command(
     )
     if not write_json(json_file, result.to_dict()):
         return
-    console = stdout()
-    for title, headings, rows in bench_tables(result):
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-        for number, heading in enumerate(headings):
-            justify: Any = "right" if number > 1 else "left"
-            table.add_column(heading, justify=justify, no_wrap=number > 0, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for line in bench_lines(result):
-        console.print(line, soft_wrap=True, markup=False)
+    show(stdout(), bench_screen(result))
 
 
 def _inputs(

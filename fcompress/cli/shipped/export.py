@@ -44,6 +44,8 @@ EXAMPLES = 1024  # as `exports.exporting` has it, without torch
 @old_option("--wide", "--original", type=FILE)
 @click.option(
     "--tol",
+    "--tolerance",
+    "tol",
     type=Real(0, 1, max_open=True),
     help="Largest share of answers that may differ from ORIGINAL's.  [default: as certified]",
 )
