@@ -319,8 +319,8 @@ def compress(
     if options.balance:
         inputs = balanced(original, inputs, seed=options.seed)
     call = averaged(original.whole) if original.draws else original.whole
-    ways, unreached = ways_of(original, inputs, call)
-    lines = tuple(said_of_ways(ways, unreached))
+    ways, differing, unreached = ways_of(original, inputs, call)
+    lines = tuple(said_of_ways(differing, unreached))
     _warn(report, lines)
     weak += lines
     made_files = None
@@ -341,7 +341,7 @@ def compress(
         with original.evaluating():
             batches = commonest_way(original.network, batches, call=call)
     choice = Choice()
-    if method.takes_blocks and not options.keep_depth and len(ways) == 1:
+    if method.takes_blocks and not options.keep_depth and differing == 1:
         choice = blocks_of(original, structure, batches, seed=options.seed)
         if choice.blocks:
             _tell(report, f"{len(choice.blocks)} blocks")
