@@ -294,6 +294,9 @@ def test_heads_and_hidden_units_of_language_models_go(name, attention, heads, tm
     before, after = next(w for layer, w in widths.items() if attention in layer)
     assert after < before and after % (before // heads) == 0
     assert sum(after < before for layer, (before, after) in widths.items() if "mlp" in layer) >= 2
+    for module in result.model.modules():
+        if isinstance(module, transformers.pytorch_utils.Conv1D):
+            assert (module.nx, module.nf) == tuple(module.weight.shape)
     fcompress.save(result.model, tmp_path / "thin.pt")
     again = fcompress.load(tmp_path / "thin.pt")
     for ending in (".onnx", ""):
