@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from fcompress.forward.repeats import check_repeats
 from fcompress.forward.running import runs_on
 from fcompress.models import Network
 from fcompress.structure.groups import Structure
-from fcompress.structure.paths import different_ways, reached_in_training
+from fcompress.structure.paths import different_ways, reached_in_training, ways_of_units
 from fcompress.surgery.preparation import Call, prepare
 
 # Single examples and whole batches on which the network is watched for other ways through it.
@@ -54,10 +54,11 @@ def repeating(original: Predictor, roles: Roles, *, stochastic: bool) -> Predict
     return replace(original, draws=check_repeats(original, inputs, stochastic=stochastic))
 
 
-def ways_of(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tensor], set[str]]:
+def ways_of(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tensor], int, set[str]]:
     """Batches on which the network executes different operators, the first four among them.
 
-    Beside them the names of parameters that none of them reached, nor training does.
+    Beside them how many of these differ in what happens to units, and the names of parameters
+    that none of them reached, nor training does.
     """
     single = [inputs[row : row + 1] for row in range(min(SINGLES, len(inputs)))]
     tried = [inputs[:4], *single, *batches_of(inputs)[:LOOKED_AT]]
@@ -65,14 +66,17 @@ def ways_of(original: Predictor, inputs: Tensor, call: Call) -> tuple[list[Tenso
         ways, unreached = different_ways(original.network, tried, call=call)
         if unreached:
             unreached -= reached_in_training(original.network, tried[0], call=call)
-        return ways, unreached
+        differing = 1
+        if len(ways) > 1:
+            differing = ways_of_units(original.network, ways, call=call)
+        return ways, differing, unreached
 
 
-def said_of_ways(ways: Sequence[Tensor], unreached: set[str]) -> Iterator[str]:
+def said_of_ways(differing: int, unreached: set[str]) -> Iterator[str]:
     """Warnings about what no example showed."""
-    if len(ways) > 1:
+    if differing > 1:
         yield (
-            f"the network takes different ways through its code (at least {len(ways)} were seen); "
+            f"the network takes different ways through its code (at least {differing} were seen); "
             "units fit on those, and what the compressed network does on another is not known"
         )
     modules = sorted({name.rpartition(".")[0] or name for name in unreached})

@@ -361,8 +361,8 @@ def prepared(
     if options.balance:
         inputs = balanced(original, inputs, seed=options.seed)
     call = averaged(original.whole) if original.draws else original.whole
-    ways, unreached = ways_of(original, inputs, call)
-    lines = tuple(said_of_ways(ways, unreached))
+    ways, differing, unreached = ways_of(original, inputs, call)
+    lines = tuple(said_of_ways(differing, unreached))
     _tell_warnings(report, lines)
     weak += lines
     made_files = None
@@ -381,7 +381,7 @@ def prepared(
     context = Context(
         original, structure, batches, options.seed, macs, options.objective, recordings
     )
-    return Ready(context, roles, copies, weak, len(ways), made_files)
+    return Ready(context, roles, copies, weak, differing, made_files)
 
 
 def builder_of(

@@ -6,17 +6,19 @@ have to fit on all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, MutableMapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fcompress.forward.copying import deep_copy
-from fcompress.forward.running import quiet_tracing, tensors_of
+from fcompress.forward.running import quiet_tracing, tensors_in, tensors_of
 from fcompress.structure.groups import Structure
+from fcompress.structure.parameters import address
+from fcompress.structure.rules_elementwise import is_pointwise, operator_name
 from fcompress.surgery.preparation import Call, plainly
 
 MOST_WAYS = 4
@@ -70,6 +72,29 @@ def different_ways(
             if len(found) == most:
                 break
     return found, left
+
+
+def ways_of_units(model: nn.Module, batches: Iterable[Tensor], *, call: Call = plainly) -> int:
+    """How many of some ways differ in what happens to units.
+
+    They do not where what differs is computed from the inputs alone, such as a mask that a network
+    does not make where no position is padding, or is how such values meet activations elementwise.
+
+    Args:
+        model: The network, in eval mode, on the device of the batches.
+        batches: Inputs [N, ...], one for each way (`different_ways`).
+        call: Runs the network, `call(model, inputs)`.
+
+    Example:
+        >>> import torch
+        >>> masked = lambda model, x: model(x) * (x > 0) if x.min() < 0 else model(x)
+        >>> model, batches = nn.Linear(1, 1), [torch.ones(2, 1), -torch.ones(2, 1)]
+        >>> len(different_ways(model, batches, call=masked)[0])
+        2
+        >>> ways_of_units(model, batches, call=masked)
+        1
+    """
+    return len({_way(model, batch, call, _UnitsOnly)[0] for batch in batches})
 
 
 def commonest_way(
@@ -159,9 +184,11 @@ def spared(structure: Structure, model: nn.Module, unreached: Collection[str]) -
     return replace(structure, groups=tuple(kept), not_pruned=tuple(left))
 
 
-def _way(model: nn.Module, batch: Tensor, call: Call) -> tuple[Way, set[str]]:
+def _way(
+    model: nn.Module, batch: Tensor, call: Call, kind: type[_Watch] | None = None
+) -> tuple[Way, set[str]]:
     """The operators of a run with the parameters that they are given, and all of the latter."""
-    watch = _Watch({id(tensor): name for name, tensor in tensors_of(model).items()})
+    watch = (kind or _Watch)({id(tensor): name for name, tensor in tensors_of(model).items()})
     with quiet_tracing(), watch:
         call(model, batch)
     return tuple(watch.steps), watch.reached
@@ -179,17 +206,49 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = func.overloadpacket.__name__
-        if name == "addmm":  # which of the two torch takes depends on how memory lies
-            self._note("aten.mm.default", args[1:])
-            self._note("aten.add.Tensor", args[:1])
-        else:
-            self._note(str(func), (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        operands = tensors_in((args, kwargs or {}))
+        if self._counts(func, operands, out):
+            name = operator_name(func)
+            if name == "addmm":  # which of the two torch takes depends on how memory lies
+                self._note("aten.mm.default", operands[1:])
+                self._note("aten.add.Tensor", operands[:1])
+            elif name.startswith("_scaled_dot_product"):  # which one is a question of speed
+                self._note("aten.scaled_dot_product_attention.default", operands)
+            else:
+                self._note(str(func), operands)
+        return out
 
-    def _note(self, operator: str, given: Any) -> None:
-        leaves = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
-        used = [self._names[id(x)] for x in leaves if id(x) in self._names]
+    def _counts(self, func: Any, operands: list[Tensor], out: Any) -> bool:
+        return True
+
+    def _note(self, operator: str, operands: list[Tensor]) -> None:
+        used = [self._names[id(x)] for x in operands if id(x) in self._names]
         self.reached.update(used)
         if used or operator.split(".")[1] not in _LAYOUTS:
             self.steps.append((operator, *used))
+
+
+class _UnitsOnly(_Watch):
+    """Leaves out what is done to inputs and constants, which have no units."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__(names)
+        self._made: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        self._written: dict[int, Tensor] = {}
+
+    def _counts(self, func: Any, operands: list[Tensor], out: Any) -> bool:
+        of_units = [x for x in operands if self._has_units(x)]
+        if not of_units:
+            return False
+        for result in tensors_in(out):
+            self._made[result] = True
+            if any(result is x for x in operands) and id(result) not in self._names:
+                # Views share what is written; the tensor held keeps its address its own.
+                self._written[address(result)] = result
+        alone = len(of_units) == 1 and len(operands) > 1 and id(of_units[0]) not in self._names
+        same = isinstance(out, Tensor) and out.shape == of_units[0].shape
+        return not (alone and same and is_pointwise(func))
+
+    def _has_units(self, x: Tensor) -> bool:
+        return id(x) in self._names or x in self._made or address(x) in self._written

@@ -132,6 +132,9 @@ def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: An
         a, b = args[:2]
     a3, b3 = _as_batch(a), _as_batch(b)
     batched = name == "bmm"
+    if any(own.is_buffer(x) and _constant(tracer, y) for x, y in ((a, b), (b, a))):
+        own.computed_from(out, (a, b), str(func.overloadpacket))  # a table, such as of positions
+        return
     if batched and own.is_small(a) and own.is_buffer(b):
         # A small parameter looked up by constants: position biases.
         made = _product(tracer, _as_batch(tracer.known(a)), nobody(b3.shape))
@@ -158,6 +161,11 @@ def matmul(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: An
     if isinstance(bias, Tensor) and not own.is_parameter(b):
         made = meet(tracer, made, bias, str(func.overloadpacket))
     tracer.set(out, made if bool(compact(made).any()) else None)
+
+
+def _constant(tracer: Tracer, tensor: Tensor) -> bool:
+    """Whether a tensor is neither a parameter nor depends on any unit or input."""
+    return not tracer.parameters.is_parameter(tensor) and tracer.of(tensor) is None
 
 
 def _one_row(tracer: Tracer, a: Tensor) -> bool:
@@ -364,6 +372,27 @@ def gate(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any)
         tracer.set(out, either(first, second))
 
 
+def in_pairs(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    """`view_as_complex`: the two numbers of each complex one go together."""
+    if tracer.parameters.is_parameter(args[0]):
+        tracer.parameters.computed_from(out, args[:1], str(func.overloadpacket))
+        return
+    ids = tracer.of(args[0])
+    if ids is not None:
+        pair = tracer.tie_along(ids, [ids.dim() - 1], "a complex number")
+        tracer.set(out, pair.squeeze(-1).expand(out.shape))
+
+
+def apart(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    """`view_as_real`: both numbers of a complex one are its unit's."""
+    if tracer.parameters.is_parameter(args[0]):
+        tracer.parameters.computed_from(out, args[:1], str(func.overloadpacket))
+        return
+    ids = tracer.of(args[0])
+    if ids is not None:
+        tracer.set(out, ids.unsqueeze(-1).expand(out.shape))
+
+
 def packing(tracer: Tracer, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
     """Sequences of different lengths as one list of their positions, or the reverse."""
     ids = tracer.of(args[0])
@@ -396,4 +425,6 @@ BY_NAME: dict[str, Rule] = {
     "native_group_norm": group_norm,
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "_safe_softmax"), softmax),
     "glu": gate,
+    "view_as_complex": in_pairs,
+    "view_as_real": apart,
 }

@@ -246,6 +246,14 @@ class Tracer:
             operator: What brings them together.
         """
         source = self.parameters.source(parameter)
+        if source is None and self.parameters.is_buffer(parameter):
+            # A table, such as of rotary positions, is the same without some units if none of
+            # them has a part of it for its own. A head becomes one unit by its scores only.
+            ids = ids.expand(torch.broadcast_shapes(ids.shape, parameter.shape))
+            first = ids.dim() - parameter.dim()
+            dims = [first + dim for dim, size in enumerate(parameter.shape) if size > 1]
+            self.mixes(ids, dims, f"{operator} with a table computed from buffers")
+            return
         if source is None:
             self.refuse(ids, f"{operator} with a value computed from parameters")
             return

@@ -16,6 +16,7 @@ from fcompress.errors import FcompressError
 from fcompress.nn.attention import MultiheadAttention, WindowAttention
 
 _DEFORMABLE = ("torchvision.ops.deform_conv", "DeformConv2d")
+_TRANSPOSED_LINEAR = ("transformers.pytorch_utils", "Conv1D")
 
 
 class _Place(NamedTuple):
@@ -176,6 +177,8 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
         module.num_parameters = len(module.weight)
     elif (type(module).__module__, type(module).__name__) == _DEFORMABLE:
         _refresh_deformable(module, outputs_each)
+    elif (type(module).__module__, type(module).__name__) == _TRANSPOSED_LINEAR:
+        module.nx = module.weight.shape[0]  # nf is one of its group's numbers
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _refresh_recurrent(module)
     elif isinstance(module, (MultiheadAttention, WindowAttention)):

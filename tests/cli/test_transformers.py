@@ -36,6 +36,8 @@ def test_texts_from_a_folder_to_a_folder(tmp_path, monkeypatch):
         assert found.exit_code == 0, found.output
     result = json.loads((tmp_path / "small.json").read_text())
     assert result["agreement"]["lower_bound"] >= 0.95
+    assert result["accuracy"]["before"] > 0.8
+    assert abs(result["accuracy"]["after"] - result["accuracy"]["before"]) <= 0.05
     thin = fcompress.load("bert.thin.pt")
     inputs, _ = unseen("bert", 50)
     with torch.no_grad():

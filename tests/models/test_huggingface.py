@@ -260,7 +260,7 @@ def test_programs_keep_names_and_take_shorter_texts(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name != "gpt2"])
+@pytest.mark.parametrize("name", list(CASES))
 def test_shrunk_saved_opened_and_exported(name, tmp_path):
     model, answer = trained(name), CASES[name].answer
     inputs, _ = unseen(name, 1000)
@@ -278,6 +278,39 @@ def test_shrunk_saved_opened_and_exported(name, tmp_path):
         path = tmp_path / f"thin{ending}"
         found = fcompress.export(again, path, data, answer=answer, examples=100)
         assert found.largest_difference <= found.allowed_difference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "attention", "heads"), [("gpt2", "h.1.attn.c_attn", 4), ("llama", "1.self_attn.k", 2)]
+)
+def test_heads_and_hidden_units_of_language_models_go(name, attention, heads, tmp_path):
+    """Layers stay, so it is heads that go; keys and values of llama with the queries they serve."""
+    model, answer = trained(name), CASES[name].answer
+    inputs, _ = unseen(name, 600)
+    data = [{key: value[i : i + 100] for key, value in inputs.items()} for i in range(0, 600, 100)]
+    result = fcompress.shrink(model, data, ratio=0.4, answer=answer, keep_depth=True)
+    widths = {r.name: (r.units_before, r.units_after) for r in result.layers}
+    before, after = next(w for layer, w in widths.items() if attention in layer)
+    assert after < before and after % (before // heads) == 0
+    assert sum(after < before for layer, (before, after) in widths.items() if "mlp" in layer) >= 2
+    for module in result.model.modules():
+        if isinstance(module, transformers.pytorch_utils.Conv1D):
+            assert (module.nx, module.nf) == tuple(module.weight.shape)
+    fcompress.save(result.model, tmp_path / "thin.pt")
+    again = fcompress.load(tmp_path / "thin.pt")
+    for ending in (".onnx", ""):
+        path = tmp_path / f"thin{ending}"
+        found = fcompress.export(again, path, data, answer=answer, examples=100)
+        assert found.same == found.n
+    opened = fcompress.load(tmp_path / "thin")
+    with torch.no_grad():
+        expected = result.model(**inputs).logits
+        assert torch.equal(again(**inputs).logits, expected)
+        assert torch.equal(opened(**inputs).logits, expected)
+    for network in (result.model, again, opened):
+        tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
+        assert tied == (name == "gpt2")
 
 
 def test_the_tokeniser_of_the_tests_is_what_they_encode_by(tmp_path):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import fcompress
 from fcompress.errors import ResultWarning
 from fcompress.structure.groups import find_groups
-from fcompress.structure.paths import different_ways
+from fcompress.structure.paths import different_ways, ways_of_units
 from fcompress.surgery.excision import excise
 
 
@@ -110,6 +110,70 @@ def test_units_fit_on_every_way(kind, sizes):
     thin = excise(model, structure.groups, half)
     for batch in ways:
         assert thin(batch).shape == model(batch).shape
+
+
+class Masked(nn.Module):
+    """Attention among three words of two numbers; a mask is made only where some are padding."""
+
+    def __init__(self, how="fused"):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(2, 8) for _ in range(3))
+        self.o, self.how = nn.Linear(8, CLASSES), how
+
+    def forward(self, x):
+        x = x.view(-1, 3, 2)
+        q, k, v = (
+            layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        mask = None
+        if bool((x[..., 0] < 0).any()):
+            mask = (x[..., 0] >= 0) | (x[..., 1] > 0) | torch.tensor([True, False, False])
+            mask = mask[:, None, None]
+        if self.how == "fused":
+            mixed = F.scaled_dot_product_attention(q, k, v, mask)
+        else:
+            scores = q @ k.mT
+            if mask is not None and self.how == "filled":
+                scores = scores.masked_fill(~mask, -1e4)
+            elif mask is not None:
+                away = torch.zeros(mask.shape, dtype=x.dtype)
+                away[~mask] = -1e4
+                scores = scores + away
+            mixed = scores.softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+@pytest.mark.parametrize("how", ["fused", "filled", "added"])
+def test_a_mask_of_inputs_alone_is_no_other_way_for_units(how):
+    torch.manual_seed(1)
+    model, x = Masked(how).double().eval(), examples()[0].double()
+    ways, _ = different_ways(model, [x[:8], x[:8].abs()])
+    assert len(ways) == 2 and ways_of_units(model, ways) == 1
+
+
+@pytest.mark.parametrize("kind", [ByValue, BySize, Loops, Experts])
+def test_other_layers_are_other_ways_for_units(kind):
+    model, x = kind().double().eval(), examples()[0].double()
+    ways, _ = different_ways(model, [x[:1], *x[1:40].split(1), x[:2], x[:64]])
+    assert ways_of_units(model, ways) > 1
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_done_to_units_on_one_way_only_counts(written):
+    def call(model, x):
+        hidden = model[0](x)
+        if x[0, 0] > 0:
+            if written:  # into a part of a tensor of constants, which is read as a whole
+                table = torch.zeros(len(x), 8)
+                table[:, :4] = hidden
+                hidden = table.cumsum(1)[:, :4]
+            else:
+                hidden = hidden.relu()
+        return model[1](hidden)
+
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)).eval()
+    ways, _ = different_ways(model, [torch.ones(2, 2), -torch.ones(2, 2)], call=call)
+    assert len(ways) == ways_of_units(model, ways, call=call) == 2
 
 
 def test_one_run_is_not_enough():
