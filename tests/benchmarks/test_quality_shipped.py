@@ -16,14 +16,16 @@ from benchmarks.rivals import base as rivals
 from benchmarks.rivals import torch_pruning as pruning
 from fcompress.cascades.network import Cascade
 
+PRUNING = pruning.Pruning("l1", False)
+
 
 class Counting:
     """A rival that counts what it makes and can be killed on the way."""
 
     name, summary = "counting", "for tests"
 
-    def __init__(self, killed_after=math.inf, make=pruning.Pruning("l1", False).make):
-        self.made, self.killed_after, self._make = [], killed_after, make
+    def __init__(self, killed_after=math.inf, make=None):
+        self.made, self.killed_after, self._make = [], killed_after, make or PRUNING.make
 
     def make(self, given, amount):
         if len(self.made) >= self.killed_after:
