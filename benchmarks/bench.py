@@ -15,9 +15,8 @@ import torchvision
 
 import fcompress
 from benchmarks import effort, stacked
-from benchmarks.quality import report as quality_report
 from benchmarks.quality import run as quality
-from benchmarks.quality.methods import METHODS
+from benchmarks.quality.methods import NAMES as METHODS_COMPARED
 from benchmarks.quality.methods import QUICK as QUICK_METHODS
 from benchmarks.quality.networks import NETWORKS as NETWORKS_COMPARED
 from benchmarks.quality.networks import QUICK as QUICK_NETWORKS
@@ -55,12 +54,13 @@ def compare(
     """Smallest network of every method and rival at every tolerance.
 
     Trains the networks (unless WORK holds them already), searches every method on each in the
-    same way and writes quality.md, .json and .png. Run again, it goes on where it was stopped.
+    same way and writes quality.md, .json and .png; shipped.md and .json of networks in a cascade
+    (METHOD+cascade) and in int8 (METHOD+int8). Run again, it goes on where it was stopped.
 
         scripts/bench quality --networks mlp,resnet20 --methods tp-l2-layer,factor
     """
     nets = _names(networks, tuple(NETWORKS_COMPARED), QUICK_NETWORKS if quick else None, "network")
-    compared = _names(chosen, tuple(METHODS), QUICK_METHODS if quick else None, "method")
+    compared = _names(chosen, METHODS_COMPARED, QUICK_METHODS if quick else None, "method")
     records = quality.finished(nets, compared, work) if table else []
     run = quality.run(
         [] if table else nets,
@@ -69,7 +69,7 @@ def compare(
         data_root,
         workers=workers or os.cpu_count() or 1,
         few=quick,
-        fresh=_names(fresh, tuple(METHODS), (), "method"),
+        fresh=_names(fresh, METHODS_COMPARED, (), "method"),
     )
     try:
         for record in run:
@@ -80,8 +80,8 @@ def compare(
     if not records:
         raise click.ClickException(f"{work} holds no results; run the command without --table")
     words = [Path(sys.argv[0]).name.removesuffix(".py"), *sys.argv[1:]]
-    quality_report.save(quality.in_order(records), out, f"scripts/{shlex.join(words)}")
-    click.echo(f"written: {out / 'quality.md'}")
+    for path in quality.save(records, out, f"scripts/{shlex.join(words)}"):
+        click.echo(f"written: {path}")
 
 
 def _names(

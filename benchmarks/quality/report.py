@@ -73,7 +73,7 @@ def markdown(records: Sequence[Record], command: str) -> str:
     lines = [
         "# The smallest network of each method at each tolerance",
         "",
-        f"`{command}`, {datetime.date.today().isoformat()}, {_versions()}, {platform.machine()}, "
+        f"`{command}`, {datetime.date.today().isoformat()}, {versions()}, {platform.machine()}, "
         f"{os.cpu_count()} cores, one thread a process.",
         "",
         *_rules(records),
@@ -103,7 +103,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
         head += ["best torch-pruning (on test)", f"{own} / best", "goal"]
         head += ["best reconstruction (on test)", f"{own} / best", "goal"]
         head += [f"{own}+polish (on test)", "polish / without", "goal"]
-        lines += [f"By {word}:", "", *_header(head)]
+        lines += [f"By {word}:", "", *header(head)]
         for network in dict.fromkeys(r["network"] for r in rows):
             for tolerance in (0.05, 0.01):
                 there = [r for r in rows if r["network"] == network and r["tolerance"] == tolerance]
@@ -119,7 +119,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
                     cells += [named, *_ratio(mine, best, by, goal)]
                 polished = next((r for r in there if r["method"] == f"{own}+polish"), None)
                 cells += [_cell(polished, by), *_ratio(polished, plain, by, POLISH_GOAL)]
-                lines.append(_line(cells))
+                lines.append(line(cells))
         lines.append("")
     lines += [
         "A method none of whose networks is within the tolerance counts as the wide network "
@@ -151,10 +151,10 @@ def png(records: Sequence[Record]) -> bytes:
         for down in range(2):
             panels[2 * block + down][column].axis("off")
     handles = {
-        line.get_label(): line
+        curve.get_label(): curve
         for axes in panels.flat
-        for line in axes.get_lines()
-        if not str(line.get_label()).startswith("_")
+        for curve in axes.get_lines()
+        if not str(curve.get_label()).startswith("_")
     }
     figure.legend(
         list(handles.values()),
@@ -241,14 +241,14 @@ def _rules(records: Sequence[Record]) -> list[str]:
         "counted by `fcompress.count` for all. How many images a network's methods get depends on "
         "its MACs only:",
         "",
-        *_header(head),
+        *header(head),
     ]
     for name, record in wides.items():
         facts, wide = record["facts"], record["wide"]
         cells = [name, facts["data"], facts["epochs"], f"{wide['macs']:,}", f"{wide['params']:,}"]
         cells += [f"{wide['accuracy']:.4f}"]
         cells += [f"{facts[k]:,}" for k in ("calibration", "search", "test")]
-        lines.append(_line(cells))
+        lines.append(line(cells))
     return lines
 
 
@@ -258,24 +258,22 @@ def _network_tables(rows: Sequence[Row], records: Sequence[Record]) -> list[str]
     methods = list(dict.fromkeys(r["method"] for r in rows))
     failed = {r["method"]: r["failed"] for r in rows if r["failed"]}
     lines = [f"## {network}", "", "MACs kept at an agreement (search split) of at least:", ""]
-    lines += _header(["method", *(f"{1 - t:g}" for t in TOLERANCES)])
+    lines += header(["method", *(f"{1 - t:g}" for t in TOLERANCES)])
     for method in methods:
         mine = [r for r in rows if r["method"] == method]
-        cells = [
-            f"fails: {failed[method]}" if method in failed else _share(r["macs"]) for r in mine
-        ]
-        lines.append(_line([method, *cells[: 1 if method in failed else None]]))
+        cells = [f"fails: {failed[method]}" if method in failed else share(r["macs"]) for r in mine]
+        lines.append(line([method, *cells[: 1 if method in failed else None]]))
     head = ["method", "agreement", "MACs kept", "test agreement", "test accuracy"]
     head += ["parameters kept", "test agreement"]
-    lines += ["", *_header(head)]
+    lines += ["", *header(head)]
     for row in rows:
         if row["macs"] is None:
             continue
-        cells = [row["method"], f">= {1 - row['tolerance']:g}", _share(row["macs"])]
+        cells = [row["method"], f">= {1 - row['tolerance']:g}", share(row["macs"])]
         cells += [f"{row['macs_test']:.4f}"]
         cells += [f"{row['accuracy_before']:.4f} -> {row['macs_accuracy']:.4f}"]
-        cells += [_share(row["params"]), f"{row['params_test']:.4f}"]
-        lines.append(_line(cells))
+        cells += [share(row["params"]), f"{row['params_test']:.4f}"]
+        lines.append(line(cells))
     return [*lines, ""]
 
 
@@ -299,19 +297,23 @@ def _cell(row: Row | None, by: str) -> str:
     return f"{row[by]:.1%} ({row[f'{by}_test']:.3f})"
 
 
-def _share(share: float | None) -> str:
-    return "none" if share is None else f"{share:.1%}"
+def share(part: float | None) -> str:
+    """A share as a percentage; "none" where there is none."""
+    return "none" if part is None else f"{part:.1%}"
 
 
-def _header(names: Sequence[str]) -> list[str]:
-    return [_line(names), "|" + " --- |" * len(names)]
+def header(names: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(names), "|" + " --- |" * len(names)]
 
 
-def _line(cells: Sequence[object]) -> str:
+def line(cells: Sequence[object]) -> str:
+    """A line of a table."""
     return "| " + " | ".join(str(c) for c in cells) + " |"
 
 
-def _versions() -> str:
+def versions() -> str:
+    """The programs that the numbers hang on."""
     packages = ("fcompress", "torch-pruning")
     found = [f"{name} {version(name)}" for name in packages]
     return ", ".join([*found, f"torch {torch.__version__}", f"python {platform.python_version()}"])

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from torch import nn
 
 import fcompress
 from benchmarks.quality import report as quality_report
-from benchmarks.quality.methods import KIND, METHODS, base_of
+from benchmarks.quality import shipped, shipped_report
+from benchmarks.quality.methods import KIND, METHODS, NAMES, SHIPPED, base_of
 from benchmarks.quality.networks import NETWORKS, Case, case_of, labels_of, trained, write_whole
 from benchmarks.quality.search import (
     FEW_STEPS,
@@ -45,7 +46,7 @@ class Job:
 
     Attributes:
         network: In `quality.networks.NETWORKS`.
-        method: In `quality.methods.METHODS`.
+        method: In `quality.methods.NAMES`.
         work: Folder of checkpoints and records.
         root: Of the data; None for the usual place.
         few: Whether to try fewer amounts.
@@ -115,9 +116,8 @@ def finished(networks: Sequence[str], methods: Sequence[str], work: Path) -> lis
 def measured(job: Job) -> dict[str, Any]:
     """The record of a job, finished; what an earlier run measured is kept."""
     case = case_of(job.network, job.work, job.root)
-    rival = METHODS[job.method]
+    rival = SHIPPED.get(job.method) or METHODS[job.method]
     facts = {**case.facts, "method": job.method, "summary": rival.summary}
-    first = _amounts_of_base(job, case)
     record = _earlier(job.path, facts) or {
         "facts": facts,
         "kind": KIND[job.method],
@@ -125,11 +125,24 @@ def measured(job: Job) -> dict[str, Any]:
         "evaluations": [],
         "test": {},
     }
-    networks: dict[float, nn.Module] = {}
 
     def save() -> None:
         record["date"] = datetime.date.today().isoformat()
         write_whole(job.path, (json.dumps(record, indent=1) + "\n").encode())
+
+    if isinstance(rival, shipped.Shipped):
+        shipped.fill(record, rival, case, save)
+    else:
+        _fill(record, rival, job, case, save)
+    return record
+
+
+def _fill(
+    record: dict[str, Any], rival: Rival, job: Job, case: Case, save: Callable[[], None]
+) -> None:
+    """Measure what a record of thin networks does not hold yet."""
+    networks: dict[float, nn.Module] = {}
+    first = _amounts_of_base(job, case)
 
     def evaluate(amount: float) -> Evaluation:
         for known in record["evaluations"]:
@@ -155,7 +168,6 @@ def measured(job: Job) -> dict[str, Any]:
         by: {f"{t:g}": _amount(smallest(tried, t, by)) for t in TOLERANCES} for by in SIZES
     }
     save()
-    return record
 
 
 def _steps(job: Job, case: Case) -> Mapping[float, int]:
@@ -235,7 +247,7 @@ def in_order(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def place(record: dict[str, Any]) -> tuple[int, int]:
         facts = record["facts"]
-        return list(NETWORKS).index(facts["network"]), list(METHODS).index(facts["method"])
+        return list(NETWORKS).index(facts["network"]), NAMES.index(facts["method"])
 
     return sorted(records, key=place)
 
@@ -246,6 +258,8 @@ def line(record: dict[str, Any]) -> str:
     head = f"{facts['network']} {facts['method']}:"
     if record["failed"]:
         return f"{head} fails: {record['failed']}"
+    if "form" in record:
+        return f"{head} {shipped_report.in_words(record)}"
     rows = quality_report.rows_of([record])
     shares = ", ".join(
         f"{1 - r['tolerance']:g} {'none' if r['macs'] is None else format(r['macs'], '.1%')}"
@@ -253,3 +267,22 @@ def line(record: dict[str, Any]) -> str:
     )
     seconds = sum(e["seconds"] for e in record["evaluations"])
     return f"{head} MACs kept at {shares} ({seconds:.0f} s)"
+
+
+def save(records: Sequence[dict[str, Any]], folder: Path, command: str) -> list[Path]:
+    """Write the tables: of thin networks, and of what is shipped of them.
+
+    Returns:
+        The pages that were written.
+    """
+    placed = in_order(records)
+    thin = [r for r in placed if "form" not in r]
+    others = [r for r in placed if "form" in r]
+    written = []
+    if thin:
+        quality_report.save(thin, folder, command)
+        written.append(folder / "quality.md")
+    if others:
+        shipped_report.save(others, folder, command)
+        written.append(folder / "shipped.md")
+    return written

@@ -126,6 +126,7 @@ def test_bytes_and_scores_of_a_larger_one(made):
     assert not [*made.parameters()] and made.left_in_float == {}
 
 
+@pytest.mark.slow
 def test_the_same_again_gives_the_same_file(made):
     assert in_int8(made.network, data()[0]).content == made.content
 
@@ -172,11 +173,11 @@ def test_what_does_not_go_together_is_refused(more, words):
 def test_without_the_quantiser_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     with pytest.raises(FcompressError, match=r"pip install 'fcompress\[onnx\]'"):
-        fcompress.shrink(trained(), data(), quantize="int8", method="prune")
+        fcompress.shrink(nn.Linear(6, 4), data(), quantize="int8", method="prune")
 
 
 def test_networks_that_no_such_file_holds_are_refused():
-    predictor = Predictor(trained())
+    predictor = Predictor(nn.Linear(6, 4))
     check_quantizable(predictor)
     with pytest.raises(UnsupportedNetworkError, match="draws random numbers"):
         check_quantizable(replace(predictor, draws=True))
@@ -191,7 +192,7 @@ def test_what_the_quantiser_raises_is_one_line(monkeypatch):
 
     monkeypatch.setattr(quantizing, "_quantiser", lambda: (tool, Failing()))
     with pytest.raises(UnsupportedNetworkError, match=r"cannot quantise .*no such.*leave quantize"):
-        in_int8(trained(), data()[0])
+        in_int8(nn.Linear(6, 4), data()[0])
 
 
 def test_only_onnx_holds_it(made, tmp_path):
@@ -206,17 +207,18 @@ def run(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "spec", "epochs", "tol"),
-    [("mlp", "digits", 20, 0.05), ("resnet20", "digits", 8, 0.1)],
+    ("family", "width", "epochs", "tol", "bytes_kept"),
+    [("mlp", 2, 20, 0.05, 0.35), ("resnet20", 1, 8, 0.1, 0.5)],
 )
-def test_from_the_command_line(family, spec, epochs, tol, tmp_path):
+def test_from_the_command_line(family, width, epochs, tol, bytes_kept, tmp_path):
     model, net = tmp_path / "model.pt", tmp_path / "model.thin.onnx"
-    done = run("train", family, "--data", spec, "--epochs", epochs, "--width", 2, "--out", model)
+    training = "--data", "digits", "--epochs", epochs, "--width", width
+    done = run("train", family, *training, "--out", model)
     assert done.exit_code == 0, done.output
     done = run("shrink", model, "--tol", tol, "--quantize", "int8")
     assert done.exit_code == 0, done.output
     assert "in int8, run by onnxruntime" in done.output and f"Written: {net}" in done.output
-    assert net.stat().st_size < 0.35 * model.stat().st_size
+    assert net.stat().st_size < bytes_kept * model.stat().st_size
     done = run("verify", model, net)
     assert done.exit_code == 0 and "test examples" in done.output, done.output
     assert "certificate" not in done.output  # it holds
