@@ -179,14 +179,14 @@ class CandidateBuilder:
         record = None
         if distilled:
             assert self.distill_effort is not None
-            done = distill_by(
+            better = distill_by(
                 self.teacher,
                 thin,
                 effort=self.distill_effort,
                 seconds=self.distill_seconds,
                 seed=self.context.seed,
             )
-            thin, record = done.model, done.to_dict()
+            thin, record = better.model, better.to_dict()
         macs = cost.count(original.of(thin), self.context.batches[0]).macs
         if self.quantizer is not None:
             thin = self.quantizer(original.of(thin))

@@ -177,7 +177,7 @@ def test_specs_that_are_wrong(spec, text):
 def test_datasets_are_described():
     kinds = datasets()
     assert set(kinds) == {
-        "digits", "fashion-mnist", "cifar10", "imagenet", "gaussian", "folder", "file",
+        "digits", "fashion-mnist", "cifar10", "imagenet", "gaussian", "folder", "text", "file",
     }  # fmt: skip
     assert all(kind.summary and kind.splits and kind.find for kind in kinds.values())
 
