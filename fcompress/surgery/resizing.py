@@ -178,7 +178,9 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
     elif (type(module).__module__, type(module).__name__) == _DEFORMABLE:
         _refresh_deformable(module, outputs_each)
     elif (type(module).__module__, type(module).__name__) == _TRANSPOSED_LINEAR:
-        (module.nx, _) = cast("Tensor", module.weight).shape  # nf is one of its group's numbers
+        cast("Any", module).nx = len(
+            cast("Tensor", module.weight)
+        )  # nf is one of its group's numbers
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _refresh_recurrent(module)
     elif isinstance(module, (MultiheadAttention, WindowAttention)):
