@@ -180,7 +180,7 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
     elif (type(module).__module__, type(module).__name__) == _TRANSPOSED_LINEAR:
         cast("Any", module).nx = len(
             cast("Tensor", module.weight)
-        )  # nf is one of its group's numbers
+        )  # nf is a number
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _refresh_recurrent(module)
     elif isinstance(module, (MultiheadAttention, WindowAttention)):
