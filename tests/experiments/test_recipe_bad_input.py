@@ -384,7 +384,7 @@ def alive(pids):
 
 
 def wait_until_gone(pids):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while alive(pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pids)
@@ -393,7 +393,7 @@ def wait_until_gone(pids):
 def begin(path, out, done, trained):
     """Start with two workers; wait until so many trials are done and so many are being trained."""
     process = start(path, out, 2)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         records = list(out.glob("trials/*.json"))
         if len(records) >= done and len(list(out.glob("scratch/*/network.pt.resume"))) >= trained:
