@@ -99,11 +99,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def time_left(done: int, of: int | None, seconds: float) -> float | None:
-    """Seconds that the rest takes at the pace so far; None where nobody can know."""
-    if not of or not done:
-        return None
-    return max(of - done, 0) * seconds / done
+def pace(first: tuple[float, int], last: tuple[float, int]) -> float | None:
+    """Seconds that one takes, from two moments with what was done by then; None if that is one."""
+    more = last[1] - first[1]
+    return (last[0] - first[0]) / more if more > 0 else None
+
+
+def time_left(done: int, of: int, each: float, waited: float) -> float:
+    """Seconds that the rest takes: what is to come times what one costs, less what went by."""
+    return max((of - done) * each - waited, 0.0)
 
 
 class _Bars(Bars):
@@ -112,6 +116,7 @@ class _Bars(Bars):
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), _Numbers("", None))
         self._began = time.monotonic()
+        self._first = (self._began, 0)
         self._stage = self._said = ""  # rich asks for what to show at once
         super().__init__(*columns, console=console, transient=True)
         self._task = self.add_task("beginning", total=None, unit="", at_most=False)
@@ -119,14 +124,21 @@ class _Bars(Bars):
     def tell(self, event: Progress) -> None:
         """Show an event."""
         number = f"{event.number}/{event.stages} " if event.stages else ""
-        name = event.stage if event.unit or not event.line else self._stage or event.stage
+        name, now = event.stage, time.monotonic()
         if name != self._stage:
             self.remove_task(self._task)
             self._task = self.add_task(name, total=None, unit="", at_most=False)
-            self._stage = name
+            self._stage, self._first = name, (now, event.done)
         if event.unit:
-            values = {"completed": event.done, "unit": event.unit, "at_most": event.at_most}
-            self.update(self._task, total=event.of, **values)  # type: ignore[arg-type]
+            self.update(
+                self._task,
+                total=event.of,
+                completed=event.done,
+                unit=event.unit,
+                at_most=event.at_most,
+                pace=pace(self._first, (now, event.done)),
+                since=now,
+            )
         short = name if len(name) <= 30 else f"{name[:27]}..."
         self.update(self._task, description=number + short)
         best = f" (best so far: {event.best})" if event.best else ""
@@ -148,19 +160,22 @@ class _Numbers(TextColumn):
 
     def render(self, task: Task) -> Text:
         """As "9 of 24 candidates, 1.5/s, 0:10 left"; of a stage that counts nothing the time."""
-        done, elapsed = int(task.completed), task.elapsed or 0.0
+        done = int(task.completed)
         unit = str(task.fields.get("unit", ""))
         if not unit:
-            return Text(clock(elapsed))
+            return Text(clock(task.elapsed or 0.0))
         most = "at most " if task.fields.get("at_most") else ""
         of = "" if task.total is None else f" of {most}{int(task.total):,}"
         said = f"{done:,}{of} {unit}"
-        if done and elapsed > 0:
-            rate = done / elapsed
-            said += f", {rate:.3g}/s" if rate >= 1 else f", {1 / rate:.3g} s each"
-        total = None if task.total is None else int(task.total)
-        left = time_left(done, total, elapsed)
-        return Text(said if left is None else f"{said}, {most}{clock(left)} left")
+        each = task.fields.get("pace")
+        if each is None:  # the first one is done, and when it began is not known
+            return Text(said)
+        said += f", {each:.2g} s each" if each >= 1 else f", {1 / max(each, 1e-9):.3g}/s"
+        if task.total is None:
+            return Text(said)
+        waited = time.monotonic() - task.fields["since"]
+        left = time_left(done, int(task.total), each, waited)
+        return Text(f"{said}, {most}{clock(left)} left")
 
 
 def _interactive() -> bool:

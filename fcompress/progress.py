@@ -62,7 +62,8 @@ def numbered(report: Report, stages: Sequence[str]) -> Report:
         nonlocal at
         if event.stage in stages:
             at = stages.index(event.stage) + 1
-        report(replace(event, number=at, stages=len(stages)))
+        stage = event.stage if event.unit else stages[at - 1]  # of a mere line that it is part of
+        report(replace(event, stage=stage, number=at, stages=len(stages)))
 
     return told
 

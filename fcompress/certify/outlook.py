@@ -96,6 +96,10 @@ class Limits:
             return True
         return self._keeps_each is not None and not self._keeps_each(candidate)
 
+    def far(self, candidate: Candidate) -> bool:
+        """Whether it is beyond by all its changes; unlike `beyond` this runs no network."""
+        return self._outlook.beyond(candidate)
+
     def shortfall(self, result: AgreementResult | None) -> str:
         """What to add to a refusal about single labels; nothing where none was promised."""
         return "" if self._keeps_each is None else self._keeps_each.shortfall(result)

@@ -248,7 +248,7 @@ def within(
     limits = Limits(original, builder.roles, tol, confidence, label_tolerance)
     onward = None if builder.distill_effort is None else builder.make_distilled
     sequence = sequence_to_test(
-        path(builder.steps, builder.make, limits.beyond, onward, expect), limits.beyond
+        path(builder.steps, builder.make, limits.beyond, onward, expect, limits.far), limits.beyond
     )
     builder.report(Progress("certifying", 0, n, "examples", f"certifying on {n} examples"))
     passed, results = certify(
@@ -287,6 +287,7 @@ def path(
     beyond: Callable[[Candidate], bool],
     onward: Callable[[int], Candidate] | None = None,
     expect: Callable[[int], object] = lambda more: None,
+    far: Callable[[Candidate], bool] = lambda candidate: False,
 ) -> list[Candidate]:
     """Networks from mild to thin, until one is clearly beyond what is allowed.
 
@@ -308,6 +309,7 @@ def path(
             tolerances, whatever is beyond the looser must be beyond the tighter.
         onward: Builds better networks: the last that is mild, and all behind it; None for `make`.
         expect: Told before each network how many more may follow it, jumps apart.
+        far: What is known to be beyond without running it, for what `expect` is told.
 
     Returns:
         Candidates, mildest first. The last one is beyond, or the thinnest that there is.
@@ -325,6 +327,12 @@ def path(
     further = onward or at
     halves = points if onward is None else _with_middles(points, total)
 
+    def onward_from(removed: int) -> int:
+        """How many points the path may still have: it ends where a network is beyond."""
+        ends = () if onward else (n for n, c in made.items() if n > removed and far(c))
+        end = min(ends, default=points[-1])
+        return sum(removed < n <= end for n in halves)
+
     def back(share: float) -> int:
         left = round((total + 1 - begin) ** (1 - share) * (total + 1) ** share)
         return max(total + 1 - left, 1)
@@ -332,7 +340,7 @@ def path(
     low, high = 0, len(points)  # where not even the first point is mild, the path begins there
     while high - low > 1:
         middle = (low + high) // 2
-        expect(len(RUNGS) + len(points) - low + (high - low).bit_length() - 1)
+        expect(len(RUNGS) + onward_from(points[low]) + (high - low).bit_length())
         candidate = at(points[middle])
         low, high = (middle, high) if candidate.changed <= MILD * candidate.n else (low, middle)
     begin = points[low]
@@ -340,7 +348,7 @@ def path(
     ahead: list[Candidate] = []  # the next one, and before it what closes a jump
     while ahead or found[-1].removed < points[-1]:
         last = found[-1]
-        expect(sum(n > last.removed for n in halves))
+        expect(onward_from(last.removed) - 1)
         if not ahead:
             near = onward is not None and last.changed <= HALVES * last.n
             behind = [n for n in (halves if near else points) if n > last.removed]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import fcompress
 from fcompress import display as display_module
-from fcompress.display import clock, display, time_left, watched
+from fcompress.display import clock, display, pace, time_left, watched
 from fcompress.numbers import WrongType
 from fcompress.progress import Progress, numbered
 
@@ -75,11 +75,15 @@ def test_lines_of_a_log_stay(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("done", "of", "seconds", "left"),
-    [(2, 12, 4.0, 20.0), (12, 12, 4.0, 0.0), (0, 12, 4.0, None), (3, None, 1.0, None)],
+    ("done", "of", "waited", "left"), [(2, 12, 0.0, 20.0), (2, 12, 1.5, 18.5), (12, 12, 0.5, 0.0)]
 )
-def test_what_is_left_is_what_comes_times_what_one_costs(done, of, seconds, left):
-    assert time_left(done, of, seconds) == left
+def test_what_is_left_is_what_comes_times_what_one_costs(done, of, waited, left):
+    assert time_left(done, of, 2.0, waited) == left
+
+
+def test_the_pace_is_of_what_was_seen_to_be_done():
+    assert pace((10.0, 1), (16.0, 4)) == 2.0
+    assert pace((10.0, 1), (10.0, 1)) is None
 
 
 def test_clocks():
