@@ -276,9 +276,7 @@ def test_layers_of_one_unit(method):
         model[5].bias.zero_()
         model[5].weight.copy_(torch.eye(4).repeat(1, 6))
         model[2].bias -= model[:3](X).mean()
-    # All scores come from one number, so that they look like no scores.
-    found = _right(model, X, method=method, answer="classes")
-    units = {layer.name: layer.units_after for layer in found.layers}
+    units = {layer.name: layer.units_after for layer in _right(model, X, method=method).layers}
     assert units["2"] == 1
     assert units["3"] < 24
 

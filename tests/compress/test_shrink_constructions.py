@@ -94,8 +94,7 @@ def test_redundant_is_what_was_redundant_in_the_narrow_network_and_every_copy(ma
 
 
 def _shrunk(made, letter, method):
-    # Nobody trained their scores, so that they look like numbers.
-    return shrink(made.wide()[letter], [made.data], tol=0.05, method=method, answer="classes")
+    return shrink(made.wide()[letter], [made.data], tol=0.05, method=method)
 
 
 def _units(result):

@@ -8,7 +8,6 @@ data, or the outputs themselves. What is refused without a word of the user:
 - labels of the data that are numbers, and no classes;
 - outputs of one length (normalised, or from a layer normalisation) or from a last tanh, which are
   directions or values, and no scores;
-- fewer than eight outputs of a trained network that rise and fall together, as numbers do;
 - many outputs of a trained network that lie around zero and of which none prevails, as those of
   embeddings: a classifier that is hardly more sure than chance has learnt nothing.
 
@@ -269,9 +268,10 @@ def _doubt(outputs: Tensor, predictor: Predictor) -> str | None:
     if rows.shape[1] < WIDE or sure >= SURE or apart <= VARIED:
         if not _together(rows) or _as_made(predictor):
             return None
-        raise UnsupportedNetworkError(
-            f"{which} rise and fall together, as numbers do and the scores of a trained "
-            f"classifier do not; say which answers have to stay: {CHOICES}"
+        return (
+            f"{which} are taken for class scores, but rise and fall together, which those of a "
+            "trained classifier do not; if they are numbers, say so by --answer regression "
+            "(answer= in Python)"
         )
     why = f"the softmax of the largest is {sure:.2g} on average"
     is_one = rows.shape[1] >= MANY and apart > CENTRED and sure * rows.shape[1] < CHANCE
