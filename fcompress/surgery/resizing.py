@@ -178,9 +178,13 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
     elif (type(module).__module__, type(module).__name__) == _DEFORMABLE:
         _refresh_deformable(module, outputs_each)
     elif (type(module).__module__, type(module).__name__) == _TRANSPOSED_LINEAR:
+<<<<<<< HEAD
         cast("Any", module).nx = len(
             cast("Tensor", module.weight)
         )  # nf is a number
+=======
+        _refresh_transposed(module)
+>>>>>>> h2
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _refresh_recurrent(module)
     elif isinstance(module, (MultiheadAttention, WindowAttention)):
@@ -237,6 +241,10 @@ def _refresh_deformable(module: Any, outputs_each: int | None) -> None:
         module.groups = module.out_channels // outputs_each
     module.in_channels = each * module.groups
     _check("bias", module.bias, (module.out_channels,))
+
+
+def _refresh_transposed(module: Any) -> None:
+    module.nx = len(module.weight)  # its nf is one of its group's numbers (`excision`)
 
 
 def _refresh_recurrent(module: Any) -> None:
