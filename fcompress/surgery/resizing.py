@@ -6,7 +6,7 @@ off them again. Excising units and rebuilding a compressed network from a file b
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -178,13 +178,7 @@ def _refresh(module: nn.Module, outputs_each: int | None) -> None:
     elif (type(module).__module__, type(module).__name__) == _DEFORMABLE:
         _refresh_deformable(module, outputs_each)
     elif (type(module).__module__, type(module).__name__) == _TRANSPOSED_LINEAR:
-<<<<<<< HEAD
-        cast("Any", module).nx = len(
-            cast("Tensor", module.weight)
-        )  # nf is a number
-=======
         _refresh_transposed(module)
->>>>>>> h2
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _refresh_recurrent(module)
     elif isinstance(module, (MultiheadAttention, WindowAttention)):
