@@ -233,7 +233,7 @@ def test_data_of_another_type_that_will_do(method, data):
         (X.to_sparse(), "expected a dense one"),
         (X.to("meta"), "expected a dense one"),
         (np.array(["a", "b"]), "expected numbers"),
-        (None, "data of type NoneType"),
+        (None, "the network does not remember any data; give some"),
         ([None], "a batch of type NoneType"),
         ([1, 2, 3], "a batch of type int"),
         ([(X, Y, Y)], "a batch of type tuple"),
