@@ -16,7 +16,8 @@ from fcompress.comparison.result import LATENCY_BATCH, Compared, CompareResult
 from fcompress.comparison.searching import Tried, bisect
 from fcompress.comparison.torch_pruning import RIVALS, Given, Pruning, reason_of
 from fcompress.compress.options import DISTILL_EFFORT, METHODS, TOLERANCE, ShrinkOptions
-from fcompress.compress.pipeline import Ready, builder_of, prepared
+from fcompress.compress.pipeline import builder_of
+from fcompress.compress.preparing import Ready, prepared
 from fcompress.compress.search import path
 from fcompress.errors import FcompressError, ResultWarning
 from fcompress.forward import cost

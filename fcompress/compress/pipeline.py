@@ -4,61 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from fcompress.cascades.network import check_alone
 from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.fixed_sequence import Candidate
-from fcompress.certify.labels import check_labels
-from fcompress.certify.per_label import check_labelled, warnings_by_label
-from fcompress.certify.screening import Copies, screened, weaknesses
-from fcompress.compress.amounts import affordable, check_enough, used
-from fcompress.compress.balance import balanced
+from fcompress.certify.per_label import warnings_by_label
 from fcompress.compress.blocks.choosing import blocks_of
 from fcompress.compress.candidates import watching
-from fcompress.compress.cascade import check_cascade, within_cascade
-from fcompress.compress.methods import METHODS, Context
+from fcompress.compress.cascade import within_cascade
+from fcompress.compress.methods import METHODS
 from fcompress.compress.opening import (
     check_something,
-    check_truth,
-    own_copy,
-    repeating,
-    said_of_ways,
-    ways_of,
 )
 from fcompress.compress.options import BATCH, DISTILL_EFFORT, ShrinkOptions
-from fcompress.compress.quantized import quantizer
+from fcompress.compress.preparing import Ready, prepared, tell, tell_warnings
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, within
 from fcompress.compress.sizing import Target, of_size
-from fcompress.data.roles import (
-    Roles,
-    batches_of,
-    gallery_apart,
-    roles_of,
-    uncertified,
-    with_further,
-)
-from fcompress.data.seen import seen_warning
-from fcompress.data.specs import remembered_data
 from fcompress.deprecation import renamed
 from fcompress.display import watched
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
-from fcompress.forward import cost
-from fcompress.forward.answers.heads import main_of
-from fcompress.forward.answers.nearest import Nearest
-from fcompress.forward.answers.resolving import resolved
-from fcompress.forward.answers.understanding import understood
-from fcompress.forward.draws import averaged
-from fcompress.forward.predictor import Predictor
-from fcompress.forward.recording import Recording
-from fcompress.models.external import check_layers, check_weights
-from fcompress.progress import WARNING, Progress, Report, numbered, silent
-from fcompress.structure.groups import find_groups
-from fcompress.structure.paths import commonest_way, spared
+from fcompress.progress import Progress, Report, numbered, silent
 
 RANKING, MEASURING = "ranking units", "measuring the compressed network"
 STAGES = ("looking at the network", RANKING, "searching", "certifying", MEASURING)
@@ -275,115 +244,6 @@ def shrink(
         return compress(model, data, options, report, groups=groups)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A network and its data, looked at, before any method ranks its units.
-
-    Attributes:
-        context: What every method works with, apart from blocks that may go.
-        roles: The data; certification examples that are copies are left out.
-        copies: Copies among the examples.
-        weak: What weakens the result so far, in words.
-        ways: How many ways through the network's code were seen.
-        quantizer: Makes of a network the file in int8 that is judged in its place, or None.
-    """
-
-    context: Context
-    roles: Roles
-    copies: Copies
-    weak: tuple[str, ...]
-    ways: int
-    quantizer: Callable[[Predictor], nn.Module] | None
-
-
-def prepared(
-    model: nn.Module,
-    data: object,
-    options: ShrinkOptions,
-    report: Report = silent,
-    *,
-    groups: object = None,
-    certifying: bool = True,
-) -> Ready:
-    """Check a network and its data, and find the units that can go.
-
-    Args:
-        model: As for `shrink`.
-        data: The same.
-        options: The same.
-        report: Told whenever something takes a while.
-        groups: As for `shrink`.
-        certifying: Whether there is to be a certificate; otherwise the certification split is not
-            even read, and none is left. It goes with options that have no tolerance.
-
-    Raises:
-        FcompressError: As for `shrink`.
-    """
-    check_layers(model)
-    check_alone(model)
-    check_weights(model)
-    if data is None:
-        data, groups = remembered_data(model, groups=groups), None
-    roles = roles_of(data, seed=options.seed, groups=groups)
-    copies = Copies(0, 0, 0, 0)
-    if options.distill:
-        roles = with_further(roles, data, options.distill_data)
-    if certifying:
-        roles, copies = screened(roles)
-    else:
-        roles = uncertified(roles)
-    (scoring,) = resolved(options.output, options.asked, (model,))
-    in_parts, confidence = scoring.in_parts, options.confidence
-    check_enough(roles, options, in_parts)
-    scoring = scoring.traced(model)
-    if isinstance(scoring, Nearest) and scoring.embedded is None and scoring.gallery is None:
-        roles, gallery = gallery_apart(roles)
-        scoring = replace(scoring, gallery=gallery)
-    original = own_copy(Predictor(model, roles.packing, scoring), roles)
-    original = repeating(original, roles, stochastic=options.stochastic)
-    original = understood(original, roles.calibration)
-    if options.cascade:
-        check_cascade(original)
-    main = main_of(original.scoring)
-    if options.label_tolerance is not None:
-        check_labelled(str(main.labels))
-    check_truth(original, roles)
-    recordings: dict[int, Recording] = {}
-    macs = cost.count(original, original.place(roles.calibration.first(1))).macs
-    roles = used(roles, macs)
-    check_enough(roles, options, in_parts)
-    weak = tuple(weaknesses(roles, copies, options.tolerance, confidence, in_parts=in_parts))
-    weak += tuple(line for line in (seen_warning(model, roles.info), main.doubt) if line)
-    _tell_warnings(report, weak)
-    wanted = options.calibration or affordable(original, roles, macs, recordings)
-    inputs = original.place(roles.calibration.first(wanted))
-    check_labels(original, batches_of(inputs), (x for x, _ in roles.search))
-    if options.balance:
-        inputs = balanced(original, inputs, seed=options.seed)
-    call = averaged(original.whole) if original.draws else original.whole
-    ways, differing, unreached = ways_of(original, inputs, call)
-    lines = tuple(said_of_ways(differing, unreached))
-    _tell_warnings(report, lines)
-    weak += lines
-    made_files = None
-    if options.quantize is not None:
-        _tell(report, "the original network in int8, to see that it can be")
-        made_files = quantizer(original, batches_of(inputs))
-    structure = find_groups(
-        original.network, inputs[:4], seed=options.seed, call=call, also=ways[1:]
-    )
-    if not options.only_seen_paths:
-        structure = spared(structure, original.network, unreached)
-    batches = batches_of(inputs)
-    if len(ways) > 1:
-        with original.evaluating():
-            batches = commonest_way(original.network, batches, call=call)
-    context = Context(
-        original, structure, batches, options.seed, macs, options.objective, recordings
-    )
-    return Ready(context, roles, copies, weak, differing, made_files)
-
-
 def builder_of(
     ready: Ready, options: ShrinkOptions, report: Report = silent
 ) -> tuple[CandidateBuilder, dict[str, str]]:
@@ -404,12 +264,12 @@ def builder_of(
     original, structure, batches = context.original, context.structure, context.batches
     check_something(structure)
     units = sum(g.size for g in structure.groups)
-    _tell(report, f"{units} units in {len(structure.groups)} groups")
+    tell(report, f"{units} units in {len(structure.groups)} groups")
     method = METHODS[options.method]
     if method.takes_blocks and not options.keep_depth and ready.ways == 1:
         choice = blocks_of(original, structure, batches, seed=options.seed)
         if choice.blocks:
-            _tell(report, f"{len(choice.blocks)} blocks")
+            tell(report, f"{len(choice.blocks)} blocks")
         context = replace(context, choice=choice)
     count = sum(map(len, batches))
     with original.evaluating():
@@ -430,7 +290,7 @@ def builder_of(
         if not isinstance(multiple, int):
             multiple = best_multiple(context, removal_order)
         if multiple > 1:
-            _tell(report, f"numbers of units are rounded up to multiples of {multiple}")
+            tell(report, f"numbers of units are rounded up to multiples of {multiple}")
     effort = options.network_effort if options.distill else None
     limit = options.distill_seconds
     builder = CandidateBuilder(
@@ -477,12 +337,12 @@ def compress(
             found = of_size(builder, _target(options), options.confidence)
     unequal = tuple(warnings_by_label(found.agreement.by_label, options.tolerance))
     unequal += tuple(empty_examples(found.agreement))
-    _tell_warnings(report, unequal)
+    tell_warnings(report, unequal)
     _warn(unequal)
     weak += unequal
     report(Progress(MEASURING, line=MEASURING))
     result = outcome(model, builder, found, not_pruned, (ready.copies, weak), options)
-    _tell_warnings(report, result.warnings[len(weak) :])
+    tell_warnings(report, result.warnings[len(weak) :])
     _warn(result.warnings[len(weak) :])
     return result
 
@@ -498,16 +358,6 @@ def _target(options: ShrinkOptions) -> Target:
         share_of=options.objective,
         batch=options.batch,
     )
-
-
-def _tell(report: Report, line: str) -> None:
-    report(Progress(line, line=line))
-
-
-def _tell_warnings(report: Report, lines: tuple[str, ...]) -> None:
-    """Say what weakens the result while there is still something to wait for."""
-    for line in lines:
-        _tell(report, f"{WARNING}{line}")
 
 
 def _warn(lines: tuple[str, ...]) -> None:
