@@ -46,7 +46,7 @@ class Given:
     Attributes:
         original: The original network, in eval mode; never changed.
         batches: Calibration inputs [N, ...] in batches, on the network's device; no labels.
-        seed: Of all choices.
+        seed: Of what is drawn at random.
         outputs: Names of the layers that give the outputs, whose units stay; empty where only the
             network itself or its last linear layer can tell.
     """

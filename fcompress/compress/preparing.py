@@ -163,6 +163,6 @@ def tell(report: Report, line: str) -> None:
 
 
 def tell_warnings(report: Report, lines: tuple[str, ...]) -> None:
-    """Say what weakens the result while there is still something to wait for."""
+    """Tell of what weakens the result while there is still something to wait for."""
     for line in lines:
         tell(report, f"{WARNING}{line}")
