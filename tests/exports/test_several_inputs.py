@@ -59,7 +59,7 @@ def test_files_take_what_the_network_takes(model, ending, named, tmp_path):
 
 def test_a_file_of_other_weights_is_not_kept(model, tmp_path, monkeypatch):
     """The control: the comparison sees a program that computes something else."""
-    from fcompress.exports import programs
+    from fcompress.programs import files as programs
 
     honest = programs.run_program
 
