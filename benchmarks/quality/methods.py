@@ -19,7 +19,7 @@ KINDS: dict[str, tuple[Rival, ...]] = {
 }
 METHODS: dict[str, Rival] = {r.name: r for kind in KINDS.values() for r in kind}
 # What is shipped of the networks of the method with the thinnest ones, and of torch-pruning's.
-_BASES = ("hybrid", *(r.name for r in rivals_pruning.RIVALS if r.score != "random"))
+_BASES = ("hybrid", *(r.name for r in rivals_pruning.RIVALS if r.pruning.score != "random"))
 SHIPPED = {s.name: s for form in FORMS for s in (Shipped(METHODS[b], form) for b in _BASES)}
 NAMES = (*METHODS, *SHIPPED)
 KIND = {r.name: kind for kind, rivals in KINDS.items() for r in rivals}

@@ -79,6 +79,7 @@ def test_regression(width, how, tmp_path):
     assert written.same == written.n and written.agreement.labels == kind
 
 
+@pytest.mark.slow
 def test_regression_with_distillation():
     network = fitted(3, squares, norm=True)
     how = {"tol": 0.2, "within": "40%"}

@@ -36,9 +36,9 @@ def _ways(x, y):
 
 def test_data_may_come_in_any_shape(model):
     x, y = examples()
-    expected = shrink(model, [(x, y)], tol=0.1)
+    expected = shrink(model, [(x, y)], ratio=0.5)
     for name, data, labelled in _ways(x, y):
-        result = shrink(model, data, tol=0.1)
+        result = shrink(model, data, ratio=0.5)
         assert weights_of(result.model) == weights_of(expected.model), name
         assert (result.accuracy is not None) == labelled, name
         if labelled:

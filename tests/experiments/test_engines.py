@@ -247,6 +247,7 @@ def test_a_mistake_in_a_worker_is_the_error_itself_and_ends_all_workers():
         list(run_here(jobs[1:]))
 
 
+@pytest.mark.slow
 def test_whoever_stops_listening_leaves_no_worker():
     running = run_in_processes([job(str(i)) for i in range(20)], 1)
     assert next(running).records[0]["params"] > 0

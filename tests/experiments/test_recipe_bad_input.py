@@ -443,7 +443,8 @@ def slow(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.slow), "main"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "main"])
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(victim, tmp_path, slow):
     path, out = slow / "own.toml", tmp_path / "out"
     process, pids = begin(path, out, done=2, trained=1)

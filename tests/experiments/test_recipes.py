@@ -13,7 +13,7 @@ from fcompress.experiments.trials.trial import trials_of
 
 SMOKE = [name for name, _, _, scales in recipes.summaries() if "smoke" in scales]
 # The others take minutes together.
-QUICK = ("fig1c", "fig2", "alexnet_layers", "constructions", "shrink_widths")
+QUICK = ("fig1c", "fig2", "constructions", "shrink_widths")
 # These are run twice; together they draw everything that there is.
 AGAIN = ("fig1c", "fig2", "fig4d", "alexnet_layers", "constructions", "fig5", "shrink_widths")
 

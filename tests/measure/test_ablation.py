@@ -183,6 +183,7 @@ def test_the_proportion_of_zeros_is_the_one_that_is_said():
         assert seen[2:] == pytest.approx([int(step * n / 6) / n for step in range(1, 7)])
 
 
+@pytest.mark.slow
 def test_a_network_with_sums_shared_modules_and_norms_equals_direct_ablation(monkeypatch):
     class Nothing:
         def __init__(self, model):

@@ -7,7 +7,7 @@ from cases.blocks import PreActivation, build, inputs
 from torch import nn
 
 from fcompress import analyze
-from fcompress.cli.analyze import _findings
+from fcompress.report.measured import _findings
 
 
 def measured(idle):
