@@ -16,7 +16,7 @@ from benchmarks.rivals import base as rivals
 from benchmarks.rivals import torch_pruning as pruning
 from fcompress.cascades.network import Cascade
 
-PRUNING = pruning.Pruning("l1", False)
+PRUNING = next(rival for rival in pruning.RIVALS if rival.name == "tp-l1-layer")
 
 
 class Counting:
