@@ -21,7 +21,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 EVERYTHING = "\n".join(TEXTS.values())
 README = PAGES[0]
 RUN = [page for page in PAGES if docs.commands(TEXTS[page]) or docs.blocks(TEXTS[page], "python")]
-LONG = ("networks.md", "deployment.md")  # to run
+LONG = ("networks.md", "deployment.md", "transformers.md")  # to run
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 every_document = pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

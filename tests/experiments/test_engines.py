@@ -235,6 +235,7 @@ def job(name, **change):
     return Job((name,), (work,), None, None, "cpu")
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_worker_is_the_error_itself_and_ends_all_workers():
     jobs = [job("good"), job("bad", data="no such data"), *(job(str(i)) for i in range(20))]
     done = []

@@ -269,6 +269,7 @@ def test_reports_of_unfinished_folders(tmp_path, own):
 # --- training that diverges -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_divergence_is_recorded_left_out_and_said(tmp_path):
     out = tmp_path / "out"
     small = ["--set", "train.lr=[1e30, 0.1]", "--set", "widths=[0.25, 0.5]"]

@@ -141,6 +141,7 @@ def test_more_steps_refine_the_same_curves():
         _measure(made.a, made.data, steps=0)
 
 
+@pytest.mark.slow
 def test_the_best_order_counts_and_only_the_seed_decides():
     made = mlp_constructions(2, seed=5)
     result = _measure(made.a, made.data, 1000)
