@@ -16,9 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fcompress"
 # From what stands on nothing to what the user calls: each imports only from those before it.
 ORDER = """
-    errors deprecation numbers progress display shown nn formats models data forward cascades
-    surgery certify structure checkpoints programs measure compress training exports latency
-    comparison report
+    errors arguments showing nn formats models data forward cascades surgery certify structure
+    checkpoints programs measure compress training exports latency comparison report
     experiments cli
 """.split()
 # What else a package must not import though it stands below, as its docstring says.

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fcompress.arguments.deprecation import renamed
+from fcompress.arguments.numbers import real
 from fcompress.certify.bounded_mean import betting_bound, mean_kept
 from fcompress.certify.bounds import CONFIDENCE, upper_bound
 from fcompress.certify.other_outputs import OtherOutputs, unvouched
@@ -27,7 +29,6 @@ from fcompress.certify.per_label import ByLabel, LabelCounts
 from fcompress.certify.screening import Once
 from fcompress.data import as_batches
 from fcompress.data.roles import one_of_each
-from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ResultWarning
 from fcompress.forward.answers import parts
 from fcompress.forward.answers.asked import asked
@@ -41,8 +42,7 @@ from fcompress.forward.predictor import Predictor
 from fcompress.forward.repeats import unsteadiness
 from fcompress.forward.running import runs_on
 from fcompress.models.external import check_weights
-from fcompress.numbers import real
-from fcompress.shown import Shown
+from fcompress.showing.results import Shown
 
 
 @dataclass(frozen=True, repr=False)

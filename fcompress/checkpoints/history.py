@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fcompress.arguments.numbers import LARGEST
 from fcompress.data.record import check_record
 from fcompress.errors import CheckpointError, DataError
 from fcompress.formats.schema import (
@@ -27,7 +28,6 @@ from fcompress.formats.schema import (
     whole,
 )
 from fcompress.forward.answers.asked import Asked
-from fcompress.numbers import LARGEST
 
 _WORD = text(1_000)
 _VERSIONS = named(_WORD, most=100)

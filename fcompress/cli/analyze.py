@@ -12,10 +12,10 @@ from fcompress.cli.measuring import TOLERANCE, measuring_options
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import FILE, checked, stdout, tell, write_bytes, write_json
 from fcompress.cli.reports.options import write_report
-from fcompress.display import display
 from fcompress.measure.options import REDUNDANCY_TOLERANCES, TOLERANCES, AnalyzeOptions
 from fcompress.report.measured import analysis_screen
 from fcompress.report.screens import show
+from fcompress.showing.display import display
 
 if TYPE_CHECKING:
     pass

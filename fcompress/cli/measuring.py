@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from fcompress.arguments.numbers import MOST_BATCH, MOST_STEPS
 from fcompress.cli.boundary import SEED, DataSpec, Real, Whole
 from fcompress.cli.output import (
     DEVICE_OPTION,
@@ -16,7 +17,6 @@ from fcompress.cli.output import (
 )
 from fcompress.cli.reports.options import report_option
 from fcompress.measure.options import BATCH_SIZE, LAYER_EXAMPLES, STEPS
-from fcompress.numbers import MOST_BATCH, MOST_STEPS
 from fcompress.report.measured import UNITS
 
 TOLERANCE = Real(0, 1, max_open=True)

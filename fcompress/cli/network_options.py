@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fcompress.arguments.numbers import MOST_SIDE
 from fcompress.cli.boundary import PythonCode, Real, Several, Whole
 from fcompress.cli.boundary.numbers import Size
 from fcompress.forward.answers.asked import (
@@ -21,7 +22,6 @@ from fcompress.forward.answers.asked import (
     asked_of,
     top_k,
 )
-from fcompress.numbers import MOST_SIDE
 
 # torch takes seconds to import, so what needs it is imported when it is used.
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fcompress.arguments.numbers import MOST_WORKERS
 from fcompress.cli.boundary import Command, OutputFolder, RecipeName, Whole
 from fcompress.cli.output import data_root_option, json_option, stdout, write_json
 from fcompress.experiments.names import WRITTEN
 from fcompress.experiments.recipe import SCALES, read, summaries
-from fcompress.numbers import MOST_WORKERS
 from fcompress.training.config import DEVICES
 
 # torch takes seconds to import, so the commands import what needs it when they run.

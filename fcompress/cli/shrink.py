@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from fcompress.arguments.numbers import MOST_BATCH, MOST_SECONDS
 from fcompress.cli.boundary import SEED, Command, DataSpec, OutputFile, Real, Whole
 from fcompress.cli.boundary.numbers import Multiple
 from fcompress.cli.boundary.recognise import says_fcompress
@@ -49,12 +50,11 @@ from fcompress.compress.options import (
     TOLERANCE,
     ShrinkOptions,
 )
-from fcompress.display import display
 from fcompress.errors import FcompressError, ResultWarning
-from fcompress.numbers import MOST_BATCH, MOST_SECONDS
-from fcompress.progress import WARNING, Progress, Report
 from fcompress.report.screens import show, shrink_screen
 from fcompress.report.text import export_lines
+from fcompress.showing.display import display
+from fcompress.showing.progress import WARNING, Progress, Report
 
 
 def _size_option(name: str, kind: click.ParamType, metavar: str, most: str) -> Any:

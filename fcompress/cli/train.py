@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcompress.arguments.numbers import (
+    MOST_BATCH,
+    MOST_EPOCHS,
+    MOST_LAYERS,
+    MOST_UNITS,
+    MOST_WIDTH,
+    real_text,
+    whole_text,
+)
 from fcompress.cli.boundary import SEED, Command, DataSpec, Device, OutputFile, Real, Whole
 from fcompress.cli.boundary.files import DEVICES
 from fcompress.cli.network_options import GROUPS_OPTION
@@ -18,16 +27,7 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
-from fcompress.display import display
-from fcompress.numbers import (
-    MOST_BATCH,
-    MOST_EPOCHS,
-    MOST_LAYERS,
-    MOST_UNITS,
-    MOST_WIDTH,
-    real_text,
-    whole_text,
-)
+from fcompress.showing.display import display
 from fcompress.training.config import OPTIMIZERS, SCHEDULES, default_config
 
 if TYPE_CHECKING:

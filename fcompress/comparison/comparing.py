@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fcompress.arguments.numbers import real
 from fcompress.certify.agreement import compare as agreement_of
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.labels import changed_shares, reference_labels
@@ -25,8 +26,7 @@ from fcompress.forward.copying import deep_copy
 from fcompress.forward.timing import latency
 from fcompress.models import Network
 from fcompress.models.provenance import versions
-from fcompress.numbers import real
-from fcompress.progress import Progress, Report, reporter, silent
+from fcompress.showing.progress import Progress, Report, reporter, silent
 from fcompress.structure.reach import OUTPUT
 
 # Networks of a rival where no method of ours says how many it needs.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from fcompress.arguments.numbers import LEAST, MOST_BATCH, real, whole
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.forward.answers.asked import Asked, asked_of
-from fcompress.numbers import LEAST, MOST_BATCH, real, whole
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fcompress.arguments.deprecation import renamed
 from fcompress.certify.agreement import empty_examples
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.certify.fixed_sequence import Candidate
@@ -24,10 +25,9 @@ from fcompress.compress.preparing import Ready, prepared, tell, tell_warnings
 from fcompress.compress.result import ShrinkResult, outcome
 from fcompress.compress.search import CandidateBuilder, best_multiple, within
 from fcompress.compress.sizing import Target, of_size
-from fcompress.deprecation import renamed
-from fcompress.display import watched
 from fcompress.errors import ResultWarning, UnsupportedNetworkError
-from fcompress.progress import Progress, Report, numbered, silent
+from fcompress.showing.display import watched
+from fcompress.showing.progress import Progress, Report, numbered, silent
 
 RANKING, MEASURING = "ranking units", "measuring the compressed network"
 STAGES = ("looking at the network", RANKING, "searching", "certifying", MEASURING)

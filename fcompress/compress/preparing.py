@@ -43,7 +43,7 @@ from fcompress.forward.draws import averaged
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.recording import Recording
 from fcompress.models.external import check_layers, check_weights
-from fcompress.progress import WARNING, Progress, Report, silent
+from fcompress.showing.progress import WARNING, Progress, Report, silent
 from fcompress.structure.groups import find_groups
 from fcompress.structure.paths import commonest_way, spared
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.arguments.deprecation import warn
 from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.fixed_sequence import Candidate
@@ -24,7 +25,6 @@ from fcompress.compress.options import ShrinkOptions
 from fcompress.compress.quantized import Int8Gains, int8_gains
 from fcompress.compress.search import CandidateBuilder, Found
 from fcompress.compress.sizing import FoundOfSize
-from fcompress.deprecation import warn
 from fcompress.forward import cost
 from fcompress.forward.timing import latency, single_latency
 from fcompress.models.fingerprint import fingerprint, judged
@@ -36,7 +36,7 @@ from fcompress.models.provenance import (
     versions,
 )
 from fcompress.programs.quantizing import Quantized
-from fcompress.shown import Drawn, Keeping
+from fcompress.showing.results import Drawn, Keeping
 from fcompress.structure.groups import Structure
 from fcompress.surgery.folding import folded_weights
 

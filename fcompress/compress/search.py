@@ -31,7 +31,7 @@ from fcompress.errors import ToleranceError
 from fcompress.forward import cost
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.timing import latency
-from fcompress.progress import Progress, Report
+from fcompress.showing.progress import Progress, Report
 
 # The search, tuned on resampled splits of networks for digits. None of it may depend on
 # the tolerance (see `path`).

@@ -20,7 +20,7 @@ from fcompress.certify.fixed_sequence import Candidate
 from fcompress.compress.search import CandidateBuilder, Found, lattice
 from fcompress.errors import ToleranceError
 from fcompress.forward import cost, timing
-from fcompress.progress import Progress
+from fcompress.showing.progress import Progress
 
 # How a limit is called, in words.
 UNITS = {

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fcompress.arguments.numbers import LARGEST, MOST_SIDE, short, whole, whole_text
 from fcompress.data.packing import Packing
 from fcompress.data.preprocess import Preprocess
 from fcompress.errors import DataError
 from fcompress.formats.limits import check_memory
-from fcompress.numbers import LARGEST, MOST_SIDE, short, whole, whole_text
 
 DECODING_THREADS = 8
 # Option of a spec -> largest number, where it is not that of all numbers.

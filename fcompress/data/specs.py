@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fcompress.arguments.numbers import whole
 from fcompress.data.examples import (
     OnDisk,
     Raw,
@@ -45,7 +46,6 @@ from fcompress.errors import DataError, shown
 from fcompress.formats.limits import as_path
 from fcompress.formats.places import real_path
 from fcompress.models.provenance import origin_of
-from fcompress.numbers import whole
 
 _OPTIONS = re.compile(r",([a-z]+)=([^,=]*)$")
 

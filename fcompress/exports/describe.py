@@ -29,7 +29,7 @@ from fcompress.models import build
 from fcompress.models.fingerprint import judged
 from fcompress.models.huggingface import weights_of
 from fcompress.programs import files as programs
-from fcompress.shown import Shown
+from fcompress.showing.results import Shown
 
 KINDS = {
     "network": "network of fcompress",

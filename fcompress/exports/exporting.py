@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fcompress.arguments.deprecation import renamed
 from fcompress.cascades.network import Cascade
 from fcompress.certify.agreement import AgreementResult, compare
 from fcompress.certify.bounds import CONFIDENCE
 from fcompress.checkpoints.checkpoint import RECORD, content_of, load
 from fcompress.data import Batches, Packing, as_batches
-from fcompress.deprecation import renamed
 from fcompress.errors import DataError, FcompressError, ToleranceError, UnsupportedNetworkError
 from fcompress.exports import folders, pairs
 from fcompress.formats.atomic import write_atomic
@@ -38,7 +38,7 @@ from fcompress.models.provenance import origin_of
 from fcompress.programs import files as programs
 from fcompress.programs.files import Runner
 from fcompress.programs.quantizing import Quantized
-from fcompress.shown import Shown
+from fcompress.showing.results import Shown
 from fcompress.surgery.preparation import plain_copy
 
 FORMATS = {

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fcompress.arguments.numbers import LARGEST
 from fcompress.errors import shown
-from fcompress.numbers import LARGEST
 
 _LONGEST_TEXT = 10_000
 _MISSING = object()

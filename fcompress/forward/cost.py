@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.forward.running import quiet_tracing, step_by_step
-from fcompress.shown import Shown
+from fcompress.showing.results import Shown
 
 COUNTED = ("convolution", "addmm", "mm")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fcompress.arguments.numbers import DEVICE
 from fcompress.errors import FcompressError, UnsupportedNetworkError, code_of_users, said_by
-from fcompress.numbers import DEVICE
 
 
 def own_copies(inputs: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.display import watched
+from fcompress.arguments.numbers import LEAST, MOST_BATCH, MOST_WORKERS, real, whole
 from fcompress.errors import FcompressError
 from fcompress.forward.predictor import Predictor
 from fcompress.forward.running import device_of
@@ -29,9 +29,9 @@ from fcompress.latency.entries import (
 )
 from fcompress.latency.inputs import Inputs, inputs_for
 from fcompress.latency.memory import peaks
-from fcompress.numbers import LEAST, MOST_BATCH, MOST_WORKERS, real, whole
-from fcompress.progress import Progress, Report, silent
-from fcompress.shown import Shown
+from fcompress.showing.display import watched
+from fcompress.showing.progress import Progress, Report, silent
+from fcompress.showing.results import Shown
 
 BATCH = (1, 64)
 SECONDS = 2.0

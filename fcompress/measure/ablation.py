@@ -18,8 +18,8 @@ from fcompress.forward.predictor import Predictor, as_predictor
 from fcompress.measure.hooks import Prefix, ablate
 from fcompress.measure.layers import Layer, Skipped, ablation_layers
 from fcompress.measure.options import LAYER_EXAMPLES, ORDERS, STEPS, TOLERANCES, Unit
-from fcompress.progress import Progress, Report, silent
-from fcompress.shown import Shown
+from fcompress.showing.progress import Progress, Report, silent
+from fcompress.showing.results import Shown
 
 NETWORK = "network"  # name of the curve of all layers at once
 # Agreements are compared with this slack, so that 1 - tolerance is not decided by rounding.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fcompress.cascades.network import check_alone
 from fcompress.data import Split, Splits, as_batches, remembered_data
-from fcompress.display import watched
 from fcompress.errors import UnsupportedNetworkError
 from fcompress.forward.answers.resolving import resolved
 from fcompress.forward.answers.understanding import understood
@@ -39,8 +38,9 @@ from fcompress.measure.redundancy import RedundancyResult, measure_redundancy
 from fcompress.models import Spec
 from fcompress.models.external import check_layers, check_weights
 from fcompress.models.provenance import described
-from fcompress.progress import Progress, Report, silent, takes
-from fcompress.shown import Drawn
+from fcompress.showing.display import watched
+from fcompress.showing.progress import Progress, Report, silent, takes
+from fcompress.showing.results import Drawn
 from fcompress.structure.groups import find_groups
 from fcompress.surgery.preparation import prepare
 

@@ -16,7 +16,7 @@ import numpy as np
 from fcompress.errors import FcompressError
 from fcompress.measure.ablation import NETWORK, AblationResult
 from fcompress.measure.redundancy import RedundancyResult
-from fcompress.shown import Drawn
+from fcompress.showing.results import Drawn
 
 QUANTITIES = ("prunable", "non_prunable", "redundant", "non_redundant")
 LAST = 3  # doublings that the authors' redundancy plots take

@@ -9,8 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fcompress.arguments.numbers import (
+    LARGEST,
+    MOST_BATCH,
+    MOST_STEPS,
+    OutOfRange,
+    real,
+    short,
+    whole,
+)
 from fcompress.forward.answers.asked import Asked, asked_of
-from fcompress.numbers import LARGEST, MOST_BATCH, MOST_STEPS, OutOfRange, real, short, whole
 
 Unit = Literal["element", "map"]
 UNITS = ("element", "map")

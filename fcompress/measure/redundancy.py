@@ -19,8 +19,8 @@ from fcompress.measure.hooks import observe
 from fcompress.measure.layers import Layer, Skipped, redundancy_layers
 from fcompress.measure.moments import Moments, unit_rows
 from fcompress.measure.options import REDUNDANCY_TOLERANCES
-from fcompress.progress import Progress, Report, silent
-from fcompress.shown import Shown
+from fcompress.showing.progress import Progress, Report, silent
+from fcompress.showing.results import Shown
 
 # A unit whose standard deviation is within so many roundings of its magnitude is constant.
 CONSTANT_ROUNDINGS = 4.0

@@ -35,6 +35,7 @@ import torchvision
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from fcompress.arguments.numbers import WrongType
 from fcompress.errors import (
     ArchitectureError,
     FcompressError,
@@ -43,7 +44,6 @@ from fcompress.errors import (
     said_by,
 )
 from fcompress.models import huggingface
-from fcompress.numbers import WrongType
 
 REGISTERED = ("torchvision", "timm", "hf")
 FORMS = "torchvision:NAME, timm:NAME, hf:DIR, path/to/file.py:FUNCTION or package.module:FUNCTION"

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
+from fcompress.arguments.numbers import whole
 from fcompress.errors import FcompressError, suggest
 from fcompress.formats.limits import check_memory
 from fcompress.models import alexnet, densenet, inception, mlp, mobilenet, resnet, vgg
 from fcompress.models.base import ModelFamily, Network, Spec
 from fcompress.models.init import initialize
-from fcompress.numbers import whole
 
 _FAMILIES = {
     family.name: family

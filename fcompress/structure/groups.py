@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcompress.deprecation import warn
+from fcompress.arguments.deprecation import warn
 from fcompress.forward.running import quiet_tracing
-from fcompress.shown import Shown
+from fcompress.showing.results import Shown
 from fcompress.structure.proof import prove
 from fcompress.structure.tracer import Axis, Contraction, Tracer
 from fcompress.structure.tracing import trace

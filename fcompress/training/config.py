@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fcompress.arguments.numbers import DEVICE, LARGEST, MOST_BATCH, MOST_EPOCHS, real, short, whole
 from fcompress.errors import TrainingError
-from fcompress.numbers import DEVICE, LARGEST, MOST_BATCH, MOST_EPOCHS, real, short, whole
 
 OPTIMIZERS = ("momentum", "sgd", "adam", "rmsprop")
 SCHEDULES = ("constant", "decay", "cosine", "step")

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from fcompress.checkpoints import checkpoint
 from fcompress.data import Split, Splits
-from fcompress.display import watched
 from fcompress.errors import DataError, FcompressError, TrainingError, shown
 from fcompress.formats.limits import as_path
 from fcompress.formats.places import real_path
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.running import device_of, runs_on
 from fcompress.models import Network, Spec, families
-from fcompress.progress import Progress, Report
-from fcompress.shown import Keeping
+from fcompress.showing.display import watched
+from fcompress.showing.progress import Progress, Report
+from fcompress.showing.results import Keeping
 from fcompress.training.config import TrainConfig, learning_rate
 from fcompress.training.resume import damaged, read_resume, restore, resume_file, write_resume
 

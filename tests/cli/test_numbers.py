@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from fcompress import FcompressError, build, load_data
+from fcompress.arguments.numbers import LARGEST, OutOfRange, real_text, whole
 from fcompress.cli import main
 from fcompress.cli.boundary import Command, Real, Several, Whole
 from fcompress.cli.boundary.numbers import Multiple
 from fcompress.compress.options import ShrinkOptions
 from fcompress.measure.options import AnalyzeOptions
-from fcompress.numbers import LARGEST, OutOfRange, real_text, whole
 from fcompress.training.config import TrainConfig
 
 NASTY = (

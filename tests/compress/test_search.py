@@ -15,7 +15,7 @@ from fcompress.compress.pipeline import shrink
 from fcompress.compress.search import RUNGS, SHRINKING, lattice, path, within
 from fcompress.errors import FcompressError, ToleranceError
 from fcompress.forward.predictor import Predictor
-from fcompress.progress import silent
+from fcompress.showing.progress import silent
 
 
 def _candidate(removed, changed=0, n=1000, model=None):

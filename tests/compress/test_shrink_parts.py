@@ -17,7 +17,7 @@ from fcompress.compress.search import measure, within
 from fcompress.errors import FcompressError, ToleranceError
 from fcompress.forward.answers.scoring import Scoring
 from fcompress.forward.predictor import Predictor
-from fcompress.progress import silent
+from fcompress.showing.progress import silent
 from tests.cases.language import LENGTH, pieces, trained_language
 
 PLACES, STEPS = 12, 120

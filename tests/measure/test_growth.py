@@ -11,8 +11,8 @@ from fcompress.errors import FcompressError
 from fcompress.measure.analysis import analyze, gain
 from fcompress.measure.growth import QUANTITIES, doublings, gain_of, growth
 from fcompress.models import build
-from fcompress.progress import Progress
 from fcompress.report.plots import gain_png
+from fcompress.showing.progress import Progress
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

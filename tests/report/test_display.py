@@ -11,10 +11,10 @@ from cases.trained import examples, trained
 from rich.console import Console
 
 import fcompress
-from fcompress import display as display_module
-from fcompress.display import clock, display, pace, time_left, watched
-from fcompress.numbers import WrongType
-from fcompress.progress import Progress, numbered
+from fcompress.arguments.numbers import WrongType
+from fcompress.showing import display as display_module
+from fcompress.showing.display import clock, display, pace, time_left, watched
+from fcompress.showing.progress import Progress, numbered
 
 
 def console(*, terminal):

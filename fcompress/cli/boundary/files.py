@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fcompress.numbers import DEVICE
+from fcompress.arguments.numbers import DEVICE
 
 DEVICES = "auto|cpu|cuda|cuda:N|mps"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fcompress.numbers import LARGEST, LEAST, real_text, short, whole_text
+from fcompress.arguments.numbers import LARGEST, LEAST, real_text, short, whole_text
 
 
 class Whole(click.IntRange):

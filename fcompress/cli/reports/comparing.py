@@ -33,13 +33,13 @@ from fcompress.cli.reports.options import report_option, write_report
 from fcompress.comparison.options import NAMES
 from fcompress.compress.options import DISTILL_EFFORT, TOLERANCE, ShrinkOptions
 from fcompress.errors import ResultWarning
-from fcompress.progress import Progress
 from fcompress.report.compared import (
     compare_failures,
     compare_headings,
     compare_lines,
     compare_rows,
 )
+from fcompress.showing.progress import Progress
 
 
 @click.command("compare", cls=Command)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcompress.arguments.numbers import MOST_BATCH, MOST_SECONDS, MOST_WORKERS
 from fcompress.cli.boundary import Command, Real, Several, Whole
 from fcompress.cli.network_options import NetworkOptions, network_options
 from fcompress.cli.output import (
@@ -20,7 +21,6 @@ from fcompress.cli.output import (
     tell,
     write_json,
 )
-from fcompress.numbers import MOST_BATCH, MOST_SECONDS, MOST_WORKERS
 from fcompress.report.screens import bench_screen, show
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from fcompress.errors import FcompressError, ToleranceError, UnsupportedNetworkE
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.predictor import Predictor
 from fcompress.models.provenance import hand_on, origin_of, set_origin
-from fcompress.progress import Progress
+from fcompress.showing.progress import Progress
 
 # So many sizes in a row that are cheapest for no tolerance end the search.
 IN_VAIN = 2

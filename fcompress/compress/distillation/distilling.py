@@ -25,7 +25,7 @@ from fcompress.compress.options import DISTILL_EFFORT
 from fcompress.forward import cost
 from fcompress.forward.copying import deep_copy
 from fcompress.forward.predictor import Predictor, as_predictor
-from fcompress.progress import Progress, Report, silent
+from fcompress.showing.progress import Progress, Report, silent
 
 # A step costs an example three forward passes: one forward, and two backward.
 STEP_COST = 3

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from fcompress.arguments.numbers import short, whole, whole_text
 from fcompress.data.examples import Raw, Request, Stored, sha256_of
 from fcompress.errors import DataError
 from fcompress.formats.limits import check_memory
-from fcompress.numbers import short, whole, whole_text
 
 TEACHER_UNITS = 32
 LEAST_SHARE = 0.4

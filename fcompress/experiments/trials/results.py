@@ -26,7 +26,7 @@ from fcompress.experiments.trials import engines
 from fcompress.experiments.trials.trial import FORMAT, Record, Trial, data_of, trials_of
 from fcompress.formats.atomic import alone_in, make_folder, write_atomic
 from fcompress.formats.places import real_path
-from fcompress.progress import Progress, Report, silent
+from fcompress.showing.progress import Progress, Report, silent
 
 MANIFEST = "recipe.json"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from fcompress.numbers import OutOfRange, real, short, whole
+from fcompress.arguments.numbers import OutOfRange, real, short, whole
 
 # What can be asked for by name; of top-K the K is a number. A function of the user's is "same".
 ANSWERS = {

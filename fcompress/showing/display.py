@@ -18,7 +18,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from fcompress.progress import WARNING, Progress, Report, reporter
+from fcompress.showing.progress import WARNING, Progress, Report, reporter
 
 if TYPE_CHECKING:
     from rich.progress import Task

@@ -59,8 +59,8 @@ def whole(name: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
         >>> whole("seed", 2**63)
         Traceback (most recent call last):
         ...
-        fcompress.numbers.OutOfRange: seed=9223372036854775808: expected a whole number from 0 to \
-9223372036854775807
+        fcompress.arguments.numbers.OutOfRange: seed=9223372036854775808: expected a whole number \
+from 0 to 9223372036854775807
     """
     try:
         found = None if isinstance(value, bool) else int(operator.index(value))
@@ -89,7 +89,7 @@ def real(name: str, value: Any, expected: str, fits: Callable[[float], bool]) ->
         >>> real("tol", "5%", "a share in [0, 1)", lambda share: 0 <= share < 1)
         Traceback (most recent call last):
         ...
-        fcompress.numbers.OutOfRange: tol=5%: expected a share in [0, 1)
+        fcompress.arguments.numbers.OutOfRange: tol=5%: expected a share in [0, 1)
     """
     try:
         # Texts, and yes and no, stand for no number here.

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fcompress.deprecation import warn
-from fcompress.numbers import WrongType, short
+from fcompress.arguments.deprecation import warn
+from fcompress.arguments.numbers import WrongType, short
 
 
 @dataclass(frozen=True)
